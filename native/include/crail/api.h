@@ -1,0 +1,177 @@
+/* The wide door of the native core, read by C and by cffi alike: setup, servers, statistics. What runs per
+ * operation of a client goes through native/python/ instead.
+ *
+ * Every int returns 0 or a positive answer, or -errno, or a negated code of status.h. Outputs come last and are
+ * set only on success. Functions may be called from any thread unless they say otherwise; none calls Python. */
+#ifndef CRAIL_API_H
+#define CRAIL_API_H
+
+#include <stdint.h>
+
+/* ---- the core itself ----------------------------------------------------- */
+
+#define CRAIL_API_VERSION 1
+int crail_api_version(void);
+/* "NOT_FOUND" for 1001 and so on, NULL for a number that is no status. */
+const char *crail_status_name(int status);
+/* Is this build the test build whose guards can be switched off (CRAILPY_TEST_GUARDS_OFF)? */
+int crail_test_guards(void);
+uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size);
+
+/* ---- namenode: one loop thread that owns the tree ------------------------ */
+
+typedef struct crail_namenode crail_namenode;
+
+typedef struct {
+    uint64_t arena_bytes_max;
+    uint64_t session_grace_ms; /* a session without any connection and without a BYE ends after this */
+    uint8_t mac_key[16];
+} crail_namenode_options;
+
+typedef struct {
+    /* metadata */
+    uint64_t nodes, files, directories;
+    uint64_t arena_bytes_used, arena_bytes_reserved, values_inline_bytes;
+    uint64_t granules_total, granules_free, granules_used, granules_granted, granules_retiring;
+    uint64_t background_pending;
+    /* connections */
+    uint64_t sessions, lanes;
+    /* since the start */
+    uint64_t requests;    /* frames answered */
+    uint64_t operations;  /* in them */
+    uint64_t replays;     /* mutating vectors answered from a lane's record */
+    uint64_t gets, puts, commits, allocs;
+    uint64_t bytes_in, bytes_out;
+    uint64_t protocol_errors; /* connections dropped for what they sent */
+    uint64_t step_ns_max;     /* longest time that the loop spent between two looks at its connections */
+    uint64_t loop_cpu_ns;     /* CPU time of the loop thread */
+} crail_namenode_stats;
+
+enum { CRAIL_EVENT_SESSION_ENDED = 1, CRAIL_EVENT_SERVER_CHANNEL_CLOSED = 2 };
+
+typedef struct {
+    uint32_t kind;
+    uint32_t server; /* SERVER_CHANNEL_CLOSED: its number */
+    uint64_t session;
+} crail_namenode_event;
+
+int crail_namenode_start(const crail_namenode_options *options, crail_namenode **out);
+/* Ends the thread, closes every connection, frees everything. The pointer is dead afterwards. */
+void crail_namenode_stop(crail_namenode *nn);
+
+/* A session exists from here until BYE, or until it has had no connection for the grace. -EEXIST. */
+int crail_namenode_session_open(crail_namenode *nn, uint64_t session);
+/* Hands over a connection whose hello is done: it is lane `lane` of the session from now on. An older connection of
+ * the same lane is closed. Takes the descriptor in any case. CRAIL_E_SESSION_LOST if the session is unknown. */
+int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t lane);
+
+/* A new incarnation of a storage server: `regions` sizes in granules, optionally the generations of each region
+ * (NULL: all 0), and the description that CRAIL_OP_SERVER gives to clients. *number names it for ever. */
+int crail_namenode_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
+                              const uint64_t *const *generations, const void *description,
+                              uint32_t description_size, uint32_t *number);
+/* Replaces the description (after a restart on another port). */
+int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size);
+/* state: enum crail_meta_server_state: 1 up, 2 down, 3 lost for ever. */
+int crail_namenode_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
+/* The retire channel of the server. Takes the descriptor. An event tells when it closes. */
+int crail_namenode_server_channel(crail_namenode *nn, uint32_t number, int fd);
+/* The granule counts of one server, other fields 0. */
+int crail_namenode_server_stats(crail_namenode *nn, uint32_t number, crail_namenode_stats *out);
+
+int crail_namenode_stats_read(crail_namenode *nn, crail_namenode_stats *out);
+/* An eventfd that is readable while events wait. Belongs to the namenode. */
+int crail_namenode_event_fd(crail_namenode *nn);
+/* Takes up to `max` events; returns how many. */
+int crail_namenode_events_take(crail_namenode *nn, crail_namenode_event *out, uint32_t max);
+/* The full invariant check, on the loop thread (stops service meanwhile). 0 or -EUCLEAN and a sentence. */
+int crail_namenode_check(crail_namenode *nn, char *why, uint32_t why_size);
+
+/* ---- storage server: one loop thread that serves regions over TCP and retires extents ---------------------- */
+
+typedef struct crail_storage crail_storage;
+
+typedef struct {
+    uint64_t bytes_in, bytes_out, reads, writes, refused;
+    uint64_t retires_ordered, retires_confirmed, retires_waiting;
+    uint64_t use_tables, connections;
+    uint64_t protocol_errors;
+    uint64_t loop_cpu_ns;
+} crail_storage_stats;
+
+/* `number` is not known before registration; see crail_storage_identity(). */
+int crail_storage_start(crail_storage **out);
+void crail_storage_stop(crail_storage *s);
+
+/* A region: `fd` of its memory (allocated, `granules` * 4096 bytes) and `generations_fd` of its generation file
+ * (`granules` * 8 bytes). Both are mapped read-write and the descriptors duplicated; the caller keeps its own.
+ * Regions are numbered 0, 1, ... in the order of the calls. Returns the number. Only before the first connection.
+ * populate: touch the whole mapping now (with huge pages where the file system gives them). */
+int crail_storage_region_add(crail_storage *s, int fd, int generations_fd, uint32_t granules, int populate);
+/* Copies the generations of the region, `granules` of them, to `out`. */
+int crail_storage_generations(crail_storage *s, uint32_t region, uint64_t *out, uint32_t granules);
+
+/* What registration gave: the number of this incarnation and the key of extent keys. */
+int crail_storage_identity(crail_storage *s, uint32_t number, const uint8_t *mac_key16);
+/* A client's data connection, its hello done. Takes the descriptor. */
+int crail_storage_data_attach(crail_storage *s, int fd);
+/* The retire channel to the namenode. Takes the descriptor; replaces an older one. */
+int crail_storage_channel(crail_storage *s, int fd);
+
+/* A use table for a process that maps the regions: creates `path` (0600), maps it, and returns a descriptor with an
+ * open file description of its own that holds the shared lock: pass it on, then close it. The table counts until
+ * nobody holds that lock. *handle names it. */
+int crail_storage_use_create(crail_storage *s, const char *path, uint64_t session, uint32_t *handle);
+/* Takes a table that an earlier process left at `path`. -ENOENT, -EINVAL; 1 and the file removed if nobody holds it. */
+int crail_storage_use_adopt(crail_storage *s, const char *path);
+/* The socket of the holder has closed: drop the table and its file if its lock is free; else keep it and look again
+ * whenever it matters. */
+int crail_storage_use_closed(crail_storage *s, uint32_t handle);
+
+int crail_storage_stats_read(crail_storage *s, crail_storage_stats *out);
+
+/* ---- client: set up here, used through the hot door ----------------------- */
+
+typedef struct crail_client crail_client;
+
+typedef struct {
+    uint32_t lanes_max;
+    uint32_t inline_max;  /* bytes up to which a value travels with its request */
+    uint32_t grants_ahead; /* 1: keep extents granted ahead */
+} crail_client_options;
+
+typedef struct {
+    uint64_t requests, retries, reconnects;
+    uint64_t stale_locations; /* generation mismatches seen before or while touching an extent */
+    uint64_t bytes_in, bytes_out;
+    uint64_t slots_used;   /* use slots named right now */
+    uint64_t lanes;
+    uint64_t grants_held;
+} crail_client_stats;
+
+int crail_client_new(const crail_client_options *options, crail_client **out);
+/* No new calls; lanes close, memory stays mapped until the last view has gone. May be called twice. */
+void crail_client_close(crail_client *c);
+/* After close, and after the last use: the memory. Also when a forked child drops its parent's client. */
+void crail_client_free(crail_client *c);
+
+/* A lane: a connection to the namenode whose hello is done. Lanes are numbered from 0; the number is the one the
+ * hello named. Takes the descriptor. Replaces a broken connection of the same lane. */
+int crail_client_lane_add(crail_client *c, uint32_t lane, int fd);
+
+/* A storage server on this host. Descriptors are duplicated or mapped; the caller keeps its own.
+ * `region_fds` open for reading only, `generation_fds` likewise, `use_fd` for writing. */
+int crail_client_server_shm(crail_client *c, uint32_t server, uint32_t regions, const int *region_fds,
+                            const int *generation_fds, const uint32_t *granules, int use_fd);
+/* The same regions, open for writing: needed before the first put. */
+int crail_client_server_writable(crail_client *c, uint32_t server, uint32_t regions, const int *region_fds);
+/* A data connection of one lane to a server over TCP. Takes the descriptor. */
+int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t lane, int fd);
+/* This server is known and neither shm nor tcp can reach it at the moment: calls get CRAIL_E_UNAVAILABLE. */
+int crail_client_server_drop(crail_client *c, uint32_t server);
+
+int crail_client_stats_read(crail_client *c, crail_client_stats *out);
+/* The table of functions that the hot door is bound to (struct crail_hot_table of native/src/client/hot.h). */
+const void *crail_hot_table(void);
+
+#endif
