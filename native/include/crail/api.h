@@ -155,9 +155,10 @@ void crail_client_close(crail_client *c);
 /* After close, and after the last use: the memory. Also when a forked child drops its parent's client. */
 void crail_client_free(crail_client *c);
 
-/* A lane: a connection to the namenode whose hello is done. Lanes are numbered from 0; the number is the one the
- * hello named. Takes the descriptor. Replaces a broken connection of the same lane. */
-int crail_client_lane_add(crail_client *c, uint32_t lane, int fd);
+/* A lane: a connection to the namenode whose hello is done. The number is the one the hello named; a lane that lost
+ * its connection gets a new one under the same number. Takes the descriptor. `fresh`: the session is new, so the
+ * lane counts from 1 again and holds no grants. */
+int crail_client_lane_add(crail_client *c, uint32_t lane, int fd, int fresh);
 
 /* A storage server on this host. Descriptors are duplicated or mapped; the caller keeps its own.
  * `region_fds` open for reading only, `generation_fds` likewise, `use_fd` for writing. */
@@ -173,5 +174,34 @@ int crail_client_server_drop(crail_client *c, uint32_t server);
 int crail_client_stats_read(crail_client *c, crail_client_stats *out);
 /* The table of functions that the hot door is bound to (struct crail_hot_table of native/src/client/hot.h). */
 const void *crail_hot_table(void);
+
+/* ---- probes: the machine's own limits, for `crailpy bench` ------------------ */
+
+/* One end of a connected stream socket in another process: reads a request, sends what it asks for, until the other
+ * end closes. 0 at a clean end. */
+int crail_probe_echo_serve(int fd);
+
+typedef struct crail_probe crail_probe;
+/* The other end, with two private, touched buffers of `bytes_max`. The caller keeps `fd`, and closes it. */
+int crail_probe_open(int fd, uint64_t bytes_max, crail_probe **out);
+void crail_probe_close(crail_probe *p);
+/* `count` times: send request_bytes (at least 16, in pieces of 1 MiB), receive reply_bytes (at least 1); the time of
+ * each to ns[]. -EINVAL for sizes beyond bytes_max. */
+int crail_probe_round_trips(crail_probe *p, uint64_t request_bytes, uint64_t reply_bytes, uint32_t count, uint64_t *ns);
+
+typedef struct crail_probe_memory crail_probe_memory;
+/* Two private, touched areas, of half of bytes_total each. */
+int crail_probe_memory_open(uint64_t bytes_total, crail_probe_memory **out);
+void crail_probe_memory_close(crail_probe_memory *m);
+void *crail_probe_memory_source(crail_probe_memory *m);
+void *crail_probe_memory_target(crail_probe_memory *m);
+/* `count` times memcpy of `bytes` from one area to the other, going on where the last copy ended and round within
+ * the first `span` bytes of both; the time of each to ns[]. */
+int crail_probe_memory_copies(crail_probe_memory *m, uint64_t bytes, uint64_t span, uint32_t count, uint64_t *ns);
+
+/* Sends the frames (wire.h) that lie one behind the other in `frames`, each after the reply to the one before, all
+ * of it `rounds` times, over a lane whose hello is done. */
+int crail_probe_frames(int fd, const void *frames, uint64_t size, uint32_t rounds, uint64_t *operations,
+                       uint64_t *failures);
 
 #endif

@@ -1,0 +1,65 @@
+# One word per habit. Needs python3.11 or later with venv, gcc, and a package registry; nothing else.
+PYTHON ?= python3.11
+CC ?= gcc
+VENV := .venv
+PY := $(VENV)/bin/python
+
+C_FILES := $(shell find native -name '*.c')
+H_FILES := $(shell find native -name '*.h')
+DEPS_STAMP := $(VENV)/.stamp-deps
+NATIVE_STAMP := $(VENV)/.stamp-native
+GUARDS := build/guards/crailpy/_native.abi3.so
+
+.PHONY: dev demo check format test native-test bench guards wheel clean
+
+# The virtual environment with everything, the package installed editable, the native modules up to date.
+dev: $(NATIVE_STAMP)
+
+$(DEPS_STAMP): pyproject.toml setup.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	CRAILPY_BUILD_NATIVE=0 $(PY) -m pip install --quiet -e '.[dev]'
+	touch $@
+
+# Plain build_ext is many times faster than another editable install.
+$(NATIVE_STAMP): $(DEPS_STAMP) $(C_FILES) $(H_FILES) native/build_native.py
+	$(PY) setup.py --quiet build_ext --inplace --parallel 2
+	touch $@
+
+# The test build, whose guards can be switched off; beside the ordinary one.
+guards: $(GUARDS)
+$(GUARDS): $(NATIVE_STAMP)
+	CRAILPY_BUILD_GUARDS=1 $(PY) setup.py --quiet build_ext --build-lib build/guards --build-temp build/guards-temp
+	touch $@
+
+demo: dev
+	$(VENV)/bin/crailpy demo
+
+check: dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(C_FILES) $(H_FILES)
+
+format: dev
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(C_FILES) $(H_FILES)
+
+# What CI runs. The last line is pytest's.
+test: dev native-test
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+# C alone, warnings are errors: under the address and undefined sanitizers, then under the thread sanitizer.
+native-test:
+	CC='$(CC)' $(if $(wildcard $(PY)),$(PY),$(PYTHON)) native/tests/run.py
+
+bench: dev
+	$(VENV)/bin/crailpy bench
+
+wheel: dev
+	$(PY) -m build
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -f crailpy/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,71 @@
+"""What STAT and LIST answer, as Python values (structs of native/include/crail/wire.h)."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from crailpy.model import NodeInfo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STAT = Struct("<QQQqII")  # id, version, size, mtime_ns, kind, extents
+_EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
+_DIRENT = Struct("<QQqHBBI")  # version, size, mtime_ns, name_len, kind, is_inline, -
+_KINDS = {1: "file", 2: "directory"}
+_GRANULE = 4096
+
+
+def node_info(path: str, data: bytes) -> NodeInfo:
+    """A STAT answer."""
+    _, version, size, mtime_ns, kind, extents = _STAT.unpack_from(data)
+    locations = tuple(
+        {"server": server, "region": region, "offset": granule * _GRANULE, "bytes": n * _GRANULE}
+        for server, region, granule, n, _, _ in _EXTENT.iter_unpack(
+            data[_STAT.size : _STAT.size + extents * _EXTENT.size]
+        )
+    )
+    return NodeInfo(
+        path=path,
+        kind=_KINDS[kind],
+        size=size,
+        version=version,
+        mtime=mtime_ns / 1e9,
+        tier="dram" if extents else None,
+        locations=locations,
+    )
+
+
+def _entries(page: bytes) -> Iterator[tuple[int, int, int, int, str]]:
+    at = 0
+    while at < len(page):
+        version, size, mtime_ns, n, kind, _, _ = _DIRENT.unpack_from(page, at)
+        at += _DIRENT.size
+        yield version, size, mtime_ns, kind, page[at : at + n].decode()
+        at += (n + 7) & ~7
+
+
+def names(page: bytes) -> list[str]:
+    """The names of one page of a listing."""
+    found = []
+    unpack, head, at, end = _DIRENT.unpack_from, _DIRENT.size, 0, len(page)
+    while at < end:
+        n = unpack(page, at)[3]
+        at += head
+        found.append(page[at : at + n].decode())
+        at += (n + 7) & ~7
+    return found
+
+
+def entries(directory: str, page: bytes) -> Iterator[NodeInfo]:
+    """The entries of one page of the listing of `directory`."""
+    prefix = directory.rstrip("/")
+    for version, size, mtime_ns, kind, name in _entries(page):
+        yield NodeInfo(
+            path=f"{prefix}/{name}",
+            kind=_KINDS[kind],
+            size=size,
+            version=version,
+            mtime=mtime_ns / 1e9,
+        )

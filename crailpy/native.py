@@ -1,0 +1,338 @@
+"""The only importer of the two doors, `crailpy._native` (cffi) and `crailpy._hot`.
+
+Handles, buffers, and return codes -> exceptions. No other file touches `ffi` or `lib`. The C
+functions may be called from any thread (native/include/crail/api.h); a closed handle raises
+ClosedError.
+"""
+
+from __future__ import annotations
+
+from os import getpid
+
+from crailpy import _hot, _native, errors
+from crailpy._hot import Client as Client
+from crailpy._hot import View as View
+from crailpy.errors import ClosedError, from_status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+ffi = _native.ffi
+lib = _native.lib
+
+API_VERSION = 1
+
+SERVER_UP = 1
+SERVER_DOWN = 2
+SERVER_LOST = 3
+
+EVENT_SESSION_ENDED: int = lib.CRAIL_EVENT_SESSION_ENDED
+EVENT_CHANNEL_CLOSED: int = lib.CRAIL_EVENT_SERVER_CHANNEL_CLOSED
+
+
+def _compare_with_core() -> None:
+    """The core and this package must be of one build. Raises ImportError."""
+    if lib.crail_api_version() != API_VERSION or lib.CRAIL_API_VERSION != API_VERSION:
+        raise ImportError(
+            f"crailpy._native has api version {lib.crail_api_version()}, this is {API_VERSION}:"
+            " reinstall crailpy (in a checkout: make dev)"
+        )
+    known = {}
+    for number in range(errors.STATUS_BASE + 1, errors.STATUS_BASE + 100):
+        name = lib.crail_status_name(number)
+        if name == ffi.NULL:
+            break
+        known[number] = ffi.string(name).decode()
+    ours = {number: cls.code for number, cls in errors.BY_STATUS.items()}
+    if known != ours:
+        wrong = sorted(known.items() ^ ours.items())
+        raise ImportError(f"errors.py and status.h differ: {wrong}: reinstall crailpy")
+
+
+_compare_with_core()
+_hot.bind(int(ffi.cast("uintptr_t", lib.crail_hot_table())))
+
+
+def check(rc: int, path: str | None = None, server: str | int | None = None) -> int:
+    """A return code of the core: raises what it says, or returns it."""
+    if rc < 0:
+        raise from_status(rc, path, server)
+    return rc
+
+
+def mac(key: bytes, data: bytes) -> int:
+    """SipHash-2-4 of `data` under a key of 16 bytes."""
+    if len(key) != 16:
+        raise ValueError("a key has 16 bytes")
+    return int(lib.crail_mac(key, data, len(data)))
+
+
+def test_guards() -> bool:
+    """Is this the test build whose guards can be switched off?"""
+    return bool(lib.crail_test_guards())
+
+
+def _fields(struct: Any) -> dict[str, int]:
+    return {name: int(getattr(struct, name)) for name, _ in ffi.typeof(struct).fields}
+
+
+class _Handle:
+    """A pointer of the core that lives until close()."""
+
+    def __init__(self, pointer: Any) -> None:
+        self._pointer: Any = pointer
+
+    @property
+    def _open(self) -> Any:
+        if self._pointer is None:
+            raise ClosedError(f"the {type(self).__name__.lower()} is closed")
+        return self._pointer
+
+    @property
+    def closed(self) -> bool:
+        """Has close() been called?"""
+        return self._pointer is None
+
+    def _take(self) -> Any:
+        pointer, self._pointer = self._pointer, None
+        return pointer
+
+
+class Namenode(_Handle):
+    """The namenode's loop thread and the tree that it owns.
+
+    `session_grace` in seconds, `mac_key` the 16 bytes of the cluster's key. Raises
+    NoMemoryError."""
+
+    def __init__(self, *, arena_bytes_max: int, session_grace: float, mac_key: bytes) -> None:
+        options = ffi.new("crail_namenode_options *")
+        options.arena_bytes_max = arena_bytes_max
+        options.session_grace_ms = max(1, round(session_grace * 1000))
+        ffi.memmove(options.mac_key, mac_key, 16)
+        out = ffi.new("crail_namenode **")
+        check(lib.crail_namenode_start(options, out))
+        super().__init__(out[0])
+
+    def close(self) -> None:
+        """Ends the thread and every connection. May be called twice."""
+        pointer = self._take()
+        if pointer is not None:
+            lib.crail_namenode_stop(pointer)
+
+    def session_open(self, session: int) -> None:
+        """Raises ExistsError if there is such a session."""
+        check(lib.crail_namenode_session_open(self._open, session))
+
+    def lane_attach(self, fd: int, session: int, lane: int) -> None:
+        """Takes the descriptor in any case. Raises SessionLostError."""
+        check(lib.crail_namenode_lane_attach(self._open, fd, session, lane))
+
+    def server_add(self, regions: Sequence[int], description: bytes) -> int:
+        """A new incarnation, its regions in granules, all of generation 0. Returns its number."""
+        granules = ffi.new("uint32_t[]", list(regions))
+        number = ffi.new("uint32_t *")
+        check(
+            lib.crail_namenode_server_add(
+                self._open,
+                len(regions),
+                granules,
+                ffi.NULL,
+                description,
+                len(description),
+                number,
+            )
+        )
+        return int(number[0])
+
+    def server_describe(self, number: int, description: bytes) -> None:
+        """Replaces what clients are told about the server."""
+        check(
+            lib.crail_namenode_server_describe(self._open, number, description, len(description)),
+            server=number,
+        )
+
+    def server_set(self, number: int, state: int) -> None:
+        """SERVER_UP, SERVER_DOWN or, for ever, SERVER_LOST."""
+        check(lib.crail_namenode_server_set(self._open, number, state), server=number)
+
+    def server_channel(self, number: int, fd: int) -> None:
+        """The retire channel. Takes the descriptor in any case."""
+        check(lib.crail_namenode_server_channel(self._open, number, fd), server=number)
+
+    def server_stats(self, number: int) -> dict[str, int]:
+        """The granule counts of one server."""
+        out = ffi.new("crail_namenode_stats *")
+        check(lib.crail_namenode_server_stats(self._open, number, out), server=number)
+        return {name: n for name, n in _fields(out[0]).items() if name.startswith("granules_")}
+
+    def stats(self) -> dict[str, int]:
+        """The fields of crail_namenode_stats."""
+        out = ffi.new("crail_namenode_stats *")
+        check(lib.crail_namenode_stats_read(self._open, out))
+        return _fields(out[0])
+
+    def event_fd(self) -> int:
+        """Readable while events wait; belongs to the namenode."""
+        return check(lib.crail_namenode_event_fd(self._open))
+
+    def events(self) -> list[tuple[int, int, int]]:
+        """Takes what waits: (kind, server, session) of each event."""
+        room = 64
+        out = ffi.new("crail_namenode_event[]", room)
+        taken: list[tuple[int, int, int]] = []
+        while True:
+            n = check(lib.crail_namenode_events_take(self._open, out, room))
+            taken += [(int(e.kind), int(e.server), int(e.session)) for e in out[0:n]]
+            if n < room:
+                return taken
+
+    def check(self) -> str | None:
+        """The full invariant check; None, or the sentence that says what is broken."""
+        why = ffi.new("char[]", 512)
+        rc = lib.crail_namenode_check(self._open, why, 512)
+        if rc >= 0:
+            return None
+        return ffi.string(why).decode(errors="replace") or str(from_status(rc))
+
+
+class Storage(_Handle):
+    """A storage server's loop thread. Raises NoMemoryError."""
+
+    def __init__(self) -> None:
+        out = ffi.new("crail_storage **")
+        check(lib.crail_storage_start(out))
+        super().__init__(out[0])
+
+    def close(self) -> None:
+        """Ends the thread and every connection, unmaps the regions. May be called twice."""
+        pointer = self._take()
+        if pointer is not None:
+            lib.crail_storage_stop(pointer)
+
+    def region_add(self, fd: int, generations_fd: int, granules: int, *, populate: bool) -> int:
+        """Maps a region and its generations; the caller keeps the descriptors. Returns its number.
+        Only before the first connection."""
+        return check(
+            lib.crail_storage_region_add(self._open, fd, generations_fd, granules, populate)
+        )
+
+    def identity(self, number: int, mac_key: bytes) -> None:
+        """What registration gave."""
+        if len(mac_key) != 16:
+            raise ValueError("a key has 16 bytes")
+        check(lib.crail_storage_identity(self._open, number, mac_key))
+
+    def data_attach(self, fd: int) -> None:
+        """A client's data connection. Takes the descriptor in any case."""
+        check(lib.crail_storage_data_attach(self._open, fd))
+
+    def channel(self, fd: int) -> None:
+        """The retire channel. Takes the descriptor in any case."""
+        check(lib.crail_storage_channel(self._open, fd))
+
+    def use_create(self, path: str, session: int) -> tuple[int, int]:
+        """A use table at `path`: (descriptor that holds its lock, to pass on and close; handle)."""
+        handle = ffi.new("uint32_t *")
+        fd = check(lib.crail_storage_use_create(self._open, path.encode(), session, handle), path)
+        return fd, int(handle[0])
+
+    def use_adopt(self, path: str) -> bool:
+        """Takes the table that an earlier process left; False if nobody held it any more and the
+        file was removed."""
+        return check(lib.crail_storage_use_adopt(self._open, path.encode()), path) == 0
+
+    def use_closed(self, handle: int) -> None:
+        """The socket of the table's holder has closed."""
+        check(lib.crail_storage_use_closed(self._open, handle))
+
+    def stats(self) -> dict[str, int]:
+        """The fields of crail_storage_stats."""
+        out = ffi.new("crail_storage_stats *")
+        check(lib.crail_storage_stats_read(self._open, out))
+        return _fields(out[0])
+
+
+# ---- the client's side -----------------------------------------------------------------------
+
+
+class ClientHandle(_Handle):
+    """The core of one store: its lanes, and the storage servers within its reach."""
+
+    def __init__(
+        self, *, lanes_max: int, inline_max: int = 4096, grants_ahead: bool = True
+    ) -> None:
+        options = ffi.new("crail_client_options *")
+        options.lanes_max = lanes_max
+        options.inline_max = inline_max
+        options.grants_ahead = grants_ahead
+        out = ffi.new("crail_client **")
+        check(lib.crail_client_new(options, out))
+        super().__init__(out[0])
+        self._pid = getpid()
+        self._attached: set[int] = set()
+        self._writable: set[int] = set()
+
+    @property
+    def address(self) -> int:
+        """What the hot door is given."""
+        return int(ffi.cast("uintptr_t", self._open))
+
+    def is_of_this_process(self) -> bool:
+        """False in a child that was forked since: then nothing here may be used."""
+        return self._pid == getpid()
+
+    def close(self) -> None:
+        """Closes the lanes; memory that views use stays mapped. May be called twice."""
+        pointer = self._take()
+        if pointer is not None:
+            lib.crail_client_free(pointer)
+
+    def lane_add(self, lane: int, fd: int, fresh: bool) -> None:
+        """Gives a lane its connection. Takes the descriptor in any case."""
+        check(lib.crail_client_lane_add(self._open, lane, fd, fresh))
+
+    def has_server(self, server: int) -> bool:
+        """Is this server attached by shared memory?"""
+        return server in self._attached
+
+    def is_writable(self, server: int) -> bool:
+        """May it be written to as well?"""
+        return server in self._writable
+
+    def server_shm(
+        self,
+        server: int,
+        region_fds: Sequence[int],
+        generation_fds: Sequence[int],
+        granules: Sequence[int],
+        use_fd: int,
+    ) -> None:
+        """Maps a server's regions for reading. The caller keeps the descriptors."""
+        check(
+            lib.crail_client_server_shm(
+                self._open, server, len(granules), list(region_fds), list(generation_fds),
+                list(granules), use_fd,
+            ),
+            server=server,
+        )  # fmt: skip
+        self._attached.add(server)
+
+    def server_writable(self, server: int, region_fds: Sequence[int]) -> None:
+        """Maps them for writing too. The caller keeps the descriptors."""
+        check(
+            lib.crail_client_server_writable(self._open, server, len(region_fds), list(region_fds)),
+            server=server,
+        )
+        self._writable.add(server)
+
+    def server_tcp(self, server: int, lane: int, fd: int) -> None:
+        """Gives a lane a data connection. Takes the descriptor in any case."""
+        check(lib.crail_client_server_tcp(self._open, server, lane, fd), server=server)
+
+    def stats(self) -> dict[str, int]:
+        """The fields of crail_client_stats."""
+        out = ffi.new("crail_client_stats *")
+        check(lib.crail_client_stats_read(self._open, out))
+        return _fields(out[0])

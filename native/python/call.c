@@ -1,0 +1,350 @@
+/* One call: check a lane out, send, wait, reconnect where needed, move bulk data. */
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include "door.h"
+
+#define RESEND_NS_FIRST 1000000000ll /* a reply this late may have been lost: ask again on a new connection */
+#define LATE_CALLS 16                /* so many calls of a lane give the lock up at once after a late reply */
+
+int64_t call_deadline(struct call *c) {
+    if (!c->deadline_ns) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        c->deadline_ns = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec + c->timeout_ns;
+    }
+    return c->deadline_ns;
+}
+
+static int64_t time_left(struct call *c) {
+    struct timespec t;
+    int64_t deadline = call_deadline(c);
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return deadline - ((int64_t)t.tv_sec * 1000000000 + t.tv_nsec);
+}
+
+static double deadline_seconds(struct call *c) { return (double)call_deadline(c) / 1e9; }
+
+/* ---- errors -------------------------------------------------------------- */
+
+PyObject *call_error(struct call *c, int status, uint32_t server) {
+    return PyObject_CallMethod(c->self->owner, "_error", "is#I", status < 0 ? -status : status,
+                               c->path ? c->path : "", c->path ? c->path_len : (Py_ssize_t)0, server);
+}
+
+int call_fail(struct call *c, int status, uint32_t server) {
+    PyObject *error = call_error(c, status, server);
+    if (error) {
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+    }
+    return -1;
+}
+
+/* ---- lanes --------------------------------------------------------------- */
+
+static int open_lane(struct call *c, bool is_mutating, int attempt) {
+    PyObject *r = PyObject_CallMethod(c->self->owner, "_open_lane", "IOid", c->lane->number,
+                                      is_mutating ? Py_True : Py_False, attempt, deadline_seconds(c));
+    Py_XDECREF(r);
+    return r ? 0 : -1;
+}
+
+static int parse_timeout(HotClient *self, PyObject *timeout, int64_t *out) {
+    *out = self->timeout_ns;
+    if (timeout == Py_None)
+        return 0;
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return -1;
+    if (!(seconds >= 0)) {
+        PyErr_SetString(PyExc_ValueError, "timeout must be a number of seconds, 0 or more");
+        return -1;
+    }
+    *out = seconds * 1e9 >= (double)TIMEOUT_NS_MAX ? TIMEOUT_NS_MAX : (int64_t)(seconds * 1e9);
+    return 0;
+}
+
+static int after_fork(HotClient *self) {
+    PyObject *r = PyObject_CallMethod(self->owner, "_after_fork", NULL);
+    Py_XDECREF(r);
+    return r ? 0 : -1;
+}
+
+static int wait_for_lane(struct call *c) {
+    crail_client *client = c->self->client;
+    int64_t left = time_left(c);
+    if (left <= 0)
+        return call_fail(c, CRAIL_E_DEADLINE, 0);
+    if (left > 50000000)
+        left = 50000000; /* then look at the signals */
+    T->client_ref(client);
+    Py_BEGIN_ALLOW_THREADS
+    T->lane_wait(client, left);
+    T->client_unref(client);
+    Py_END_ALLOW_THREADS
+    if (!c->self->client)
+        return call_fail(c, CRAIL_E_CLOSED, 0);
+    return PyErr_CheckSignals();
+}
+
+int call_begin(struct call *c, HotClient *self, PyObject *timeout) {
+    uint32_t number;
+    int rc;
+    c->self = self;
+    c->deadline_ns = 0;
+    if (parse_timeout(self, timeout, &c->timeout_ns))
+        return -1;
+    if (!self->client)
+        return call_fail(c, CRAIL_E_CLOSED, 0);
+    if (self->client->fork_epoch != *T->fork_child_epoch && after_fork(self))
+        return -1;
+    while ((rc = T->lane_checkout(self->client, &c->lane, &number)) == -EBUSY)
+        if (wait_for_lane(c))
+            return -1;
+    if (rc == -EAGAIN) {
+        T->lane_begin(c->lane);
+        if (!open_lane(c, false, 0))
+            return 0;
+        T->lane_discard(c->lane);
+        return -1;
+    }
+    if (rc == -ENOMEM) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return rc ? call_fail(c, -rc, 0) : 0;
+}
+
+void call_end(struct call *c) { T->lane_checkin(c->lane); }
+
+/* ---- requests ------------------------------------------------------------ */
+
+int call_set_path(struct call *c, PyObject *key) {
+    Py_ssize_t n;
+    c->path = NULL;
+    c->path_len = 0;
+    if (!PyUnicode_Check(key)) {
+        PyErr_Format(PyExc_TypeError, "a key is a str like '/job/part-0', not %R", (PyObject *)Py_TYPE(key));
+        return -1;
+    }
+    const char *s = PyUnicode_AsUTF8AndSize(key, &n);
+    if (!s) { /* lone surrogates: no UTF-8 */
+        PyErr_Clear();
+        return call_fail(c, CRAIL_E_INVALID_PATH, 0);
+    }
+    c->path = s;
+    c->path_len = n;
+    if (n + c->self->prefix_len > (Py_ssize_t)CRAIL_PATH_MAX)
+        return call_fail(c, CRAIL_E_INVALID_PATH, 0);
+    return 0;
+}
+
+int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
+            uint64_t arg0, uint64_t arg1) {
+    uint8_t *path, *to;
+    uint16_t prefix = c->self->prefix_len;
+    size_t own = (size_t)c->path_len;
+    if (prefix && own == 1 && c->path[0] == '/') /* the root of a namespace is its directory */
+        own = 0;
+    if (!c->path || !c->path_len)
+        prefix = 0; /* an op without a path; or an empty key, which the namenode refuses */
+    struct crail_op op = {.code = code,
+                          .flags = flags,
+                          .path_len = (uint16_t)(prefix + own),
+                          .data_len = data_len,
+                          .count = count,
+                          .arg0 = arg0,
+                          .arg1 = arg1};
+    int rc = T->lane_op(c->lane, &op, &path, &to);
+    if (rc == -EMSGSIZE)
+        return 1;
+    if (rc) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(path, c->self->prefix, prefix);
+    if (own)
+        memcpy(path + prefix, c->path, own);
+    if (data_len)
+        memcpy(to, data, data_len);
+    return 0;
+}
+
+/* Gives 0, -EPIPE, or -1 with an exception set. */
+static int send_request(struct call *c) {
+    for (;;) {
+        int rc;
+        if (c->lane->out.len - c->lane->out_sent <= KEEP_LOCK_BYTES_MAX && !c->lane->patience) {
+            rc = T->lane_send(c->lane);
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            rc = T->lane_send(c->lane);
+            Py_END_ALLOW_THREADS
+        }
+        if (rc == 0 || rc == -EPIPE)
+            return rc;
+        if (PyErr_CheckSignals())
+            return -1;
+        if (rc == -EAGAIN && time_left(c) <= 0)
+            return call_fail(c, CRAIL_E_DEADLINE, 0);
+        if (rc == -EAGAIN)
+            c->lane->patience = LATE_CALLS;
+    }
+}
+
+/* Gives 0, -EPIPE (reconnect), -EAGAIN (so late that it may have been lost), or -1 with an exception set. */
+static int await_reply(struct call *c, int64_t resend_ns) {
+    struct crail_lane *lane = c->lane;
+    int rc = -EAGAIN;
+    if (!lane->patience && T->lane_ops(lane) <= KEEP_LOCK_OPS_MAX && c->timeout_ns > 0)
+        rc = T->lane_receive(lane, 0);
+    if (rc == 0 || rc == -EPIPE)
+        return rc;
+    int64_t left = time_left(c), resend_at = left - resend_ns;
+    while (left > 0 && left > resend_at) {
+        int64_t wait = left - (resend_at > 0 ? resend_at : 0);
+        if (rc == -EINTR && PyErr_CheckSignals())
+            return -1;
+        Py_BEGIN_ALLOW_THREADS
+        rc = T->lane_receive(lane, wait);
+        Py_END_ALLOW_THREADS
+        if (rc == 0) {
+            lane->patience = lane->patience ? lane->patience - 1 : LATE_CALLS;
+            return 0;
+        }
+        if (rc == -EPIPE)
+            return rc;
+        if (rc == -ENOMEM) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        left = time_left(c);
+    }
+    return left > 0 ? -EAGAIN : call_fail(c, CRAIL_E_DEADLINE, 0);
+}
+
+int call_exchange(struct call *c) {
+    int64_t resend_ns = RESEND_NS_FIRST;
+    for (int attempt = 0;; attempt++) {
+        int rc = send_request(c);
+        bool maybe_done = c->lane->out_sent > 0;
+        if (!rc)
+            rc = await_reply(c, resend_ns);
+        if (!rc)
+            return 0;
+        if (rc == -1)
+            break;
+        if (rc == -EAGAIN)
+            resend_ns *= 2;
+        if (time_left(c) <= 0) {
+            call_fail(c, CRAIL_E_DEADLINE, 0);
+            break;
+        }
+        if (open_lane(c, c->lane->is_mutating && maybe_done, attempt))
+            break;
+        T->lane_send_again(c->lane);
+    }
+    T->lane_discard(c->lane);
+    c->lane = NULL;
+    return -1;
+}
+
+const struct crail_result *call_result(struct call *c, const void **data) {
+    const struct crail_result *r = T->lane_result(c->lane, data);
+    if (!r)
+        call_fail(c, CRAIL_E_PROTOCOL, 0);
+    return r;
+}
+
+int call_extents(struct call *c, const struct crail_result *r, const void *data, struct crail_extent *out,
+                 uint32_t *count) {
+    if (r->count == 0 || r->count > CRAIL_EXTENTS_MAX || r->data_len < r->count * sizeof(*out))
+        return call_fail(c, CRAIL_E_PROTOCOL, 0);
+    memcpy(out, data, r->count * sizeof(*out));
+    *count = r->count;
+    return 0;
+}
+
+/* ---- bulk data ----------------------------------------------------------- */
+
+int call_attach(struct call *c, uint32_t server, int need) {
+    PyObject *r = PyObject_CallMethod(c->self->owner, "_attach", "IIid", server, c->lane->number, need,
+                                      deadline_seconds(c));
+    Py_XDECREF(r);
+    return r ? 0 : -1;
+}
+
+static int run_io(struct crail_io *io) {
+    int rc;
+    if (io->length - io->done <= KEEP_LOCK_BYTES_MAX && T->client_find(io->client, io->extents[0].server))
+        return T->io_run(io);
+    Py_BEGIN_ALLOW_THREADS
+    rc = T->io_run(io);
+    Py_END_ALLOW_THREADS
+    return rc;
+}
+
+/* What an answer of the core asks for before the transfer can go on. 0: go on; 1, -1 as call_transfer. */
+static int serve_need(struct call *c, struct crail_io *io, int rc, int *failures) {
+    switch (rc) {
+    case CRAIL_NEED_CALL_AGAIN:
+        return PyErr_CheckSignals();
+    case CRAIL_NEED_SERVER:
+    case CRAIL_NEED_WRITABLE:
+        return call_attach(c, io->server, rc);
+    case -EINTR:
+        T->io_restart(io);
+        return PyErr_CheckSignals();
+    case -EPIPE: /* a data connection broke: once it is worth asking this server again, then the namenode */
+        T->io_restart(io);
+        return ++*failures > 1;
+    case -CRAIL_E_STALE_LOCATION:
+        return 1;
+    case -ENOBUFS:
+        return call_fail(c, CRAIL_E_NO_MEMORY, io->server);
+    case -ETIMEDOUT:
+        return call_fail(c, CRAIL_E_DEADLINE, io->server);
+    default:
+        return call_fail(c, rc <= -CRAIL_STATUS_BASE ? -rc : CRAIL_E_PROTOCOL, io->server);
+    }
+}
+
+int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
+                  uint64_t offset, uint64_t length, void *buffer, bool is_write) {
+    uint64_t room = 0;
+    for (uint32_t i = 0; i < count; i++)
+        room += (uint64_t)extents[i].granules * CRAIL_GRANULE;
+    if (room < value_bytes)
+        return call_fail(c, CRAIL_E_PROTOCOL, 0);
+    struct crail_io io = {.client = c->self->client,
+                          .lane = c->lane,
+                          .extents = extents,
+                          .extents_count = count,
+                          .is_write = is_write,
+                          .value_bytes = value_bytes,
+                          .offset = offset,
+                          .length = length,
+                          .buffer = buffer,
+                          .deadline_ns = call_deadline(c)};
+    int rc, failures = 0;
+    for (;;) {
+        int need = run_io(&io);
+        if (need == 0) {
+            rc = 0;
+            break;
+        }
+        rc = serve_need(c, &io, need, &failures);
+        if (rc)
+            break;
+        if (need != CRAIL_NEED_CALL_AGAIN && time_left(c) <= 0) {
+            rc = call_fail(c, CRAIL_E_DEADLINE, io.server);
+            break;
+        }
+    }
+    T->io_end(&io);
+    if (rc == 1 && time_left(c) <= 0)
+        rc = call_fail(c, CRAIL_E_DEADLINE, io.server);
+    return rc;
+}

@@ -1,0 +1,91 @@
+/* The hot door: what Python calls per operation (get, put, views, vectors). Limited API, so that one wheel serves
+ * every later Python.
+ *
+ * The interpreter's lock. A small call keeps it: send, then one receive that waits at most a tick of the kernel's
+ * clock. Giving it up would cost a busy neighbour thread's whole switch interval (5 ms) per call. It is given up for
+ * waits beyond that tick, for large copies, and for data over TCP. A lane whose replies were late lately gives it up
+ * at once (lane->patience).
+ *
+ * Signals. -EINTR from the core comes back here, where PyErr_CheckSignals() runs the handlers; if none raises, the
+ * call goes on with what is left of its deadline. */
+#ifndef CRAILPY_DOOR_H
+#define CRAILPY_DOOR_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "client/hot.h"
+
+#define TIMEOUT_NS_MAX (365ll * 86400 * 1000000000)
+#define KEEP_LOCK_BYTES_MAX (64u << 10) /* longer copies and frames give the interpreter's lock up */
+#define KEEP_LOCK_OPS_MAX 64u
+#define GRANT_AHEAD_BYTES_MAX (16u << 20) /* larger values pay one more request instead of holding space */
+
+extern const struct crail_hot_table *T; /* the core */
+
+typedef struct {
+    PyObject_HEAD
+    crail_client *client;
+    PyObject *owner; /* borrowed: the Store, which owns us. Answers _open_lane, _attach, _error, _after_fork */
+    int64_t timeout_ns;
+    uint16_t prefix_len;
+    char prefix[CRAIL_PATH_MAX];
+} HotClient;
+
+/* One call in progress: a lane, a deadline, and what to name in errors. */
+struct call {
+    HotClient *self;
+    struct crail_lane *lane;
+    int64_t timeout_ns;
+    int64_t deadline_ns; /* 0 until somebody needed it: the common call never reads the clock */
+    const char *path;
+    Py_ssize_t path_len;
+};
+
+/* ---- call.c: each gives 0, or -1 with an exception set --------------------- */
+
+int call_begin(struct call *c, HotClient *self, PyObject *timeout);
+void call_end(struct call *c);
+int call_set_path(struct call *c, PyObject *key);
+/* Adds an op with c->path, below the client's prefix. 1: the frame is full. */
+int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
+            uint64_t arg0, uint64_t arg1);
+/* Sends the request and has its reply when it returns 0. On -1 the lane is gone. */
+int call_exchange(struct call *c);
+/* The next result; NULL with ProtocolError set if there is none. */
+const struct crail_result *call_result(struct call *c, const void **data);
+int64_t call_deadline(struct call *c);
+/* Moves a range of a value between its extents and the buffer. 1: the location is out of date, ask again. */
+int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
+                  uint64_t offset, uint64_t length, void *buffer, bool is_write);
+/* Has the server attached, by asking the owner. */
+int call_attach(struct call *c, uint32_t server, int need);
+/* Raises what the status means, with path and server. Returns -1. */
+int call_fail(struct call *c, int status, uint32_t server);
+PyObject *call_error(struct call *c, int status, uint32_t server);
+/* Copies a result's extents out of the reply. 0, or -1 with ProtocolError set. */
+int call_extents(struct call *c, const struct crail_result *r, const void *data, struct crail_extent *out,
+                 uint32_t *count);
+
+/* ---- the methods ----------------------------------------------------------- */
+
+PyObject *client_get(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_call_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
+
+/* ---- view.c ---------------------------------------------------------------- */
+
+extern PyType_Spec view_spec;
+extern PyTypeObject *view_type;
+/* Takes the pin over. */
+PyObject *view_from_pin(const struct crail_pin *pin, uint64_t nbytes, uint64_t version);
+/* Takes the reference to `bytes` over. */
+PyObject *view_from_bytes(PyObject *bytes, uint64_t version);
+
+#endif

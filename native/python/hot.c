@@ -1,0 +1,117 @@
+/* The module crailpy._hot: binds itself to the core's table, and offers Client and View. */
+#include <string.h>
+
+#include "door.h"
+
+const struct crail_hot_table *T;
+
+/* Client(core: int, owner, prefix: bytes, timeout) */
+static int client_init(PyObject *self, PyObject *args, PyObject *kw) {
+    HotClient *c = (HotClient *)self;
+    unsigned long long core;
+    PyObject *owner;
+    const char *prefix;
+    Py_ssize_t prefix_len;
+    double timeout;
+    if (kw && PyDict_Size(kw)) {
+        PyErr_SetString(PyExc_TypeError, "Client takes no keyword arguments");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(args, "KOy#d", &core, &owner, &prefix, &prefix_len, &timeout))
+        return -1;
+    if (!T || prefix_len >= (Py_ssize_t)CRAIL_PATH_MAX || !(timeout >= 0)) {
+        PyErr_SetString(PyExc_ValueError, "unbound core, prefix too long, or negative timeout");
+        return -1;
+    }
+    c->client = (crail_client *)(uintptr_t)core;
+    c->owner = owner;
+    c->timeout_ns = timeout * 1e9 >= (double)TIMEOUT_NS_MAX ? TIMEOUT_NS_MAX : (int64_t)(timeout * 1e9);
+    c->prefix_len = (uint16_t)prefix_len;
+    memcpy(c->prefix, prefix, (size_t)prefix_len);
+    return 0;
+}
+
+static void client_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+/* rebind(core: int): another core client, after a fork; 0 when the store is closed. */
+static PyObject *client_rebind(PyObject *self, PyObject *core) {
+    unsigned long long address = PyLong_AsUnsignedLongLong(core);
+    if (PyErr_Occurred())
+        return NULL;
+    ((HotClient *)self)->client = (crail_client *)(uintptr_t)address;
+    Py_RETURN_NONE;
+}
+
+#define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))client_##name, METH_FASTCALL, doc}
+
+static PyMethodDef client_methods[] = {
+    FAST(get, "get(key, timeout) -> bytes"),
+    FAST(get_range, "get_range(key, offset, length, timeout) -> bytes"),
+    FAST(get_into, "get_into(key, buffer, offset, timeout) -> int"),
+    FAST(get_view, "get_view(key, timeout) -> View"),
+    FAST(put, "put(key, data, flags, if_version, timeout) -> version"),
+    FAST(get_many, "get_many(keys, none_if_missing, timeout) -> (values, indexes to ask again)"),
+    FAST(put_many, "put_many(items, start, out, flags, timeout) -> where it stopped"),
+    FAST(call, "call(code, flags, key, data, arg0, arg1, timeout) -> (version, size, kind, flags, count, data)"),
+    FAST(call_many, "call_many(code, flags, keys, timeout) -> [(status, version, size, kind, flags, count, data)]"),
+    {"rebind", client_rebind, METH_O, "rebind(core)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot client_slots[] = {
+    {Py_tp_init, client_init},
+    {Py_tp_dealloc, client_dealloc},
+    {Py_tp_methods, client_methods},
+    {Py_tp_doc, "Operations of one store. timeout: seconds, or None for the store's own."},
+    {0, NULL},
+};
+
+static PyType_Spec client_spec = {
+    .name = "crailpy._hot.Client",
+    .basicsize = sizeof(HotClient),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = client_slots,
+};
+
+/* bind(table: int): the address that crail_hot_table() of crailpy._native gives. */
+static PyObject *bind(PyObject *module, PyObject *address) {
+    (void)module;
+    const struct crail_hot_table *t = (const void *)(uintptr_t)PyLong_AsUnsignedLongLong(address);
+    if (PyErr_Occurred())
+        return NULL;
+    if (!t || t->size != sizeof(*t) || t->api_version != CRAIL_API_VERSION) {
+        PyErr_SetString(PyExc_ImportError, "crailpy._hot and crailpy._native are not of one build: reinstall crailpy");
+        return NULL;
+    }
+    T = t;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"bind", bind, METH_O, "bind(table): must come first"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, .m_name = "crailpy._hot", .m_doc = "The hot door of the native core.", .m_size = -1,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__hot(void) {
+    PyObject *m = PyModule_Create(&module);
+    if (!m)
+        return NULL;
+    PyObject *client = PyType_FromSpec(&client_spec);
+    view_type = (PyTypeObject *)PyType_FromSpec(&view_spec);
+    if (!client || !view_type || PyModule_AddObjectRef(m, "Client", client) ||
+        PyModule_AddObjectRef(m, "View", (PyObject *)view_type)) {
+        Py_DECREF(m);
+        return NULL;
+    }
+    Py_DECREF(client);
+    return m;
+}

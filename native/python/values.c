@@ -1,0 +1,353 @@
+/* get, get_range, get_into, get_view, put: one value each. */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "door.h"
+
+#define HUGE_PAGE (2u << 20)
+#define HUGE_RESULT_BYTES_MIN (4u << 20)
+
+/* Where a value is: in the reply (data), or in extents. */
+struct found {
+    bool is_inline;
+    const void *data;
+    uint64_t size, version;
+    uint32_t count;
+    struct crail_extent extents[CRAIL_EXTENTS_MAX];
+};
+
+static int find(struct call *c, struct found *f) {
+    const void *data;
+    T->lane_begin(c->lane);
+    if (call_op(c, CRAIL_OP_GET, 0, NULL, 0, 0, 0, 0) || call_exchange(c))
+        return -1;
+    const struct crail_result *r = call_result(c, &data);
+    if (!r)
+        return -1;
+    if (r->status)
+        return call_fail(c, r->status, r->server);
+    f->size = r->size;
+    f->version = r->version;
+    f->is_inline = r->flags & CRAIL_RESF_INLINE;
+    f->data = data;
+    if (f->is_inline)
+        return r->data_len == r->size ? 0 : call_fail(c, CRAIL_E_PROTOCOL, 0);
+    return call_extents(c, r, data, f->extents, &f->count);
+}
+
+/* Memory that is new each time costs a page fault per 4 KiB, ten times the copy; huge pages make that one per 2 MiB. */
+static PyObject *new_bytes(uint64_t n) {
+    if (n > (uint64_t)PY_SSIZE_T_MAX - 64)
+        return PyErr_NoMemory();
+    PyObject *b = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
+    if (b && n >= HUGE_RESULT_BYTES_MIN) {
+        uintptr_t at = (uintptr_t)PyBytes_AsString(b);
+        uintptr_t from = (at + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1);
+        uintptr_t to = (at + n) & ~(uintptr_t)(HUGE_PAGE - 1);
+        if (to > from)
+            madvise((void *)from, to - from, MADV_HUGEPAGE);
+    }
+    return b;
+}
+
+/* Starts a call on `key`. On -1 nothing is held. */
+static int start(struct call *c, PyObject *self, PyObject *key, PyObject *timeout) {
+    c->self = (HotClient *)self;
+    if (call_set_path(c, key))
+        return -1;
+    return call_begin(c, (HotClient *)self, timeout);
+}
+
+/* Ends a call that failed or not; after a failed exchange the lane is gone already. */
+static void finish(struct call *c) {
+    if (c->lane)
+        call_end(c);
+}
+
+static bool arguments(const char *name, Py_ssize_t n, Py_ssize_t want) {
+    if (n == want)
+        return true;
+    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", name, want, n);
+    return false;
+}
+
+/* ---- reading ------------------------------------------------------------- */
+
+/* Bytes [offset, offset + length) of the value, cut at its end; length -1: all the rest. */
+static PyObject *read_bytes(struct call *c, int64_t offset, int64_t length) {
+    struct found f;
+    for (;;) {
+        if (find(c, &f))
+            return NULL;
+        uint64_t from = (uint64_t)offset < f.size ? (uint64_t)offset : f.size;
+        uint64_t n = f.size - from;
+        if (length >= 0 && (uint64_t)length < n)
+            n = (uint64_t)length;
+        if (f.is_inline)
+            return PyBytes_FromStringAndSize((const char *)f.data + from, (Py_ssize_t)n);
+        PyObject *b = new_bytes(n);
+        if (!b || n == 0)
+            return b;
+        int rc = call_transfer(c, f.extents, f.count, f.size, from, n, PyBytes_AsString(b), false);
+        if (rc == 0)
+            return b;
+        Py_DECREF(b);
+        if (rc < 0)
+            return NULL;
+    }
+}
+
+/* get(key, timeout) -> bytes */
+PyObject *client_get(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    if (!arguments("get", n, 2) || start(&c, self, args[0], args[1]))
+        return NULL;
+    PyObject *b = read_bytes(&c, 0, -1);
+    finish(&c);
+    return b;
+}
+
+/* get_range(key, offset, length, timeout) -> bytes */
+PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    if (!arguments("get_range", n, 4))
+        return NULL;
+    int64_t offset = PyLong_AsLongLong(args[1]), length = PyLong_AsLongLong(args[2]);
+    if (PyErr_Occurred() || start(&c, self, args[0], args[3]))
+        return NULL;
+    PyObject *b = offset < 0 || length < 0 ? (call_fail(&c, CRAIL_E_INVALID_ARGUMENT, 0), NULL)
+                                           : read_bytes(&c, offset, length);
+    finish(&c);
+    return b;
+}
+
+/* Fills `to` with the value from `offset` on. The number of bytes, or -1. */
+static int64_t read_into(struct call *c, int64_t offset, uint8_t *to, uint64_t room) {
+    struct found f;
+    for (;;) {
+        if (find(c, &f))
+            return -1;
+        if ((uint64_t)offset > f.size || f.size - (uint64_t)offset > room)
+            return call_fail(c, CRAIL_E_INVALID_ARGUMENT, 0);
+        uint64_t n = f.size - (uint64_t)offset;
+        if (f.is_inline) {
+            memcpy(to, (const uint8_t *)f.data + offset, n);
+            return (int64_t)n;
+        }
+        int rc = n ? call_transfer(c, f.extents, f.count, f.size, (uint64_t)offset, n, to, false) : 0;
+        if (rc <= 0)
+            return rc ? -1 : (int64_t)n;
+    }
+}
+
+/* get_into(key, buffer, offset, timeout) -> int */
+PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    Py_buffer buffer;
+    if (!arguments("get_into", n, 4))
+        return NULL;
+    int64_t offset = PyLong_AsLongLong(args[2]), got;
+    if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS))
+        return NULL;
+    if (start(&c, self, args[0], args[3])) {
+        PyBuffer_Release(&buffer);
+        return NULL;
+    }
+    if (offset < 0)
+        got = call_fail(&c, CRAIL_E_INVALID_ARGUMENT, 0);
+    else
+        got = read_into(&c, offset, buffer.buf, (uint64_t)buffer.len);
+    finish(&c);
+    PyBuffer_Release(&buffer);
+    return got < 0 ? NULL : PyLong_FromLongLong(got);
+}
+
+/* A pin on the value if it is one extent in shared memory. 0; 1: location out of date; 2: no pin to be had; -1. */
+static int try_pin(struct call *c, const struct found *f, struct crail_pin *pin) {
+    if (f->count != 1)
+        return 2;
+    int rc = T->pin_take(c->self->client, f->extents, f->size, pin);
+    if (rc == CRAIL_NEED_SERVER) {
+        if (call_attach(c, f->extents[0].server, rc))
+            return -1;
+        rc = T->pin_take(c->self->client, f->extents, f->size, pin);
+    }
+    return rc == 0 ? 0 : rc == -CRAIL_E_STALE_LOCATION ? 1 : 2;
+}
+
+static PyObject *read_view(struct call *c) {
+    struct found f;
+    struct crail_pin pin;
+    for (;;) {
+        if (find(c, &f))
+            return NULL;
+        int rc = f.is_inline ? 2 : try_pin(c, &f, &pin);
+        if (rc < 0)
+            return NULL;
+        if (rc == 0)
+            return view_from_pin(&pin, f.size, f.version);
+        if (rc == 1) {
+            struct timespec t;
+            clock_gettime(CLOCK_MONOTONIC, &t);
+            if (call_deadline(c) < (int64_t)t.tv_sec * 1000000000 + t.tv_nsec) {
+                call_fail(c, CRAIL_E_DEADLINE, f.extents[0].server);
+                return NULL;
+            }
+            continue;
+        }
+        PyObject *b = f.is_inline ? PyBytes_FromStringAndSize(f.data, (Py_ssize_t)f.size) : new_bytes(f.size);
+        if (!b)
+            return NULL;
+        rc = f.is_inline ? 0
+                         : call_transfer(c, f.extents, f.count, f.size, 0, f.size, PyBytes_AsString(b), false);
+        if (rc == 0)
+            return view_from_bytes(b, f.version);
+        Py_DECREF(b);
+        if (rc < 0)
+            return NULL;
+    }
+}
+
+/* get_view(key, timeout) -> View */
+PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    if (!arguments("get_view", n, 2) || start(&c, self, args[0], args[1]))
+        return NULL;
+    PyObject *v = read_view(&c);
+    finish(&c);
+    return v;
+}
+
+/* ---- writing ------------------------------------------------------------- */
+
+struct grant {
+    uint32_t count;
+    struct crail_extent extents[CRAIL_EXTENTS_MAX];
+};
+
+/* Space for the value: a grant held ahead, or one request. */
+static int allocate(struct call *c, uint64_t size, struct grant *g) {
+    const void *data;
+    struct crail_extent old;
+    if (T->lane_grant_take(c->lane, size, g->extents)) {
+        g->count = 1;
+        return 0;
+    }
+    T->lane_begin(c->lane);
+    bool gives_back = c->lane->grants_count == CRAIL_LANE_GRANTS && T->lane_grant_drop(c->lane, &old);
+    struct call plain = *c;
+    plain.path = NULL;
+    plain.path_len = 0;
+    if (gives_back && call_op(&plain, CRAIL_OP_RELEASE, 0, &old, sizeof(old), 1, 0, 0))
+        return -1;
+    if (call_op(&plain, CRAIL_OP_ALLOC, 0, NULL, 0, 0, 0, size) || call_exchange(c))
+        return -1;
+    if (gives_back && !call_result(c, &data))
+        return -1;
+    const struct crail_result *r = call_result(c, &data);
+    if (!r)
+        return -1;
+    return r->status ? call_fail(c, r->status, r->server) : call_extents(c, r, data, g->extents, &g->count);
+}
+
+/* The write came to nothing: what was granted is kept for the next one, or given back. An exception may be set and
+ * stays; a failure to give back adds nothing to it: the session's end will do it. */
+static void give_back(struct call *c, const struct grant *g) {
+    PyObject *type, *value, *trace;
+    if (!c->lane)
+        return;
+    if (g->count == 1 && g->extents[0].granules <= GRANT_AHEAD_BYTES_MAX / CRAIL_GRANULE &&
+        T->lane_grant_keep(c->lane, g->extents))
+        return;
+    PyErr_Fetch(&type, &value, &trace);
+    struct call plain = *c;
+    plain.path = NULL;
+    plain.path_len = 0;
+    T->lane_begin(c->lane);
+    if (call_op(&plain, CRAIL_OP_RELEASE, 0, g->extents, g->count * sizeof(struct crail_extent), g->count, 0, 0) ||
+        call_exchange(c))
+        PyErr_Clear();
+    PyErr_Restore(type, value, trace);
+}
+
+/* Publishes what was written. 0 and *version; 1: the grant is no longer ours; -1. */
+static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t flags, uint64_t if_version,
+                  uint64_t *version) {
+    const void *data;
+    if (c->self->client->options.grants_ahead && g->count == 1 && size <= GRANT_AHEAD_BYTES_MAX &&
+        c->lane->grants_count < CRAIL_LANE_GRANTS)
+        flags |= CRAIL_OPF_GRANT_AGAIN;
+    T->lane_begin(c->lane);
+    if (call_op(c, CRAIL_OP_COMMIT, flags, g->extents, g->count * sizeof(struct crail_extent), g->count, if_version,
+                size) ||
+        call_exchange(c))
+        return -1;
+    const struct crail_result *r = call_result(c, &data);
+    if (!r)
+        return -1;
+    if (r->status == -CRAIL_E_STALE_LOCATION)
+        return 1;
+    if (r->status) {
+        call_fail(c, r->status, r->server);
+        give_back(c, g);
+        return -1;
+    }
+    *version = r->version;
+    if (r->count == 1 && r->data_len >= sizeof(struct crail_extent)) {
+        struct crail_extent next;
+        memcpy(&next, data, sizeof(next));
+        T->lane_grant_keep(c->lane, &next);
+    }
+    return 0;
+}
+
+static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint64_t if_version, uint64_t *version) {
+    struct grant g;
+    for (;;) {
+        if (allocate(c, (uint64_t)b->len, &g))
+            return -1;
+        int rc = call_transfer(c, g.extents, g.count, (uint64_t)b->len, 0, (uint64_t)b->len, b->buf, true);
+        if (rc < 0)
+            give_back(c, &g);
+        if (rc == 0)
+            rc = commit(c, &g, (uint64_t)b->len, flags, if_version, version);
+        if (rc <= 0)
+            return rc;
+    }
+}
+
+static int put_inline(struct call *c, const Py_buffer *b, uint16_t flags, uint64_t if_version, uint64_t *version) {
+    const void *data;
+    T->lane_begin(c->lane);
+    if (call_op(c, CRAIL_OP_PUT, flags, b->buf, (uint32_t)b->len, 0, if_version, 0) || call_exchange(c))
+        return -1;
+    const struct crail_result *r = call_result(c, &data);
+    if (!r)
+        return -1;
+    if (r->status)
+        return call_fail(c, r->status, r->server);
+    *version = r->version;
+    return 0;
+}
+
+/* put(key, data, flags, if_version, timeout) -> int: flags as on the wire */
+PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    Py_buffer b;
+    uint64_t version = 0;
+    if (!arguments("put", n, 5))
+        return NULL;
+    uint16_t flags = (uint16_t)PyLong_AsLong(args[2]);
+    uint64_t if_version = PyLong_AsUnsignedLongLong(args[3]);
+    if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &b, PyBUF_C_CONTIGUOUS))
+        return NULL;
+    if (start(&c, self, args[0], args[4])) {
+        PyBuffer_Release(&b);
+        return NULL;
+    }
+    int rc = (uint64_t)b.len <= c.self->client->options.inline_max ? put_inline(&c, &b, flags, if_version, &version)
+                                                                  : put_extents(&c, &b, flags, if_version, &version);
+    finish(&c);
+    PyBuffer_Release(&b);
+    return rc ? NULL : PyLong_FromUnsignedLongLong(version);
+}

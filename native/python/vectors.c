@@ -1,0 +1,250 @@
+/* get_many, put_many, and the plain call behind everything that is not worth a method of its own. */
+#include "door.h"
+
+static bool arguments(const char *name, Py_ssize_t n, Py_ssize_t want) {
+    if (n == want)
+        return true;
+    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", name, want, n);
+    return false;
+}
+
+static int append_owned(PyObject *list, PyObject *item) {
+    if (!item)
+        return -1;
+    int rc = PyList_Append(list, item);
+    Py_DECREF(item);
+    return rc;
+}
+
+/* The key at `i`; kept alive by the list it stands in. */
+static int path_at(struct call *c, PyObject *keys, Py_ssize_t i) {
+    PyObject *key = PyList_GetItem(keys, i); /* borrowed */
+    return key ? call_set_path(c, key) : -1;
+}
+
+/* Fills the request with ops for keys[from...] until the list or the frame is full; returns the first left over. */
+static Py_ssize_t fill(struct call *c, PyObject *keys, Py_ssize_t from, uint16_t code, uint16_t flags) {
+    Py_ssize_t i = from, n = PyList_Size(keys);
+    T->lane_begin(c->lane);
+    for (; i < n; i++) {
+        if (path_at(c, keys, i))
+            return -1;
+        int rc = call_op(c, code, flags, NULL, 0, 0, 0, 0);
+        if (rc < 0)
+            return -1;
+        if (rc)
+            break;
+    }
+    return i;
+}
+
+/* ---- get_many ------------------------------------------------------------ */
+
+/* One result as bytes. None goes to the list and the index to `again` where the caller has to ask once more: the
+ * location was out of date. An absent key is an exception object if `missing` is None, else None. */
+static PyObject *one_value(struct call *c, const struct crail_result *r, const void *data, bool none_if_missing,
+                           bool *again) {
+    struct crail_extent extents[CRAIL_EXTENTS_MAX];
+    uint32_t count;
+    if (r->status == -CRAIL_E_NOT_FOUND && none_if_missing)
+        return Py_NewRef(Py_None);
+    if (r->status)
+        return call_error(c, r->status, r->server);
+    if (r->flags & CRAIL_RESF_INLINE)
+        return PyBytes_FromStringAndSize(data, r->data_len);
+    if (call_extents(c, r, data, extents, &count))
+        return NULL;
+    PyObject *b = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)r->size);
+    if (!b)
+        return NULL;
+    int rc = call_transfer(c, extents, count, r->size, 0, r->size, PyBytes_AsString(b), false);
+    if (rc == 0)
+        return b;
+    Py_DECREF(b);
+    if (rc < 0)
+        return NULL;
+    *again = true;
+    return Py_NewRef(Py_None);
+}
+
+static int take_values(struct call *c, PyObject *keys, Py_ssize_t from, Py_ssize_t to, PyObject *out, PyObject *again,
+                       bool none_if_missing) {
+    const void *data;
+    for (Py_ssize_t i = from; i < to; i++) {
+        bool is_again = false;
+        const struct crail_result *r = call_result(c, &data);
+        if (!r)
+            return -1;
+        if (!(r->flags & CRAIL_RESF_INLINE) && path_at(c, keys, i)) /* errors name the path */
+            return -1;
+        PyObject *value = one_value(c, r, data, none_if_missing, &is_again);
+        if (!value || PyList_SetItem(out, i, value))
+            return -1;
+        if (is_again && append_owned(again, PyLong_FromSsize_t(i)))
+            return -1;
+    }
+    return 0;
+}
+
+/* get_many(keys: list, none_if_missing, timeout) -> (values: list of bytes, None or CrailError, indexes to ask again) */
+PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    if (!arguments("get_many", n, 3))
+        return NULL;
+    if (!PyList_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "keys must be a list");
+        return NULL;
+    }
+    bool none_if_missing = PyObject_IsTrue(args[1]) == 1;
+    Py_ssize_t total = PyList_Size(args[0]);
+    PyObject *out = PyList_New(total), *again = PyList_New(0);
+    int rc = !out || !again ? -1 : call_begin(&c, (HotClient *)self, args[2]);
+    bool is_begun = rc == 0;
+    for (Py_ssize_t from = 0; rc == 0 && from < total;) {
+        Py_ssize_t to = fill(&c, args[0], from, CRAIL_OP_GET, 0);
+        if (to < 0 || call_exchange(&c) || take_values(&c, args[0], from, to, out, again, none_if_missing))
+            rc = -1;
+        from = to;
+    }
+    if (is_begun && c.lane)
+        call_end(&c);
+    PyObject *result = rc ? NULL : PyTuple_Pack(2, out, again);
+    Py_XDECREF(out);
+    Py_XDECREF(again);
+    return result;
+}
+
+/* ---- put_many ------------------------------------------------------------ */
+
+/* Adds items[i] = (key, data) to the request. 0; 1: the frame is full; 2: too large to travel inline; -1. */
+static int add_item(struct call *c, PyObject *items, Py_ssize_t i, uint16_t flags) {
+    Py_buffer b;
+    PyObject *item = PyList_GetItem(items, i);
+    if (!item || !PyTuple_Check(item) || PyTuple_Size(item) != 2) {
+        PyErr_SetString(PyExc_TypeError, "put_many takes pairs of key and data");
+        return -1;
+    }
+    if (call_set_path(c, PyTuple_GetItem(item, 0)) || PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b,
+                                                                         PyBUF_C_CONTIGUOUS))
+        return -1;
+    int rc = (uint64_t)b.len > c->self->client->options.inline_max
+                 ? 2
+                 : call_op(c, CRAIL_OP_PUT, flags, b.buf, (uint32_t)b.len, 0, 0, 0);
+    PyBuffer_Release(&b);
+    return rc;
+}
+
+static int take_versions(struct call *c, PyObject *items, Py_ssize_t from, Py_ssize_t to, PyObject *out) {
+    const void *data;
+    for (Py_ssize_t i = from; i < to; i++) {
+        const struct crail_result *r = call_result(c, &data);
+        if (!r)
+            return -1;
+        if (r->status && call_set_path(c, PyTuple_GetItem(PyList_GetItem(items, i), 0)))
+            return -1;
+        if (append_owned(out, r->status ? call_error(c, r->status, r->server)
+                                        : PyLong_FromUnsignedLongLong(r->version)))
+            return -1;
+    }
+    return 0;
+}
+
+/* put_many(items: list of (key, data), from, out: list, flags, timeout) -> int
+ * Puts items[from...] in order, appending a version or a CrailError each to `out`, up to the end or to the first value
+ * that is too large for a vector; returns where it stopped. */
+PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    if (!arguments("put_many", n, 5))
+        return NULL;
+    if (!PyList_Check(args[0]) || !PyList_Check(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "items and out must be lists");
+        return NULL;
+    }
+    Py_ssize_t at = PyLong_AsSsize_t(args[1]), total = PyList_Size(args[0]);
+    uint16_t flags = (uint16_t)PyLong_AsLong(args[3]);
+    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[4]))
+        return NULL;
+    int rc = 0;
+    while (rc != 2 && rc >= 0 && at < total) {
+        Py_ssize_t from = at;
+        T->lane_begin(c.lane);
+        while (at < total && (rc = add_item(&c, args[0], at, flags)) == 0)
+            at++;
+        if (rc >= 0 && at > from && (call_exchange(&c) || take_versions(&c, args[0], from, at, args[2])))
+            rc = -1;
+    }
+    if (c.lane)
+        call_end(&c);
+    return rc < 0 ? NULL : PyLong_FromSsize_t(at);
+}
+
+/* ---- the plain call ------------------------------------------------------ */
+
+static PyObject *result_tuple(const struct crail_result *r, const void *data) {
+    return Py_BuildValue("iKKiiiy#", r->status, (unsigned long long)r->version, (unsigned long long)r->size,
+                         (int)r->kind, (int)r->flags, (int)r->count, (const char *)data, (Py_ssize_t)r->data_len);
+}
+
+/* call(code, flags, key or None, data, arg0, arg1, timeout) -> (version, size, kind, flags, count, data); raises */
+PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {.self = (HotClient *)self};
+    Py_buffer b;
+    const void *data;
+    PyObject *out = NULL;
+    if (!arguments("call", n, 7))
+        return NULL;
+    uint16_t code = (uint16_t)PyLong_AsLong(args[0]), flags = (uint16_t)PyLong_AsLong(args[1]);
+    uint64_t arg0 = PyLong_AsUnsignedLongLong(args[4]), arg1 = PyLong_AsUnsignedLongLong(args[5]);
+    if (PyErr_Occurred() || (args[2] != Py_None && call_set_path(&c, args[2])) ||
+        PyObject_GetBuffer(args[3], &b, PyBUF_C_CONTIGUOUS))
+        return NULL;
+    if (b.len > (Py_ssize_t)CRAIL_PATH_MAX) {
+        PyErr_SetString(PyExc_ValueError, "data of a plain call is a name or a path");
+    } else if (!call_begin(&c, c.self, args[6])) {
+        T->lane_begin(c.lane);
+        const struct crail_result *r = NULL;
+        if (!call_op(&c, code, flags, b.buf, (uint32_t)b.len, 0, arg0, arg1) && !call_exchange(&c))
+            r = call_result(&c, &data);
+        if (r && r->status)
+            call_fail(&c, r->status, r->server);
+        else if (r)
+            out = Py_BuildValue("KKiiiy#", (unsigned long long)r->version, (unsigned long long)r->size, (int)r->kind,
+                                (int)r->flags, (int)r->count, (const char *)data, (Py_ssize_t)r->data_len);
+        if (c.lane)
+            call_end(&c);
+    }
+    PyBuffer_Release(&b);
+    return out;
+}
+
+/* call_many(code, flags, keys: list, timeout) -> list of (status, version, size, kind, flags, count, data) */
+PyObject *client_call_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    const void *data;
+    if (!arguments("call_many", n, 4))
+        return NULL;
+    uint16_t code = (uint16_t)PyLong_AsLong(args[0]), flags = (uint16_t)PyLong_AsLong(args[1]);
+    if (!PyList_Check(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "keys must be a list");
+        return NULL;
+    }
+    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[3]))
+        return NULL;
+    PyObject *out = PyList_New(0);
+    int rc = out ? 0 : -1;
+    Py_ssize_t total = PyList_Size(args[2]);
+    for (Py_ssize_t from = 0; rc == 0 && from < total;) {
+        Py_ssize_t to = fill(&c, args[2], from, code, flags);
+        rc = to < 0 || call_exchange(&c) ? -1 : 0;
+        for (Py_ssize_t i = from; rc == 0 && i < to; i++) {
+            const struct crail_result *r = call_result(&c, &data);
+            rc = r ? append_owned(out, result_tuple(r, data)) : -1;
+        }
+        from = to;
+    }
+    if (c.lane)
+        call_end(&c);
+    if (rc)
+        Py_CLEAR(out);
+    return out;
+}

@@ -1,0 +1,206 @@
+/* The client core: a pool of lanes, the storage servers within reach, and the copy between them.
+ *
+ * Who may call what: the pool and the table of servers are guarded by client->lock. A lane belongs to the thread
+ * that checked it out until it checks it in; nothing of a lane is locked. Attached servers are never taken apart
+ * before the client is freed, so that a pointer to one stays good without a lock.
+ *
+ * A client lives as long as its owner, any lane that is checked out, and any view into its mappings (`refs`). */
+#ifndef CRAIL_CLIENT_H
+#define CRAIL_CLIENT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "crail/api.h"
+#include "crail/status.h"
+#include "crail/wire.h"
+#include "data/use.h"
+
+#define CRAIL_CLIENT_LANES_MAX 256u
+#define CRAIL_CLIENT_SERVERS_MAX 1024u
+#define CRAIL_CLIENT_REGIONS_MAX 64u
+#define CRAIL_LANE_GRANTS 8u
+#define CRAIL_LANE_DATA_CONNECTIONS 64u
+#define CRAIL_COPY_PIECE (16u << 20) /* bytes copied before the caller may look at its signals */
+#define CRAIL_POPULATE_BLOCK (2u << 20)
+#define CRAIL_SLOTS_FOR_CALLS (2 * CRAIL_CLIENT_LANES_MAX) /* use slots that views leave free */
+
+/* Answers of the client core beside -errno and status codes: what the caller must do before it goes on. */
+enum crail_client_need {
+    CRAIL_NEED_SERVER = 1,   /* attach io->server for reading */
+    CRAIL_NEED_WRITABLE = 2, /* the same for writing */
+    CRAIL_NEED_CALL_AGAIN = 3, /* a piece is done; look at signals and come back */
+};
+
+/* One mapped view of a region: for reading, or for writing. */
+struct crail_mapping {
+    uint8_t *base;
+    _Atomic uint64_t *populated; /* a bit per CRAIL_POPULATE_BLOCK */
+};
+
+struct crail_client_region {
+    uint64_t bytes;
+    uint32_t granules;
+    struct crail_mapping readable, writable;
+    const _Atomic uint64_t *generations;
+};
+
+/* A storage server within reach by shared memory. Immutable after it was published, but for the writable mappings
+ * (set once) and the free slots (guarded by slots_lock). */
+struct crail_attachment {
+    uint32_t server;
+    uint32_t regions;
+    struct crail_client_region region[CRAIL_CLIENT_REGIONS_MAX];
+    int use_fd;
+    struct crail_use_table *use;
+    pthread_mutex_t slots_lock;
+    uint32_t slots_free_count;
+    uint16_t slots_free[CRAIL_USE_SLOTS];
+    atomic_bool is_writable;
+    atomic_bool is_dropped;
+};
+
+struct crail_data_connection {
+    uint32_t server;
+    int fd;
+};
+
+struct crail_lane {
+    crail_client *client;
+    uint32_t number;
+    int fd; /* -1: broken, needs a new connection */
+    bool checked_out;
+    bool is_mutating;     /* the frame in `out` carries a sequence number */
+    uint8_t patience;     /* calls left for which the interpreter's lock is given up before waiting */
+    uint64_t id_last, seq_last;
+    struct crail_buf out; /* the request; kept whole until its reply is here, so that it can be sent again */
+    size_t out_sent;
+    struct crail_buf in;
+    size_t in_at;         /* where the next result starts */
+    uint32_t grants_count;
+    struct crail_extent grants[CRAIL_LANE_GRANTS];
+    uint32_t data_count;
+    struct crail_data_connection data[CRAIL_LANE_DATA_CONNECTIONS];
+    struct crail_lane *next_free;
+};
+
+struct crail_client {
+    pthread_mutex_t lock;
+    pthread_cond_t lane_freed;
+    atomic_uint refs;
+    bool is_closed;
+    unsigned fork_epoch; /* of the process that made it */
+    crail_client_options options;
+    uint32_t lanes_count;  /* numbers in use, checked out or not */
+    uint32_t lane_next;    /* the next number never used */
+    struct crail_lane *lanes[CRAIL_CLIENT_LANES_MAX];
+    struct crail_lane *free_lanes;
+    _Atomic uint32_t servers_count;
+    struct crail_attachment *_Atomic servers[CRAIL_CLIENT_SERVERS_MAX];
+    _Atomic uint64_t requests, retries, reconnects, stale_locations, bytes_in, bytes_out, slots_used;
+};
+
+/* Counts the forks that this process has seen: as parent and as child, and as child alone. A view made before a fork
+ * is shared with the child and never clears its slot; a client made before a fork is dead in the child. */
+extern unsigned crail_fork_epoch;
+extern unsigned crail_fork_child_epoch;
+
+/* ---- lane.c -------------------------------------------------------------- */
+
+/* 0 and *lane; -EAGAIN: open a connection for lane *number, then call again; -EBUSY: all lanes are out;
+ * CRAIL_E_CLOSED. */
+int crail_lane_checkout(crail_client *c, struct crail_lane **lane, uint32_t *number);
+void crail_lane_checkin(struct crail_lane *lane);
+/* Instead of checkin, when a call ends without its reply: the number is never used again. */
+void crail_lane_discard(struct crail_lane *lane);
+/* After -EBUSY: waits for a checkin. 0 or -ETIMEDOUT. */
+int crail_lane_wait(crail_client *c, int64_t timeout_ns);
+
+/* A request: begin, any number of ops, send until 0, receive until 0, then results one by one. */
+void crail_lane_begin(struct crail_lane *lane);
+/* Room for an op with its path and data; the caller fills *path and *data. -ENOMEM, -EMSGSIZE (frame full). */
+int crail_lane_op(struct crail_lane *lane, const struct crail_op *op, uint8_t **path, uint8_t **data);
+uint32_t crail_lane_ops(const struct crail_lane *lane);
+/* 0, -EINTR (call again), -EAGAIN (the socket is full: call again), -EPIPE (nothing of the lane's connection is to
+ * be trusted any more: reconnect and send again). */
+int crail_lane_send(struct crail_lane *lane);
+void crail_lane_send_again(struct crail_lane *lane);
+/* Waits at most one tick of the kernel's clock (timeout_ns = 0) or timeout_ns. 0, -EINTR, -EAGAIN (nothing yet),
+ * -EPIPE (as above; also for a reply that makes no sense). */
+int crail_lane_receive(struct crail_lane *lane, int64_t timeout_ns);
+/* The next result and its data, or NULL after the last. Valid until the next begin. */
+const struct crail_result *crail_lane_result(struct crail_lane *lane, const void **data);
+
+/* Grants held ahead: takes one that fits `size` (no more than a quarter too large). */
+bool crail_lane_grant_take(struct crail_lane *lane, uint64_t size, struct crail_extent *out);
+/* Keeps a grant. False if the lane holds as many as it may. */
+bool crail_lane_grant_keep(struct crail_lane *lane, const struct crail_extent *extent);
+/* Takes any one, for giving it back. */
+bool crail_lane_grant_drop(struct crail_lane *lane, struct crail_extent *out);
+
+/* ---- io.c ---------------------------------------------------------------- */
+
+/* A transfer between a buffer and a run of a value's extents. Zeroed, then filled by the caller down to `buffer`;
+ * the rest is the transfer's own. crail_io_run() until it gives 0 or an error, then crail_io_end() in any case. */
+struct crail_io {
+    crail_client *client;
+    struct crail_lane *lane;
+    const struct crail_extent *extents;
+    uint32_t extents_count;
+    bool is_write;
+    uint64_t value_bytes;
+    uint64_t offset;  /* in the value */
+    uint64_t length;  /* offset + length <= value_bytes */
+    uint8_t *buffer;
+    int64_t deadline_ns; /* CLOCK_MONOTONIC */
+
+    uint64_t done;
+    uint32_t server;  /* what a need or an error is about */
+    struct crail_attachment *slot_of;
+    uint32_t slot;
+    uint32_t slot_extent;
+    uint64_t tcp_asked; /* bytes for which requests were sent */
+};
+
+/* 0: all is done. CRAIL_NEED_*. -CRAIL_E_STALE_LOCATION: ask the namenode again. -EPIPE: the data connection broke.
+ * -EINTR: a signal; look at it, then crail_io_restart() and run on. -ETIMEDOUT, -ENOBUFS (no free use slot). */
+int crail_io_run(struct crail_io *io);
+/* Goes on from the last whole piece, on new data connections. */
+void crail_io_restart(struct crail_io *io);
+void crail_io_end(struct crail_io *io);
+
+/* A pointer into shared memory to the whole value, which must be one extent; the slot stays named until
+ * crail_pin_release(). As crail_io_run(); -EOPNOTSUPP if it is not one extent in shared memory; -ENOBUFS if there is
+ * no free slot. */
+struct crail_pin {
+    crail_client *client;
+    struct crail_attachment *attachment;
+    uint32_t slot;
+    unsigned fork_epoch;
+    const uint8_t *data;
+};
+int crail_pin_take(crail_client *c, const struct crail_extent *extent, uint64_t bytes, struct crail_pin *out);
+void crail_pin_release(struct crail_pin *pin);
+
+/* ---- attach.c ------------------------------------------------------------ */
+
+struct crail_attachment *crail_client_find(crail_client *c, uint32_t server);
+/* Names the extent in a free slot, if more than `reserve` are free. 0, -ENOBUFS, -CRAIL_E_STALE_LOCATION. */
+int crail_attachment_enter(struct crail_attachment *a, const struct crail_extent *e, uint32_t reserve, uint32_t *slot);
+void crail_attachment_leave(struct crail_attachment *a, uint32_t slot);
+void crail_mapping_populate(struct crail_mapping *m, uint64_t region_bytes, uint64_t at, uint64_t n, bool for_write);
+void crail_client_ref(crail_client *c);
+void crail_client_unref(crail_client *c);
+
+/* ---- copy.c -------------------------------------------------------------- */
+
+/* memcpy, with non-temporal stores where the run is long enough for them to win. */
+void crail_copy(void *to, const void *from, size_t n, size_t whole);
+
+int64_t crail_now_ns(void);
+
+#endif

@@ -1,0 +1,357 @@
+/* Lanes: the pool, and one request and its reply on a connection.
+ *
+ * The connection is a blocking socket whose receive timeout is one tick of the kernel's clock. So the common call is
+ * two system calls, send and recv, and a reply that is late shows itself by -EAGAIN without a clock being read. */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "client.h"
+
+#define RECEIVE_BYTES_MIN (64u << 10) /* room for a receive: most replies need no second one */
+#define BUFFER_BYTES_KEPT (4u << 20)  /* a lane that was checked in keeps no larger buffers */
+#define REPLY_BYTES_MAX (64u << 20)   /* a vector's largest honest reply is far below */
+
+/* ---- the pool ------------------------------------------------------------ */
+
+static struct crail_lane *lane_new(crail_client *c, uint32_t number) {
+    struct crail_lane *lane = calloc(1, sizeof(*lane));
+    if (!lane)
+        return NULL;
+    lane->client = c;
+    lane->number = number;
+    lane->fd = -1;
+    return lane;
+}
+
+static void lane_free(struct crail_lane *lane) {
+    if (lane->fd >= 0)
+        close(lane->fd);
+    for (uint32_t i = 0; i < lane->data_count; i++)
+        close(lane->data[i].fd);
+    crail_buf_free(&lane->out);
+    crail_buf_free(&lane->in);
+    free(lane);
+}
+
+static struct crail_lane **find_place(crail_client *c, uint32_t number) {
+    for (uint32_t i = 0; i < CRAIL_CLIENT_LANES_MAX; i++)
+        if (c->lanes[i] && c->lanes[i]->number == number)
+            return &c->lanes[i];
+    return NULL;
+}
+
+int crail_lane_checkout(crail_client *c, struct crail_lane **out, uint32_t *number) {
+    int rc = 0;
+    pthread_mutex_lock(&c->lock);
+    struct crail_lane *lane = c->free_lanes;
+    if (c->is_closed) {
+        rc = -CRAIL_E_CLOSED;
+    } else if (lane) {
+        c->free_lanes = lane->next_free;
+    } else if (c->lanes_count >= c->options.lanes_max) {
+        rc = -EBUSY;
+    } else if (!(lane = lane_new(c, c->lane_next))) {
+        rc = -ENOMEM;
+    } else {
+        uint32_t i = 0;
+        while (c->lanes[i])
+            i++;
+        c->lanes[i] = lane;
+        c->lane_next++;
+        c->lanes_count++;
+    }
+    if (lane) {
+        assert(!lane->checked_out);
+        lane->checked_out = true;
+        crail_client_ref(c);
+        *out = lane;
+        *number = lane->number;
+        if (lane->fd < 0)
+            rc = -EAGAIN;
+    }
+    pthread_mutex_unlock(&c->lock);
+    return rc;
+}
+
+static void shrink(struct crail_buf *b) {
+    if (b->cap > BUFFER_BYTES_KEPT)
+        crail_buf_free(b);
+}
+
+void crail_lane_checkin(struct crail_lane *lane) {
+    crail_client *c = lane->client;
+    shrink(&lane->out);
+    shrink(&lane->in);
+    if (c->is_closed) {
+        crail_lane_discard(lane);
+        return;
+    }
+    pthread_mutex_lock(&c->lock);
+    assert(lane->checked_out);
+    lane->checked_out = false;
+    lane->next_free = c->free_lanes;
+    c->free_lanes = lane;
+    pthread_cond_signal(&c->lane_freed);
+    pthread_mutex_unlock(&c->lock);
+    crail_client_unref(c);
+}
+
+void crail_lane_discard(struct crail_lane *lane) {
+    crail_client *c = lane->client;
+    pthread_mutex_lock(&c->lock);
+    assert(lane->checked_out);
+    *find_place(c, lane->number) = NULL;
+    c->lanes_count--;
+    pthread_cond_signal(&c->lane_freed);
+    pthread_mutex_unlock(&c->lock);
+    lane_free(lane);
+    crail_client_unref(c);
+}
+
+int crail_lane_wait(crail_client *c, int64_t timeout_ns) {
+    int64_t until = crail_now_ns() + timeout_ns;
+    struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+    int rc = 0;
+    pthread_mutex_lock(&c->lock);
+    while (rc == 0 && !c->is_closed && !c->free_lanes && c->lanes_count >= c->options.lanes_max)
+        rc = pthread_cond_timedwait(&c->lane_freed, &c->lock, &t);
+    pthread_mutex_unlock(&c->lock);
+    return -rc;
+}
+
+static int set_socket(int fd) {
+    struct timeval tick = {.tv_usec = 1000};
+    int on = 1;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+        return -errno;
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof(tick)) < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tick, sizeof(tick)) < 0)
+        return -errno;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* refused by a unix socket, and not needed there */
+    return 0;
+}
+
+int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh) {
+    int rc = set_socket(fd);
+    pthread_mutex_lock(&c->lock);
+    struct crail_lane **place = find_place(c, number);
+    if (!rc && !place)
+        rc = -EINVAL;
+    if (!rc && c->is_closed)
+        rc = -CRAIL_E_CLOSED;
+    if (rc) {
+        pthread_mutex_unlock(&c->lock);
+        close(fd);
+        return rc;
+    }
+    struct crail_lane *lane = *place;
+    assert(lane->checked_out);
+    if (lane->fd >= 0) {
+        close(lane->fd);
+        atomic_fetch_add(&c->reconnects, 1);
+    }
+    lane->fd = fd;
+    if (fresh) {
+        lane->seq_last = 0;
+        lane->grants_count = 0;
+        if (lane->is_mutating && lane->out.len)
+            ((struct crail_frame *)lane->out.data)->seq = ++lane->seq_last;
+    }
+    pthread_mutex_unlock(&c->lock);
+    return 0;
+}
+
+/* ---- a request ----------------------------------------------------------- */
+
+void crail_lane_begin(struct crail_lane *lane) {
+    lane->out.len = 0;
+    lane->out_sent = 0;
+    lane->is_mutating = false;
+    lane->in.len = 0;
+    lane->in_at = 0;
+}
+
+int crail_lane_op(struct crail_lane *lane, const struct crail_op *op, uint8_t **path, uint8_t **data) {
+    struct crail_buf *b = &lane->out;
+    size_t head = b->len ? 0 : sizeof(struct crail_frame);
+    size_t body = sizeof(*op) + crail_pad8((uint32_t)op->path_len + op->data_len);
+    if (b->len + head + body > CRAIL_FRAME_BYTES_MAX || crail_lane_ops(lane) >= CRAIL_VECTOR_OPS_MAX)
+        return -EMSGSIZE;
+    int rc = crail_buf_reserve(b, head + body);
+    if (rc)
+        return rc;
+    if (head) {
+        memset(b->data, 0, head);
+        b->len = head;
+    }
+    uint8_t *at = b->data + b->len;
+    memcpy(at, op, sizeof(*op));
+    memset(at + body - 8, 0, body > sizeof(*op) ? 8 : 0);
+    *path = at + sizeof(*op);
+    *data = *path + op->path_len;
+    b->len += body;
+    ((struct crail_frame *)b->data)->count++;
+    if (op->code >= CRAIL_OP_MUTATING_FIRST)
+        lane->is_mutating = true;
+    return 0;
+}
+
+uint32_t crail_lane_ops(const struct crail_lane *lane) {
+    return lane->out.len ? ((const struct crail_frame *)lane->out.data)->count : 0;
+}
+
+static void finish_frame(struct crail_lane *lane) {
+    struct crail_frame *f = (struct crail_frame *)lane->out.data;
+    assert(f->count > 0 && lane->out.len % 8 == 0);
+    f->magic = CRAIL_FRAME_MAGIC;
+    f->size = (uint32_t)lane->out.len;
+    f->id = ++lane->id_last;
+    f->seq = lane->is_mutating ? ++lane->seq_last : 0;
+    atomic_fetch_add_explicit(&lane->client->requests, 1, memory_order_relaxed);
+}
+
+int crail_lane_send(struct crail_lane *lane) {
+    if (((struct crail_frame *)lane->out.data)->magic == 0)
+        finish_frame(lane);
+    while (lane->out_sent < lane->out.len) {
+        ssize_t n = send(lane->fd, lane->out.data + lane->out_sent, lane->out.len - lane->out_sent, MSG_NOSIGNAL);
+        if (n < 0)
+            return errno == EINTR ? -EINTR : errno == EAGAIN ? -EAGAIN : -EPIPE;
+        lane->out_sent += (size_t)n;
+    }
+    return 0;
+}
+
+void crail_lane_send_again(struct crail_lane *lane) {
+    lane->out_sent = 0;
+    lane->in.len = 0;
+    atomic_fetch_add_explicit(&lane->client->retries, 1, memory_order_relaxed);
+}
+
+/* Is there a whole reply in `in`, and is it ours? 0, -EAGAIN (read on), -EPIPE. */
+static int check_reply(struct crail_lane *lane) {
+    const struct crail_frame *sent = (const struct crail_frame *)lane->out.data;
+    while (lane->in.len >= sizeof(struct crail_frame)) {
+        const struct crail_frame *f = (const struct crail_frame *)lane->in.data;
+        if (f->magic != CRAIL_FRAME_MAGIC || f->size < sizeof(*f) || f->size > REPLY_BYTES_MAX || f->size % 8)
+            return -EPIPE;
+        if (lane->in.len < f->size)
+            return -EAGAIN;
+        if (f->id == sent->id) {
+            lane->in_at = sizeof(*f);
+            return f->count == sent->count && lane->in.len == f->size ? 0 : -EPIPE;
+        }
+        if (f->id > sent->id) /* an answer to a question that was never asked */
+            return -EPIPE;
+        size_t rest = lane->in.len - f->size; /* a late reply to a copy that was sent before */
+        memmove(lane->in.data, lane->in.data + f->size, rest);
+        lane->in.len = rest;
+    }
+    return -EAGAIN;
+}
+
+static int wait_readable(int fd, int64_t timeout_ns) {
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    struct timespec t = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    int n = ppoll(&p, 1, &t, NULL);
+    return n < 0 ? -errno : n == 0 ? -EAGAIN : 0;
+}
+
+int crail_lane_receive(struct crail_lane *lane, int64_t timeout_ns) {
+    for (;;) {
+        size_t want = RECEIVE_BYTES_MIN;
+        if (lane->in.len >= sizeof(struct crail_frame)) {
+            size_t size = ((struct crail_frame *)lane->in.data)->size;
+            want = size > lane->in.len ? size - lane->in.len : want;
+        }
+        if (crail_buf_reserve(&lane->in, want))
+            return -ENOMEM;
+        if (timeout_ns) {
+            int rc = wait_readable(lane->fd, timeout_ns);
+            if (rc)
+                return rc;
+        }
+        ssize_t n = recv(lane->fd, lane->in.data + lane->in.len, lane->in.cap - lane->in.len, 0);
+        if (n == 0)
+            return -EPIPE;
+        if (n < 0)
+            return errno == EINTR ? -EINTR : errno == EAGAIN ? -EAGAIN : -EPIPE;
+        lane->in.len += (size_t)n;
+        int rc = check_reply(lane);
+        if (rc != -EAGAIN)
+            return rc;
+    }
+}
+
+const struct crail_result *crail_lane_result(struct crail_lane *lane, const void **data) {
+    if (lane->in.len - lane->in_at < sizeof(struct crail_result))
+        return NULL;
+    const struct crail_result *r = (const struct crail_result *)(lane->in.data + lane->in_at);
+    size_t body = sizeof(*r) + (((size_t)r->data_len + 7) & ~(size_t)7);
+    if (lane->in.len - lane->in_at < body)
+        return NULL;
+    *data = r + 1;
+    lane->in_at += body;
+    return r;
+}
+
+/* ---- grants held ahead --------------------------------------------------- */
+
+bool crail_lane_grant_take(struct crail_lane *lane, uint64_t size, struct crail_extent *out) {
+    uint64_t need = (size + CRAIL_GRANULE - 1) / CRAIL_GRANULE;
+    for (uint32_t i = 0; i < lane->grants_count; i++) {
+        const struct crail_extent *e = &lane->grants[i];
+        if (e->granules < need || e->granules > need + need / 4)
+            continue;
+        *out = *e;
+        lane->grants[i] = lane->grants[--lane->grants_count];
+        return true;
+    }
+    return false;
+}
+
+bool crail_lane_grant_keep(struct crail_lane *lane, const struct crail_extent *extent) {
+    if (lane->grants_count == CRAIL_LANE_GRANTS)
+        return false;
+    lane->grants[lane->grants_count++] = *extent;
+    return true;
+}
+
+bool crail_lane_grant_drop(struct crail_lane *lane, struct crail_extent *out) {
+    if (lane->grants_count == 0)
+        return false;
+    *out = lane->grants[0];
+    lane->grants[0] = lane->grants[--lane->grants_count];
+    return true;
+}
+
+/* ---- closing ------------------------------------------------------------- */
+
+void crail_client_close(crail_client *c) {
+    pthread_mutex_lock(&c->lock);
+    c->is_closed = true;
+    for (uint32_t i = 0; i < CRAIL_CLIENT_LANES_MAX; i++) {
+        struct crail_lane *lane = c->lanes[i];
+        if (!lane)
+            continue;
+        if (lane->checked_out) { /* its caller will find the connection closed, and discard it */
+            if (lane->fd >= 0)
+                shutdown(lane->fd, SHUT_RDWR);
+            continue;
+        }
+        c->lanes[i] = NULL;
+        c->lanes_count--;
+        lane_free(lane);
+    }
+    c->free_lanes = NULL;
+    pthread_cond_broadcast(&c->lane_freed);
+    pthread_mutex_unlock(&c->lock);
+}

@@ -1,0 +1,139 @@
+/* Regions: the memory that clients map too, and its generations. Mapped on the caller's thread (touching gigabytes
+ * takes seconds), entered into the list on the loop's; never unmapped before the loop has ended. */
+#include "storage.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#define PAGE_BYTES 4096u
+
+static size_t memory_bytes(uint32_t granules) { return (size_t)granules * CRAIL_GRANULE; }
+static size_t generation_bytes(uint32_t granules) { return (size_t)granules * sizeof(uint64_t); }
+
+/* Maps `bytes` of the file, which must have them: what lies beyond its end would be a SIGBUS. */
+static int map_file(int fd, size_t bytes, void **out) {
+    struct stat st;
+    if (fstat(fd, &st))
+        return -errno;
+    if (st.st_size < 0 || (uint64_t)st.st_size < bytes)
+        return -EINVAL;
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (at == MAP_FAILED)
+        return -errno;
+    *out = at;
+    return 0;
+}
+
+/* Takes the space of the file now, so that no later store finds the file system full. */
+static int allocate(int fd, size_t bytes) {
+    if (fallocate(fd, 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
+        return 0;
+    return -errno;
+}
+
+/* Before 5.14 the pages are touched by hand; the contents stay. */
+static int populate_memory(int fd, void *memory, size_t bytes) {
+    int rc;
+    do
+        rc = madvise(memory, bytes, MADV_POPULATE_WRITE);
+    while (rc && (errno == EAGAIN || errno == EINTR));
+    if (rc == 0)
+        return 0;
+    if (errno != EINVAL)
+        return errno == EFAULT ? -ENOSPC : -errno;
+    rc = allocate(fd, bytes);
+    for (size_t at = 0; rc == 0 && at < bytes; at += PAGE_BYTES)
+        __atomic_fetch_or((uint8_t *)memory + at, 0, __ATOMIC_RELAXED);
+    return rc;
+}
+
+static int on_region_add(struct crail_storage *s, void *arg) {
+    if (s->serving || s->region_count == CRAIL_STORAGE_REGIONS_MAX)
+        return s->serving ? -EBUSY : -ENOSPC;
+    struct crail_region *all = realloc(s->regions, (s->region_count + 1) * sizeof(*all));
+    if (!all)
+        return -ENOMEM;
+    s->regions = all;
+    all[s->region_count] = *(struct crail_region *)arg;
+    return (int)s->region_count++;
+}
+
+int crail_storage_region_add(crail_storage *s, int fd, int generations_fd, uint32_t granules, int populate) {
+    if (granules == 0)
+        return -EINVAL;
+    struct crail_region region = {.granules = granules};
+    void *memory = NULL, *generations = NULL;
+    int rc = map_file(fd, memory_bytes(granules), &memory);
+    if (rc)
+        return rc;
+    rc = map_file(generations_fd, generation_bytes(granules), &generations);
+    if (rc)
+        goto out;
+    rc = allocate(generations_fd, generation_bytes(granules));
+    if (rc)
+        goto out;
+    /* Huge pages come only to what is touched after this: the caller must not have allocated the file page by page. */
+    madvise(memory, memory_bytes(granules), MADV_HUGEPAGE);
+    if (populate)
+        rc = populate_memory(fd, memory, memory_bytes(granules));
+    if (rc)
+        goto out;
+    region.memory = memory;
+    region.generations = generations;
+    rc = crail_storage_call(s, on_region_add, &region);
+    if (rc >= 0)
+        return rc;
+out:
+    if (generations)
+        munmap(generations, generation_bytes(granules));
+    munmap(memory, memory_bytes(granules));
+    return rc;
+}
+
+struct region_call {
+    uint32_t number;
+    struct crail_region region;
+};
+
+static int on_region_look(struct crail_storage *s, void *arg) {
+    struct region_call *call = arg;
+    if (call->number >= s->region_count)
+        return -EINVAL;
+    call->region = s->regions[call->number];
+    return 0;
+}
+
+int crail_storage_generations(crail_storage *s, uint32_t region, uint64_t *out, uint32_t granules) {
+    struct region_call call = {.number = region};
+    int rc = crail_storage_call(s, on_region_look, &call);
+    if (rc)
+        return rc;
+    if (granules != call.region.granules)
+        return -EINVAL;
+    for (uint32_t i = 0; i < granules; i++)
+        out[i] = atomic_load_explicit(&call.region.generations[i], memory_order_relaxed);
+    return 0;
+}
+
+bool crail_region_holds(const struct crail_storage *s, uint32_t region, uint32_t granule, uint32_t granules) {
+    return region < s->region_count && granules > 0 &&
+           (uint64_t)granule + granules <= s->regions[region].granules;
+}
+
+void crail_regions_free(struct crail_storage *s) {
+    for (uint32_t i = 0; i < s->region_count; i++) {
+        munmap(s->regions[i].generations, generation_bytes(s->regions[i].granules));
+        munmap(s->regions[i].memory, memory_bytes(s->regions[i].granules));
+    }
+    free(s->regions);
+    s->regions = NULL;
+    s->region_count = 0;
+}

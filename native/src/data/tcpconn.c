@@ -1,0 +1,292 @@
+/* Data connections: requests of a fixed size, served in order, straight from and into the regions.
+ *
+ * A connection in the middle of a transfer holds a slot: its `word`, which the retire scan of this same thread looks
+ * at. The slot begins before the generation is compared and ends with the last byte, or with the connection. No more
+ * than a turn's bytes go through one connection before the others have theirs. */
+#include "storage.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/siphash.h"
+
+#ifndef CRAIL_TURN_BYTES
+#define CRAIL_TURN_BYTES (1u << 20)
+#endif
+#define STEPS_PER_TURN 64     /* system calls for one connection before the others have theirs */
+#define DEAD_PEER_MS 60000    /* a peer that takes nothing for so long in mid-transfer is cut off */
+#define KEEPALIVE_IDLE_S 30
+#define KEEPALIVE_EVERY_S 10
+#define KEEPALIVE_PROBES 3
+
+enum conn_state {
+    CONN_HEAD = 0, /* receiving a request */
+    CONN_FILL,     /* receiving the bytes of a WRITE, into the region or (refused) nowhere */
+    CONN_SEND,     /* sending a reply, with the bytes of a READ */
+};
+
+struct crail_conn {
+    struct crail_source source; /* first: the loop frees it */
+    struct crail_conn *next, **link;
+    enum conn_state state;
+    uint32_t head_done; /* bytes of `request` received, or of `reply` sent */
+    uint64_t word;      /* crail_use_word() of the extent being touched, or 0 */
+    uint8_t *at;        /* next byte in the region; NULL: dropping */
+    uint64_t left;      /* bytes still to come or to go */
+    struct crail_data_request request;
+    struct crail_data_reply reply;
+};
+
+/* What a step says. */
+enum { STEP_ON = 1, STEP_WAIT = 0 /* else -errno: the connection is over */ };
+
+static void conn_close(struct crail_storage *s, struct crail_conn *c) {
+    *c->link = c->next;
+    if (c->next)
+        c->next->link = c->link;
+    s->stats.connections--;
+    crail_loop_close(s, &c->source);
+}
+
+/* ---- a request ---------------------------------------------------------------- */
+
+/* Whether the request may touch its bytes: 0 or a status. Nothing of it is believed before its turn here. */
+static int admit(struct crail_storage *s, const struct crail_data_request *q) {
+    const struct crail_extent *e = &q->extent;
+    if (!s->identified)
+        return CRAIL_E_UNAVAILABLE;
+    if (e->server != s->number)
+        return CRAIL_E_STALE_LOCATION;
+    uint64_t bytes = (uint64_t)e->granules * CRAIL_GRANULE;
+    if (!crail_region_holds(s, e->region, e->granule, e->granules) || q->length > bytes ||
+        q->offset > bytes - q->length)
+        return CRAIL_E_INVALID_ARGUMENT;
+    enum crail_rights right = q->code == CRAIL_DATA_READ ? CRAIL_RIGHT_READ : CRAIL_RIGHT_WRITE;
+    if (crail_guard_on("key") && crail_extent_key(s->mac_key, e, right) != e->key)
+        return CRAIL_E_AUTH;
+    return 0;
+}
+
+/* Slot, fence, generation: as crail_use_enter() does for those who map the region. */
+static bool enter(struct crail_storage *s, struct crail_conn *c) {
+    const struct crail_extent *e = &c->request.extent;
+    if (crail_guard_on("tcp-slot"))
+        c->word = crail_use_word(e->region, e->granule);
+    atomic_thread_fence(memory_order_seq_cst);
+    const _Atomic uint64_t *generations = s->regions[e->region].generations;
+    if (!crail_guard_on("tcp-generation") ||
+        atomic_load_explicit(&generations[e->granule], memory_order_acquire) == e->generation)
+        return true;
+    c->word = 0;
+    return false;
+}
+
+static void reply_begin(struct crail_conn *c, int status, uint64_t bytes) {
+    c->reply = (struct crail_data_reply){
+        .magic = CRAIL_DATA_MAGIC, .status = -status, .id = c->request.id, .length = bytes};
+    c->state = CONN_SEND;
+    c->head_done = 0;
+    c->left = bytes;
+}
+
+/* The whole request is there. 0 or -EPROTO. */
+static int request_begin(struct crail_storage *s, struct crail_conn *c) {
+    const struct crail_data_request *q = &c->request;
+    if (q->magic != CRAIL_DATA_MAGIC || q->flags || (q->code != CRAIL_DATA_READ && q->code != CRAIL_DATA_WRITE))
+        return -EPROTO;
+    int status = admit(s, q);
+    if (status == 0 && !enter(s, c))
+        status = CRAIL_E_STALE_LOCATION;
+    c->at = NULL;
+    if (status == 0)
+        c->at = s->regions[q->extent.region].memory + (uint64_t)q->extent.granule * CRAIL_GRANULE + q->offset;
+    else
+        s->stats.refused++;
+    if (q->code == CRAIL_DATA_READ) {
+        reply_begin(c, status, status ? 0 : q->length);
+        return 0;
+    }
+    c->reply.status = status; /* until reply_begin(): the verdict on what is being received */
+    c->left = q->length;
+    if (c->left)
+        c->state = CONN_FILL;
+    else
+        reply_begin(c, status, 0);
+    return 0;
+}
+
+/* The last byte is through: so is the slot. */
+static void transfer_end(struct crail_storage *s, struct crail_conn *c) {
+    if (c->reply.status == 0) {
+        if (c->request.code == CRAIL_DATA_READ)
+            s->stats.reads++;
+        else
+            s->stats.writes++;
+    }
+    c->word = 0;
+    c->at = NULL;
+    c->state = CONN_HEAD;
+    c->head_done = 0;
+}
+
+/* ---- the steps: one system call each ------------------------------------------------ */
+
+/* What recv() and send() leave: STEP_ON after progress. */
+static int step_answer(ssize_t n) {
+    if (n > 0)
+        return STEP_ON;
+    if (n == 0)
+        return -ECONNRESET;
+    if (errno == EAGAIN || errno == EINTR)
+        return errno == EINTR ? STEP_ON : STEP_WAIT;
+    return -errno;
+}
+
+static int step_head(struct crail_storage *s, struct crail_conn *c) {
+    ssize_t n = recv(c->source.fd, (uint8_t *)&c->request + c->head_done, sizeof(c->request) - c->head_done,
+                     MSG_DONTWAIT);
+    if (n > 0) {
+        c->head_done += (uint32_t)n;
+        if (c->head_done == sizeof(c->request)) {
+            int rc = request_begin(s, c);
+            return rc ? rc : STEP_ON;
+        }
+    }
+    return step_answer(n);
+}
+
+static int step_fill(struct crail_storage *s, struct crail_conn *c, uint64_t *budget) {
+    uint64_t want = c->left < *budget ? c->left : *budget;
+    if (!c->at && want > CRAIL_SCRATCH_BYTES)
+        want = CRAIL_SCRATCH_BYTES;
+    ssize_t n = recv(c->source.fd, c->at ? c->at : s->scratch, want, MSG_DONTWAIT);
+    if (n > 0) {
+        s->stats.bytes_in += (uint64_t)n;
+        *budget -= (uint64_t)n;
+        c->left -= (uint64_t)n;
+        if (c->at)
+            c->at += n;
+        if (c->left == 0) {
+            c->word = 0; /* the bytes are in; the reply touches nothing */
+            reply_begin(c, c->reply.status, 0);
+        }
+    }
+    return step_answer(n);
+}
+
+static int step_send(struct crail_storage *s, struct crail_conn *c, uint64_t *budget) {
+    uint64_t head = sizeof(c->reply) - c->head_done;
+    uint64_t body = c->left < *budget ? c->left : *budget;
+    struct iovec part[2] = {{(uint8_t *)&c->reply + c->head_done, head}, {c->at, body}};
+    struct msghdr message = {.msg_iov = head ? part : part + 1, .msg_iovlen = (head ? 1u : 0u) + (body ? 1u : 0u)};
+    ssize_t n = sendmsg(c->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0) {
+        uint64_t of_head = (uint64_t)n < head ? (uint64_t)n : head;
+        uint64_t of_body = (uint64_t)n - of_head;
+        c->head_done += (uint32_t)of_head;
+        if (of_body) {
+            s->stats.bytes_out += of_body;
+            *budget -= of_body;
+            c->left -= of_body;
+            c->at += of_body;
+        }
+        if (c->head_done == sizeof(c->reply) && c->left == 0)
+            transfer_end(s, c);
+    }
+    return step_answer(n);
+}
+
+static int step(struct crail_storage *s, struct crail_conn *c, uint64_t *budget) {
+    switch (c->state) {
+    case CONN_HEAD:
+        return step_head(s, c);
+    case CONN_FILL:
+        return step_fill(s, c, budget);
+    case CONN_SEND:
+        return step_send(s, c, budget);
+    }
+    assert(!"a connection is in one of its states");
+    return -EPROTO;
+}
+
+static void conn_ready(struct crail_storage *s, struct crail_source *source, uint32_t events) {
+    (void)events; /* an error comes out of the next call on the socket */
+    struct crail_conn *c = (struct crail_conn *)source;
+    uint64_t budget = CRAIL_TURN_BYTES;
+    int rc = STEP_ON;
+    for (int i = 0; rc == STEP_ON && budget && i < STEPS_PER_TURN; i++)
+        rc = step(s, c, &budget);
+    if (rc == -EPROTO)
+        s->stats.protocol_errors++;
+    if (rc < 0)
+        conn_close(s, c);
+    else
+        crail_loop_watch(s, &c->source, c->state == CONN_SEND ? EPOLLOUT : EPOLLIN);
+}
+
+/* ---- coming and going ------------------------------------------------------------------ */
+
+void crail_conns_words(struct crail_storage *s, void (*see)(struct crail_retire_state *r, uint64_t word)) {
+    for (struct crail_conn *c = s->conns; c; c = c->next)
+        if (c->word)
+            see(&s->retire, c->word);
+}
+
+void crail_conns_close(struct crail_storage *s) {
+    while (s->conns)
+        conn_close(s, s->conns);
+}
+
+/* A socketpair knows none of this, and does not need it. */
+static void set_tcp_options(int fd) {
+    static const struct {
+        int level, name, value;
+    } options[] = {
+        {IPPROTO_TCP, TCP_NODELAY, 1},
+        {SOL_SOCKET, SO_KEEPALIVE, 1},
+        {IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S},
+        {IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_EVERY_S},
+        {IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES},
+        {IPPROTO_TCP, TCP_USER_TIMEOUT, DEAD_PEER_MS},
+    };
+    for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++)
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(options[i].value));
+}
+
+static int on_data_attach(struct crail_storage *s, void *arg) {
+    struct crail_conn *c = arg;
+    int rc = crail_loop_add(s, &c->source, EPOLLIN);
+    if (rc)
+        return rc;
+    c->next = s->conns;
+    c->link = &s->conns;
+    if (c->next)
+        c->next->link = &c->next;
+    s->conns = c;
+    s->stats.connections++;
+    s->serving = true;
+    return 0;
+}
+
+int crail_storage_data_attach(crail_storage *s, int fd) {
+    struct crail_conn *c = calloc(1, sizeof(*c));
+    int rc = -ENOMEM;
+    if (c) {
+        c->source = (struct crail_source){.fd = fd, .ready = conn_ready};
+        set_tcp_options(fd);
+        rc = crail_storage_call(s, on_data_attach, c);
+    }
+    if (rc) {
+        close(fd);
+        free(c);
+    }
+    return rc;
+}

@@ -1,0 +1,315 @@
+/* fsck: walks everything from the root and the lists, counts, and compares with what the engine believes. */
+#include "meta/engine.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct fsck {
+    const struct crail_meta *m;
+    char *why;
+    size_t why_bytes;
+    uint64_t nodes, files, directories, inline_bytes;
+    uint64_t in_hash;          /* nodes reached that have to be in the hash */
+    uint64_t bytes;            /* of the arena, by what was reached */
+    uint64_t used;             /* granules of nodes on servers that are not lost */
+    uint64_t doomed;           /* nodes of removed trees */
+    uint64_t ready, building;  /* indexes */
+};
+
+__attribute__((format(printf, 2, 3))) static int bad(struct fsck *f, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(f->why, f->why_bytes, format, args);
+    va_end(args);
+    return -EUCLEAN;
+}
+
+#define CHECK(f, condition, ...)                                                                                      \
+    do {                                                                                                              \
+        if (!(condition))                                                                                             \
+            return bad(f, __VA_ARGS__);                                                                               \
+    } while (0)
+
+typedef unsigned long long ull;
+
+/* ---- one node --------------------------------------------------------------------- */
+
+static int check_runs(struct fsck *f, const struct crail_node *n) {
+    const struct crail_run *run = crail_value_runs_of(f->m, n);
+    uint64_t granules = 0;
+    for (uint32_t i = 0; i < n->extents; i++) {
+        const struct crail_server *sv = crail_server_find(f->m, run[i].server);
+        CHECK(f, sv, "node %llu lies on an unknown server", (ull)n->id);
+        granules += run[i].granules;
+        if (sv->state == CRAIL_SERVER_LOST)
+            continue;
+        struct crail_run_record *rec = crail_run_record_of(f->m, &run[i]);
+        CHECK(f, rec->state == CRAIL_RUN_USED && rec->len == run[i].granules, "node %llu: a run of it is not used",
+              (ull)n->id);
+        CHECK(f, rec->next == 0, "node %llu: a run of it is owned twice", (ull)n->id);
+        rec->next = UINT32_MAX; /* seen; cleared in check_region */
+        f->used += rec->len;
+    }
+    CHECK(f, !n->extents || granules * CRAIL_GRANULE >= n->size, "node %llu: its runs are too short", (ull)n->id);
+    return 0;
+}
+
+static int check_file(struct fsck *f, const struct crail_node *n) {
+    CHECK(f, n->kind == CRAIL_KIND_FILE, "node %llu is of no kind", (ull)n->id);
+    f->files++;
+    if (n->extents) {
+        f->bytes += n->data ? crail_arena_cost(n->extents * (uint32_t)sizeof(struct crail_run)) : 0;
+        return check_runs(f, n);
+    }
+    CHECK(f, n->size <= CRAIL_INLINE_MAX && !n->data == (n->size <= CRAIL_NODE_TINY),
+          "node %llu: its inline value is misplaced", (ull)n->id);
+    f->bytes += n->data ? crail_arena_cost((uint32_t)n->size) : 0;
+    f->inline_bytes += n->size;
+    return 0;
+}
+
+static int check_index(struct fsck *f, crail_ref ref, const struct crail_node *n) {
+    const struct crail_index *ix = crail_arena_at(&f->m->arena, n->index);
+    uint64_t entries;
+    CHECK(f, ix->dir == ref, "node %llu: its index is another's", (ull)n->id);
+    f->bytes += crail_arena_cost(sizeof(*ix));
+    if (crail_btree_check(f->m, ix, &entries, &f->bytes, f->why, f->why_bytes))
+        return -EUCLEAN;
+    bool ready = ix->state == CRAIL_INDEX_READY;
+    f->ready += ready;
+    f->building += !ready;
+    uint64_t outside = 0;
+    for (crail_ref c = ix->cursor; c; c = crail_node_at(f->m, c)->sib_next)
+        outside++;
+    if (ix->state == CRAIL_INDEX_PREFIX)
+        CHECK(f, entries == 0, "node %llu: its index is filled too early", (ull)n->id);
+    else
+        CHECK(f, entries + outside == n->size, "node %llu: its index has %llu of %llu", (ull)n->id, (ull)entries,
+              (ull)n->size);
+    return 0;
+}
+
+static int check_directory(struct fsck *f, crail_ref ref, const struct crail_node *n) {
+    uint64_t children = 0;
+    crail_ref prev = 0;
+    f->directories++;
+    for (crail_ref c = n->first_child; c; c = crail_node_at(f->m, c)->sib_next) {
+        const struct crail_node *child = crail_node_at(f->m, c);
+        CHECK(f, child->parent == ref && child->sib_prev == prev, "node %llu: its children are misled", (ull)n->id);
+        prev = c;
+        children++;
+    }
+    CHECK(f, children == n->size, "node %llu has %llu children, not %llu", (ull)n->id, (ull)children, (ull)n->size);
+    return n->index ? check_index(f, ref, n) : 0;
+}
+
+static int check_node(struct fsck *f, crail_ref ref) {
+    const struct crail_node *n = crail_node_at(f->m, ref);
+    f->nodes++;
+    f->bytes += crail_arena_cost(sizeof(*n));
+    f->bytes += n->name_len > CRAIL_NODE_NAME ? crail_arena_cost(n->name_len) : 0;
+    CHECK(f, n->id && n->id <= f->m->last_id && n->version <= f->m->last_version, "node %llu has an unborn number",
+          (ull)n->id);
+    if (n->parent) {
+        const char *name = crail_node_name(f->m, n);
+        uint32_t hash = crail_names_hash(f->m, n->parent, name, n->name_len);
+        CHECK(f, hash == n->hash, "node %llu has a wrong hash", (ull)n->id);
+        CHECK(f, crail_names_find(f->m, n->parent, hash, name, n->name_len) == ref, "node %llu is not in the hash",
+              (ull)n->id);
+        f->in_hash++;
+    }
+    return crail_node_is_dir(n) ? check_directory(f, ref, n) : check_file(f, n);
+}
+
+/* A node and all below, without recursion: down by first child, on by sibling, up by parent. */
+static int check_below(struct fsck *f, crail_ref top) {
+    crail_ref ref = top;
+    for (;;) {
+        int rc = check_node(f, ref);
+        if (rc)
+            return rc;
+        const struct crail_node *n = crail_node_at(f->m, ref);
+        if (crail_node_is_dir(n) && n->first_child) {
+            ref = n->first_child;
+            continue;
+        }
+        while (ref != top && !crail_node_at(f->m, ref)->sib_next)
+            ref = crail_node_at(f->m, ref)->parent;
+        if (ref == top)
+            return 0;
+        ref = crail_node_at(f->m, ref)->sib_next;
+    }
+}
+
+static int check_tree(struct fsck *f) {
+    int rc = check_below(f, f->m->root);
+    uint64_t living = f->nodes;
+    for (crail_ref top = f->m->doomed; top && !rc; top = crail_node_at(f->m, top)->sib_next)
+        rc = check_below(f, top);
+    f->doomed = f->nodes - living;
+    return rc;
+}
+
+/* ---- totals of the tree ---------------------------------------------------------------- */
+
+static int check_names(struct fsck *f) {
+    const struct crail_names *t = &f->m->names;
+    uint64_t count = 0;
+    for (uint32_t b = 0; b < t->buckets; b++) {
+        const crail_ref *cells = crail_arena_at(&f->m->arena, t->segment[b / CRAIL_NAMES_SEGMENT]);
+        for (crail_ref ref = cells[b % CRAIL_NAMES_SEGMENT]; ref; ref = crail_node_at(f->m, ref)->hash_next) {
+            CHECK(f, crail_names_bucket_of(t, crail_node_at(f->m, ref)->hash) == b, "a node is in a wrong bucket");
+            CHECK(f, ++count <= t->count, "the hash has more nodes than it counts");
+        }
+    }
+    f->bytes += (uint64_t)((t->buckets + CRAIL_NAMES_SEGMENT - 1) / CRAIL_NAMES_SEGMENT) * CRAIL_ARENA_CHUNK;
+    CHECK(f, count == t->count && count == f->in_hash, "the hash has %llu nodes, the tree %llu", (ull)count,
+          (ull)f->in_hash);
+    return 0;
+}
+
+static int check_totals(struct fsck *f) {
+    const struct crail_meta *m = f->m;
+    uint64_t ready = 0, building = 0;
+    for (crail_ref r = m->index_recent; r; r = ((struct crail_index *)crail_arena_at(&m->arena, r))->next)
+        ready++;
+    for (crail_ref r = m->building; r; r = ((struct crail_index *)crail_arena_at(&m->arena, r))->next)
+        building++;
+    f->bytes += crail_btree_dying_bytes(m);
+    CHECK(f, ready == f->ready && building == f->building && building == m->indexes_building,
+          "the lists of indexes are wrong");
+    CHECK(f, f->nodes == m->nodes && f->files == m->files && f->directories == m->directories,
+          "%llu nodes are counted, %llu are there", (ull)m->nodes, (ull)f->nodes);
+    CHECK(f, f->inline_bytes == m->inline_bytes, "inline values: %llu bytes counted, %llu there",
+          (ull)m->inline_bytes, (ull)f->inline_bytes);
+    CHECK(f, m->doomed_nodes <= f->doomed && !m->doomed_nodes == !f->doomed, "removed nodes: %llu counted, %llu there",
+          (ull)m->doomed_nodes, (ull)f->doomed);
+    CHECK(f, f->bytes == m->arena.bytes_used, "arena: %llu bytes in use, %llu reached", (ull)m->arena.bytes_used,
+          (ull)f->bytes);
+    return 0;
+}
+
+/* ---- granules ------------------------------------------------------------------------------ */
+
+static uint64_t list_length(const struct crail_region *r, const struct crail_run_list *list,
+                            enum crail_run_state state) {
+    uint64_t n = 0;
+    uint32_t prev = 0;
+    for (uint32_t at = list->head; at; prev = at, at = r->record[at - 1].next, n++)
+        if (r->record[at - 1].state != state || r->record[at - 1].prev != prev || n > r->granules)
+            return UINT64_MAX;
+    return list->tail == prev ? n : UINT64_MAX;
+}
+
+/* Is this record in the array of the session that it names? */
+static bool grant_known(const struct crail_meta *m, uint32_t server, uint32_t region, uint32_t granule,
+                        const struct crail_run_record *rec) {
+    const struct crail_meta_session *s = rec->next < m->sessions_n ? m->sessions[rec->next] : NULL;
+    if (!s || rec->prev >= s->n)
+        return false;
+    const struct crail_grant *g = &s->grants[rec->prev];
+    return g->server == server && g->region == region && g->granule == granule;
+}
+
+struct region_sums {
+    uint64_t granules[8], runs[8]; /* by state */
+};
+
+static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t region, uint32_t g) {
+    struct crail_region *r = &sv->regions[region];
+    struct crail_run_record *rec = &r->record[g];
+    CHECK(f, rec->len && rec->len <= r->granules - g, "server %u: granule %u begins no run", sv->number, g);
+    for (uint32_t i = 1; i < rec->len; i++) {
+        bool end = rec->state == CRAIL_RUN_FREE && i + 1 == rec->len;
+        const struct crail_run_record *inner = &r->record[g + i];
+        CHECK(f, inner->state == (end ? CRAIL_RUN_FREE_END : CRAIL_RUN_INNER) && inner->len == (end ? rec->len : 0),
+              "server %u: granule %u within a run is marked", sv->number, g + i);
+    }
+    if (rec->state == CRAIL_RUN_USED) {
+        CHECK(f, rec->next == UINT32_MAX, "server %u: granule %u is used by nobody", sv->number, g);
+        rec->next = 0;
+    }
+    if (rec->state == CRAIL_RUN_GRANT)
+        CHECK(f, grant_known(f->m, sv->number, region, g, rec), "server %u: granule %u is granted to nobody",
+              sv->number, g);
+    return 0;
+}
+
+static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t region, struct region_sums *sums) {
+    struct crail_region *r = &sv->regions[region];
+    uint64_t runs[8] = {0};
+    bool was_free = false;
+    for (uint32_t g = 0; g < r->granules; g += r->record[g].len) {
+        int rc = check_run(f, sv, region, g);
+        if (rc)
+            return rc;
+        const struct crail_run_record *rec = &r->record[g];
+        CHECK(f, rec->state < 8 && rec->state != CRAIL_RUN_INNER && rec->state != CRAIL_RUN_FREE_END &&
+                  rec->state != CRAIL_RUN_MARKED,
+              "server %u: granule %u has no state", sv->number, g);
+        CHECK(f, !(was_free && rec->state == CRAIL_RUN_FREE), "server %u: granule %u is free and was not joined",
+              sv->number, g);
+        was_free = rec->state == CRAIL_RUN_FREE;
+        runs[rec->state]++;
+        sums->runs[rec->state]++;
+        sums->granules[rec->state] += rec->len;
+    }
+    uint64_t listed = 0;
+    for (uint32_t c = 0; c < CRAIL_RUN_CLASSES; c++) {
+        bool mapped = r->class_map[c / 64] >> (c % 64) & 1;
+        CHECK(f, mapped == (r->free[c].head != 0), "server %u: the map of free classes is wrong", sv->number);
+        listed += list_length(r, &r->free[c], CRAIL_RUN_FREE);
+    }
+    CHECK(f, listed == runs[CRAIL_RUN_FREE], "server %u: free runs are not all listed", sv->number);
+    CHECK(f, list_length(r, &r->due, CRAIL_RUN_DUE) == runs[CRAIL_RUN_DUE] &&
+              list_length(r, &r->pending, CRAIL_RUN_PENDING) == runs[CRAIL_RUN_PENDING],
+          "server %u: orders are not all listed", sv->number);
+    return 0;
+}
+
+static int check_server(struct fsck *f, const struct crail_server *sv, uint64_t *used, uint64_t *grants) {
+    struct region_sums sums = {0};
+    for (uint32_t i = 0; i < sv->regions_n; i++) {
+        int rc = check_region(f, sv, i, &sums);
+        if (rc)
+            return rc;
+    }
+    const uint64_t *g = sums.granules;
+    CHECK(f, sv->count[CRAIL_COUNT_FREE] == g[CRAIL_RUN_FREE] && sv->count[CRAIL_COUNT_USED] == g[CRAIL_RUN_USED] &&
+              sv->count[CRAIL_COUNT_GRANTED] == g[CRAIL_RUN_GRANT] &&
+              sv->count[CRAIL_COUNT_RETIRING] == g[CRAIL_RUN_DUE] + g[CRAIL_RUN_PENDING],
+          "server %u: the counts of granules are wrong", sv->number);
+    CHECK(f, sv->due_extents == sums.runs[CRAIL_RUN_DUE] && sv->due_granules == g[CRAIL_RUN_DUE],
+          "server %u: the count of due orders is wrong", sv->number);
+    *used += g[CRAIL_RUN_USED];
+    *grants += sums.runs[CRAIL_RUN_GRANT];
+    return 0;
+}
+
+static int check_granules(struct fsck *f) {
+    uint64_t used = 0, grants = 0, held = 0;
+    for (uint32_t i = 0; i < f->m->servers_n; i++) {
+        const struct crail_server *sv = f->m->servers[i];
+        int rc = sv->state == CRAIL_SERVER_LOST ? 0 : check_server(f, sv, &used, &grants);
+        if (rc)
+            return rc;
+    }
+    for (uint32_t i = 0; i < f->m->sessions_n; i++)
+        held += f->m->sessions[i] ? f->m->sessions[i]->n : 0;
+    CHECK(f, used == f->used, "granules of nodes: %llu used, %llu named", (ull)used, (ull)f->used);
+    CHECK(f, grants == held, "grants: %llu runs, %llu in sessions", (ull)grants, (ull)held);
+    return 0;
+}
+
+int crail_meta_check(const struct crail_meta *m, char *why, size_t why_bytes) {
+    struct fsck f = {.m = m, .why = why, .why_bytes = why_bytes};
+    int rc = check_tree(&f);
+    if (!rc)
+        rc = check_names(&f);
+    if (!rc)
+        rc = check_totals(&f);
+    if (!rc)
+        rc = check_granules(&f);
+    return rc;
+}

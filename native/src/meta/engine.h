@@ -1,0 +1,320 @@
+/* What the files of the meta room share: the records in the arena, the engine itself, and each file's face.
+ * Nothing here leaves the room. One thread. */
+#ifndef CRAIL_META_ENGINE_H
+#define CRAIL_META_ENGINE_H
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/siphash.h"
+#include "crail/status.h"
+#include "meta/arena.h"
+#include "meta/granules.h"
+#include "meta/meta.h"
+
+/* ---- nodes ---------------------------------------------------------------- */
+
+#define CRAIL_NODE_NAME 48u /* bytes of a name that fit in the node */
+#define CRAIL_NODE_TINY 16u /* bytes of a value that fit in the node */
+#define CRAIL_NODE_INDEX_FAILED 1u /* of a directory: its index ran out of memory since it was last listed */
+
+/* A node never moves: children name their parent by its ref. The first cache line is all that a lookup that passes
+ * by has to touch. */
+struct crail_node {
+    crail_ref hash_next;
+    uint32_t hash;
+    crail_ref parent; /* 0 in the root and in the tops of removed trees */
+    uint8_t name_len;
+    uint8_t kind;    /* enum crail_kind */
+    uint8_t extents; /* of a file; 0: the value is inline */
+    uint8_t flags;   /* CRAIL_NODE_* */
+    union {
+        char name[CRAIL_NODE_NAME];
+        crail_ref name_ref; /* of a name that does not fit */
+    };
+
+    uint64_t id;
+    uint64_t version;
+    uint64_t size; /* bytes of a file, entries of a directory */
+    int64_t mtime_ns;
+    crail_ref sib_next, sib_prev; /* the children of one directory, latest first */
+    union {
+        crail_ref first_child;
+        crail_ref data; /* inline value above CRAIL_NODE_TINY, or the runs of a file of more than one extent */
+    };
+    crail_ref index; /* struct crail_index of a directory, or 0 */
+    union {
+        uint8_t tiny[CRAIL_NODE_TINY];
+        struct crail_run run; /* of a file of one extent */
+    };
+};
+_Static_assert(sizeof(struct crail_node) == 128, "two cache lines");
+_Static_assert(offsetof(struct crail_node, id) == 64, "the first is for lookups");
+
+/* A value made ready before anything is changed, so that publishing it cannot fail. */
+struct crail_value {
+    uint64_t size;
+    uint8_t extents;
+    crail_ref data;
+    union {
+        uint8_t tiny[CRAIL_NODE_TINY];
+        struct crail_run run;
+    };
+};
+
+/* ---- the engine ----------------------------------------------------------- */
+
+/* Nodes by (parent, name): linear hashing, chained through the nodes. */
+struct crail_names {
+    crail_ref *segment; /* in the head of the arena; each holds CRAIL_NAMES_SEGMENT buckets */
+    uint32_t buckets;
+    uint32_t mask; /* 2^k - 1 with 2^(k-1) < buckets <= 2^k */
+    uint64_t count;
+};
+#define CRAIL_NAMES_SEGMENT (CRAIL_ARENA_CHUNK / 4)
+#define CRAIL_NAMES_SEGMENTS_MAX 65536u
+
+/* Directories by the text before the last slash. A slot holds as long as no directory was moved or removed. */
+#define CRAIL_PREFIX_SLOTS 16384u
+#define CRAIL_PREFIX_BYTES 108u
+struct crail_prefix {
+    uint64_t shape;
+    uint32_t hash;
+    crail_ref dir;
+    uint32_t len;
+    char text[CRAIL_PREFIX_BYTES];
+};
+_Static_assert(sizeof(struct crail_prefix) == 128, "most texts fit in the first cache line");
+
+/* A lookup announced by crail_meta_prefetch(), in some stage of being fetched. */
+#define CRAIL_AHEAD 8u
+struct crail_ahead {
+    uint64_t name;   /* hash of its last component; 0: nothing to fetch */
+    uint32_t prefix; /* hash of what is before */
+    uint32_t hash;   /* in the directory, once that is found */
+    crail_ref dir;
+    crail_ref node;
+};
+
+struct crail_grave {
+    void *addr;
+    size_t bytes;
+};
+
+struct crail_meta {
+    struct crail_arena arena;
+    struct crail_names names;
+    uint64_t hash_seed;
+    uint8_t mac_key[16];
+    crail_ref root;
+    uint64_t shape; /* raised whenever a directory is moved or removed */
+    uint64_t last_id, last_version;
+    uint64_t nodes, files, directories, inline_bytes;
+    int64_t now_ns; /* of the latest operation */
+    struct crail_prefix *prefixes;
+    struct crail_ahead ahead[CRAIL_AHEAD];
+    uint32_t ahead_next;
+
+    struct crail_server **servers; /* number - 1; LOST ones stay as stubs */
+    uint32_t servers_n, servers_cap;
+    struct crail_server **up; /* those that grants come from */
+    uint32_t up_n, up_next;
+    struct crail_meta_session **sessions; /* by slot; NULL where free */
+    uint32_t sessions_n;
+
+    /* work for crail_meta_step() */
+    crail_ref doomed;        /* tops of removed trees, linked through sib_next */
+    uint64_t doomed_nodes;   /* known to be in them */
+    crail_ref dying_trees;   /* B+tree nodes to be freed with all below, linked through `next` */
+    uint64_t indexes_building;
+    crail_ref building;                  /* indexes, linked through `next` */
+    crail_ref index_recent, index_stale; /* ends of the list of ready ones */
+    uint32_t sessions_dying;
+    struct crail_grave *graves; /* memory of lost servers */
+    uint32_t graves_n, graves_cap;
+};
+
+static inline struct crail_node *crail_node_at(const struct crail_meta *m, crail_ref ref) {
+    return crail_arena_at(&m->arena, ref);
+}
+
+static inline const char *crail_node_name(const struct crail_meta *m, const struct crail_node *n) {
+    return n->name_len <= CRAIL_NODE_NAME ? n->name : crail_arena_at(&m->arena, n->name_ref);
+}
+
+static inline bool crail_node_is_dir(const struct crail_node *n) { return n->kind == CRAIL_KIND_DIRECTORY; }
+
+/* Byte order of names; a prefix comes first. */
+static inline int crail_name_compare(const char *a, uint32_t a_len, const char *b, uint32_t b_len) {
+    int c = memcmp(a, b, a_len < b_len ? a_len : b_len);
+    return c ? c : (int)a_len - (int)b_len;
+}
+
+/* ---- names.c --------------------------------------------------------------- */
+
+int crail_names_open(struct crail_meta *m); /* 0 or -ENOMEM */
+/* In two steps where the name is known before the parent is. */
+uint32_t crail_names_hash(const struct crail_meta *m, crail_ref parent, const char *name, uint32_t len);
+uint64_t crail_names_hash_text(const struct crail_meta *m, const char *name, uint32_t len);
+uint32_t crail_names_hash_in(const struct crail_meta *m, crail_ref parent, uint64_t text);
+crail_ref crail_names_find(const struct crail_meta *m, crail_ref parent, uint32_t hash, const char *name,
+                           uint32_t len);
+/* The node has its hash, parent and name. Cannot fail: without memory the chains just grow longer. */
+void crail_names_insert(struct crail_meta *m, crail_ref ref);
+void crail_names_remove(struct crail_meta *m, crail_ref ref);
+/* The cell in which the chain of this hash begins. */
+crail_ref *crail_names_bucket(const struct crail_meta *m, uint32_t hash);
+uint32_t crail_names_bucket_of(const struct crail_names *t, uint32_t hash);
+
+/* ---- path.c ----------------------------------------------------------------- */
+
+/* Where a path leads. */
+struct crail_walk {
+    crail_ref dir;    /* the directory that holds, or would hold, the last component; 0 for the root itself */
+    crail_ref node;   /* what is there, or 0 */
+    const char *name; /* the last component */
+    uint32_t name_len;
+    uint32_t hash;
+    uint32_t gap; /* where a directory above is missing: offset of its component; `dir` is the one before */
+};
+
+/* 0 (then w->node may still be 0), or a status: INVALID_PATH, NOT_CONTAINER, NOT_FOUND (with w->gap). */
+int crail_path_walk(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w);
+void crail_path_forget(struct crail_meta *m); /* a directory was moved or removed */
+
+/* ---- tree.c ----------------------------------------------------------------- */
+
+/* A new empty node in `dir`; w->name is not there yet. 0 without memory, and then nothing changed. */
+crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
+                            enum crail_kind kind, int64_t now_ns);
+/* Makes the missing directories of a walk that ended with a gap and corrects the walk. CRAIL_E_NO_MEMORY changes
+ * nothing. *made counts them, for crail_tree_unmake. */
+int crail_tree_make_parents(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w,
+                            int64_t now_ns, uint32_t *made);
+/* Undoes crail_tree_make_parents, from `dir` upwards. */
+void crail_tree_unmake(struct crail_meta *m, crail_ref dir, uint32_t made);
+/* Takes the node out of its directory, the hash and the index. It still exists. */
+void crail_tree_detach(struct crail_meta *m, crail_ref ref);
+/* Frees a detached node without children: value, name, itself. */
+void crail_tree_free(struct crail_meta *m, crail_ref ref);
+/* Moves a node; what was there is gone already. 0 or CRAIL_E_NO_MEMORY. */
+int crail_tree_move_prepare(struct crail_meta *m, uint32_t name_len, crail_ref *name_ref);
+void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const char *name, uint32_t len,
+                     uint32_t hash, crail_ref name_ref, int64_t now_ns);
+
+/* Values: made ready, published, dropped. 0 or CRAIL_E_NO_MEMORY. */
+int crail_value_inline(struct crail_meta *m, const void *bytes, uint32_t size, struct crail_value *v);
+int crail_value_runs(struct crail_meta *m, const struct crail_run *runs, uint32_t n, uint64_t size,
+                     struct crail_value *v);
+void crail_value_discard(struct crail_meta *m, struct crail_value *v); /* memory only, runs untouched */
+void crail_value_publish(struct crail_meta *m, struct crail_node *n, const struct crail_value *v);
+const void *crail_value_bytes(const struct crail_meta *m, const struct crail_node *n);
+const struct crail_run *crail_value_runs_of(const struct crail_meta *m, const struct crail_node *n);
+
+/* ---- dirindex.c, btree.c ------------------------------------------------------ */
+
+/* The ordered index of a large directory; a record of the arena. */
+enum crail_index_state { CRAIL_INDEX_PREFIX = 1, CRAIL_INDEX_FILL, CRAIL_INDEX_READY };
+struct crail_index {
+    crail_ref dir;
+    crail_ref root;       /* of the B+tree */
+    crail_ref cursor;     /* while building: the next child to look at */
+    crail_ref prev, next; /* among those in building, or the ready ones by last listing */
+    uint64_t entries;
+    int64_t listed_ns;
+    uint8_t state;
+    uint8_t prefix_len; /* what all names began with when it was built */
+    char prefix[CRAIL_NAME_MAX];
+};
+
+#define CRAIL_INDEX_SORT_MAX 64u  /* children of a directory that is sorted on the spot */
+#define CRAIL_INDEX_BUILD_MAX 256u /* children of a directory whose index is built within one operation */
+#define CRAIL_INDEX_COLD_NS (60ll * 1000000000)
+
+/* Gathers up to `max` children with names above `after`, in order. 0, CRAIL_META_AGAIN while the index is being
+ * built, -CRAIL_E_NO_MEMORY. */
+int crail_index_page(struct crail_meta *m, crail_ref dir, const char *after, uint32_t after_len, uint32_t max,
+                     crail_ref *out, uint32_t *n);
+void crail_index_added(struct crail_meta *m, struct crail_node *dir, crail_ref child);
+/* Called while the child is still in the list of siblings. */
+void crail_index_removing(struct crail_meta *m, struct crail_node *dir, crail_ref child);
+void crail_index_drop(struct crail_meta *m, struct crail_node *dir);
+bool crail_index_step(struct crail_meta *m); /* a few microseconds of building; true if some is left */
+void crail_index_drop_cold(struct crail_meta *m);
+
+int crail_btree_insert(struct crail_meta *m, struct crail_index *ix, crail_ref child); /* 0 or -ENOMEM */
+bool crail_btree_remove(struct crail_meta *m, struct crail_index *ix, crail_ref child); /* false: was not in it */
+uint32_t crail_btree_after(const struct crail_meta *m, const struct crail_index *ix, const char *name, uint32_t len,
+                           uint32_t max, crail_ref *out);
+bool crail_btree_free_step(struct crail_meta *m); /* frees one B+tree node of the dying; true if some are left */
+void crail_btree_drop(struct crail_meta *m, struct crail_index *ix);
+/* 0, or -EUCLEAN with a sentence. *bytes grows by what it occupies. */
+int crail_btree_check(const struct crail_meta *m, const struct crail_index *ix, uint64_t *entries, uint64_t *bytes,
+                      char *why, size_t why_bytes);
+uint64_t crail_btree_dying_bytes(const struct crail_meta *m); /* of the trees that crail_btree_free_step() has left */
+
+/* ---- reap.c ------------------------------------------------------------------- */
+
+void crail_reap_tree(struct crail_meta *m, crail_ref top); /* a detached node and all below, in steps */
+bool crail_reap_step(struct crail_meta *m);
+
+/* ---- sessions.c ---------------------------------------------------------------- */
+
+struct crail_grant {
+    uint32_t server, region, granule;
+};
+struct crail_meta_session {
+    uint64_t id;
+    uint32_t slot;
+    bool dying;
+    struct crail_grant *grants; /* the run record of each names its place here */
+    uint32_t n, cap;
+};
+
+/* Room for `n` more grants, so that crail_session_grant cannot fail. 0 or -ENOMEM. */
+int crail_session_reserve(struct crail_meta_session *s, uint32_t n);
+/* Fresh runs become grants. */
+void crail_session_grant(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *runs, uint32_t n);
+/* Is this extent, as it stands, a grant of the session? */
+bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_session *s, const struct crail_extent *e);
+/* The run stays taken, but is no grant any longer. */
+void crail_session_drop(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run);
+/* Forgets every grant on a server that is lost. */
+void crail_sessions_forget_server(struct crail_meta *m, uint32_t number);
+bool crail_session_step(struct crail_meta *m);
+
+/* ---- ops.c, list.c ------------------------------------------------------------- */
+
+/* One operation under way. The handlers return 0 or a status. */
+struct crail_call {
+    struct crail_meta *m;
+    struct crail_meta_session *s;
+    const struct crail_op *op;
+    const char *path;
+    const void *data;
+    int64_t now_ns;
+    struct crail_result *r; /* in the reply; reserved with CRAIL_REPLY_BYTES_MAX of data after it */
+    uint8_t *out;           /* that data */
+};
+#define CRAIL_REPLY_BYTES_MAX 4096u
+
+int crail_op_commit(struct crail_call *c);
+int crail_op_alloc(struct crail_call *c);
+int crail_op_release(struct crail_call *c);
+int crail_op_rename(struct crail_call *c);
+int crail_op_remove(struct crail_call *c);
+int crail_op_rmtree(struct crail_call *c);
+int crail_op_list(struct crail_call *c, struct crail_buf *reply);
+
+/* PUT and COMMIT: may the value be published at the end of this walk? `walked` is the walk's status. */
+int crail_leaf_allowed(const struct crail_call *c, int walked, const struct crail_walk *w);
+/* Publishes it; on CRAIL_E_NO_MEMORY nothing changed and the value is still the caller's. */
+int crail_leaf_publish(struct crail_call *c, int walked, struct crail_walk *w, const struct crail_value *v);
+/* A walk to something that must exist. */
+int crail_walk_existing(struct crail_call *c, struct crail_walk *w);
+
+static inline bool crail_flag(const struct crail_call *c, uint16_t flag) { return c->op->flags & flag; }
+
+#endif

@@ -1,0 +1,171 @@
+/* ALLOC, COMMIT, RELEASE: grants of a session, and how they become values. */
+#include "meta/engine.h"
+
+static uint64_t granules_of(uint64_t bytes) { return bytes / CRAIL_GRANULE + (bytes % CRAIL_GRANULE != 0); }
+
+static struct crail_run run_of(const struct crail_extent *e) {
+    return (struct crail_run){e->server, e->region, e->granule, e->granules};
+}
+
+/* Appends a fresh grant to the result, with the key for writing. */
+static void put_grant(struct crail_call *c, const struct crail_run *run) {
+    struct crail_extent e = {run->server, run->region, run->granule, run->granules, 0, 0};
+    e.generation = crail_run_generation(c->m, run);
+    e.key = crail_extent_key(c->m->mac_key, &e, CRAIL_RIGHT_WRITE);
+    memcpy(c->out + c->r->data_len, &e, sizeof(e));
+    c->r->data_len += sizeof(e);
+    c->r->count++;
+}
+
+int crail_op_alloc(struct crail_call *c) {
+    struct crail_run runs[CRAIL_EXTENTS_MAX];
+    if (c->op->arg1 == 0)
+        return CRAIL_E_INVALID_ARGUMENT;
+    if (crail_session_reserve(c->s, CRAIL_EXTENTS_MAX))
+        return CRAIL_E_NO_MEMORY;
+    uint32_t runs_max = crail_flag(c, CRAIL_OPF_ONE_EXTENT) ? 1 : CRAIL_EXTENTS_MAX;
+    uint32_t n = crail_runs_take(c->m, granules_of(c->op->arg1), runs_max, runs);
+    if (!n)
+        return CRAIL_E_OUT_OF_SPACE;
+    crail_session_grant(c->m, c->s, runs, n);
+    for (uint32_t i = 0; i < n; i++) {
+        put_grant(c, &runs[i]);
+        c->r->size += (uint64_t)runs[i].granules * CRAIL_GRANULE;
+    }
+    return 0;
+}
+
+/* ---- what a client names as its own --------------------------------------------- */
+
+static bool same_run(const struct crail_extent *a, const struct crail_extent *b) {
+    return a->granule == b->granule && a->region == b->region && a->server == b->server;
+}
+
+static bool named_twice(const struct crail_extent *e, uint32_t n) {
+    for (uint32_t i = 1; i < n; i++)
+        for (uint32_t k = 0; k < i; k++)
+            if (same_run(&e[i], &e[k]))
+                return true;
+    return false;
+}
+
+static bool on_lost_server(const struct crail_meta *m, const struct crail_extent *e) {
+    const struct crail_server *sv = crail_server_find(m, e->server);
+    return sv && sv->state == CRAIL_SERVER_LOST;
+}
+
+/* Gives back what is the session's among the extents. */
+static void let_go(struct crail_call *c, const struct crail_extent *e, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        struct crail_run run = run_of(&e[i]);
+        if (!crail_session_owns(c->m, c->s, &e[i]))
+            continue;
+        crail_session_drop(c->m, c->s, &run);
+        crail_run_retire(c->m, &run);
+    }
+}
+
+/* Grants on a lost server went with it: naming them again is no mistake, there is just nothing to give back. */
+int crail_op_release(struct crail_call *c) {
+    struct crail_extent e[CRAIL_EXTENTS_MAX];
+    uint32_t n = c->op->count;
+    memcpy(e, c->data, n * sizeof(e[0]));
+    if (named_twice(e, n))
+        return CRAIL_E_STALE_LOCATION;
+    for (uint32_t i = 0; i < n; i++)
+        if (!on_lost_server(c->m, &e[i]) && !crail_session_owns(c->m, c->s, &e[i]))
+            return CRAIL_E_STALE_LOCATION;
+    let_go(c, e, n);
+    return 0;
+}
+
+/* ---- commit -------------------------------------------------------------------------- */
+
+/* All are grants of the session and hold `size` bytes together. With one on a lost server the others go too: the
+ * value that was written into them cannot be completed. */
+static int commit_grants_checked(struct crail_call *c, const struct crail_extent *e, uint32_t n) {
+    uint64_t granules = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (on_lost_server(c->m, &e[i])) {
+            c->r->server = e[i].server;
+            let_go(c, e, n);
+            return CRAIL_E_STALE_LOCATION;
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (!crail_session_owns(c->m, c->s, &e[i]))
+            return CRAIL_E_STALE_LOCATION;
+        granules += e[i].granules;
+    }
+    if (named_twice(e, n))
+        return CRAIL_E_STALE_LOCATION;
+    return granules_of(c->op->arg1) <= granules ? 0 : CRAIL_E_INVALID_ARGUMENT;
+}
+
+/* Copies the runs up to what the size needs, rounded to its class. Returns how many. */
+static uint32_t kept_runs(const struct crail_extent *e, uint32_t n, uint64_t size, struct crail_run *kept) {
+    uint64_t left = crail_run_round(granules_of(size));
+    uint32_t k = 0;
+    for (uint32_t i = 0; i < n && left; i++) {
+        kept[k] = run_of(&e[i]);
+        if (kept[k].granules > left)
+            kept[k].granules = (uint32_t)left;
+        left -= kept[k++].granules;
+    }
+    return k;
+}
+
+/* The grants stop being grants: `kept` become the node's, the rest is retired. */
+static void turn_to_value(struct crail_call *c, const struct crail_extent *e, uint32_t n,
+                          const struct crail_run *kept, uint32_t kept_n) {
+    for (uint32_t i = 0; i < n; i++) {
+        struct crail_run run = run_of(&e[i]);
+        crail_session_drop(c->m, c->s, &run);
+        if (i >= kept_n) {
+            crail_run_retire(c->m, &run);
+            continue;
+        }
+        if (kept[i].granules < run.granules)
+            crail_run_trim(c->m, &run, kept[i].granules);
+        crail_run_use(c->m, &run);
+    }
+}
+
+static void grant_again(struct crail_call *c) {
+    struct crail_run run;
+    if (crail_session_reserve(c->s, 1) || !crail_runs_take_if_plenty(c->m, granules_of(c->op->arg1), &run))
+        return;
+    crail_session_grant(c->m, c->s, &run, 1);
+    put_grant(c, &run);
+}
+
+int crail_op_commit(struct crail_call *c) {
+    struct crail_extent e[CRAIL_EXTENTS_MAX];
+    struct crail_run kept[CRAIL_EXTENTS_MAX];
+    struct crail_walk w;
+    struct crail_value v;
+    uint32_t n = c->op->count;
+    uint64_t size = c->op->arg1;
+    if (size == 0)
+        return CRAIL_E_INVALID_ARGUMENT;
+    memcpy(e, c->data, n * sizeof(e[0]));
+    int rc = commit_grants_checked(c, e, n);
+    if (rc)
+        return rc;
+    int walked = crail_path_walk(c->m, c->path, c->op->path_len, &w);
+    rc = crail_leaf_allowed(c, walked, &w);
+    uint32_t kept_n = kept_runs(e, n, size, kept);
+    if (!rc)
+        rc = crail_value_runs(c->m, kept, kept_n, size, &v);
+    if (rc)
+        return rc;
+    rc = crail_leaf_publish(c, walked, &w, &v);
+    if (rc) {
+        crail_value_discard(c->m, &v);
+        return rc;
+    }
+    turn_to_value(c, e, n, kept, kept_n);
+    if (crail_flag(c, CRAIL_OPF_GRANT_AGAIN))
+        grant_again(c);
+    return 0;
+}

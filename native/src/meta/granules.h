@@ -1,0 +1,108 @@
+/* The granules of one region, cut into runs. Every granule belongs to exactly one run; the record of a run's first
+ * granule says what it is. Records of inner granules are zero, but the last one of a free run, which says where the
+ * run begins so that a neighbour can join it.
+ *
+ * Free runs lie in lists by size class, two levels as in TLSF (Masmano et al. 2004): with requests rounded up to a
+ * class, taking and giving back are O(1) however many granules there are. */
+#ifndef CRAIL_META_GRANULES_H
+#define CRAIL_META_GRANULES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct crail_meta;
+
+struct crail_run {
+    uint32_t server, region, granule, granules;
+};
+
+enum crail_run_state {
+    CRAIL_RUN_INNER = 0,
+    CRAIL_RUN_FREE,
+    CRAIL_RUN_FREE_END, /* last granule of a free run of more than one: `len` is the run's */
+    CRAIL_RUN_USED,     /* of a node */
+    CRAIL_RUN_GRANT,    /* of a session: `prev` its place among the grants, `next` the slot of the session */
+    CRAIL_RUN_DUE,      /* freed; the order to retire it has not been taken */
+    CRAIL_RUN_PENDING,  /* freed; the order is out */
+    CRAIL_RUN_MARKED,   /* a PENDING one within crail_meta_retires_done() */
+};
+
+struct crail_run_record {
+    uint32_t len;
+    uint32_t prev, next; /* in the list of its state; granule + 1, 0 ends */
+    uint32_t state;      /* enum crail_run_state */
+};
+
+/* 1..8, then four steps per power of two. */
+#define CRAIL_RUN_CLASSES 124u
+
+struct crail_run_list {
+    uint32_t head, tail; /* granule + 1 */
+};
+
+struct crail_region {
+    uint32_t granules;
+    struct crail_run_record *record;
+    uint64_t *generation; /* of every granule, as on the server once all orders are confirmed */
+    uint64_t class_map[2];
+    struct crail_run_list free[CRAIL_RUN_CLASSES];
+    struct crail_run_list due, pending;
+};
+
+/* Smallest class whose runs are all of at least `granules`; largest class that a run of `granules` belongs to. */
+uint32_t crail_run_class_up(uint32_t granules);
+uint32_t crail_run_class_down(uint32_t granules);
+uint32_t crail_run_class_granules(uint32_t class);
+/* Rounded up to a class: by at most a quarter. */
+uint64_t crail_run_round(uint64_t granules);
+
+int crail_region_open(struct crail_region *r, uint32_t granules, const uint64_t *generations); /* 0, -ENOMEM */
+
+/* A free run of exactly `granules`, which has to be a class. False if there is none. The run is INNER until set. */
+bool crail_region_take(struct crail_region *r, uint32_t granules, uint32_t *first);
+/* One of the largest free runs, cut to at most `granules_max`. */
+bool crail_region_take_large(struct crail_region *r, uint32_t granules_max, uint32_t *first, uint32_t *granules);
+int crail_region_largest_class(const struct crail_region *r); /* -1: nothing is free */
+/* The run becomes free and joins its neighbours. */
+void crail_region_give(struct crail_region *r, uint32_t first, uint32_t granules);
+
+void crail_run_push_tail(struct crail_region *r, struct crail_run_list *list, uint32_t granule);
+void crail_run_unlist(struct crail_region *r, struct crail_run_list *list, uint32_t granule);
+
+/* ---- servers.c ------------------------------------------------------------ */
+
+enum { CRAIL_COUNT_FREE, CRAIL_COUNT_USED, CRAIL_COUNT_GRANTED, CRAIL_COUNT_RETIRING, CRAIL_COUNTS };
+
+struct crail_server {
+    uint32_t number;
+    uint32_t state; /* enum crail_meta_server_state */
+    uint32_t regions_n;
+    struct crail_region *regions; /* NULL when LOST */
+    uint64_t granules;            /* all; the counts add up to it */
+    uint64_t count[CRAIL_COUNTS];
+    uint32_t due_extents;
+    uint64_t due_granules;
+    uint32_t take_next; /* region that retires are taken from first */
+};
+
+/* NULL for a number never given. */
+struct crail_server *crail_server_find(const struct crail_meta *m, uint32_t number);
+struct crail_run_record *crail_run_record_of(const struct crail_meta *m, const struct crail_run *run);
+uint64_t crail_run_generation(const struct crail_meta *m, const struct crail_run *run); /* 0 on a lost server */
+
+/* Takes runs of at least `granules` together, as CRAIL_RUN_GRANT without owner yet: one contiguous run if there is
+ * one, else up to `runs_max`. 0 if there is no room, and then nothing is taken. */
+uint32_t crail_runs_take(struct crail_meta *m, uint64_t granules, uint32_t runs_max, struct crail_run *out);
+/* One run of that class, and only while space is plenty. */
+bool crail_runs_take_if_plenty(struct crail_meta *m, uint64_t granules, struct crail_run *out);
+/* A taken run becomes a node's. */
+void crail_run_use(struct crail_meta *m, const struct crail_run *run);
+/* A used or taken run goes: due to be retired, or forgotten with its server. */
+void crail_run_retire(struct crail_meta *m, const struct crail_run *run);
+/* Cuts a used or taken run: what is beyond `keep` granules becomes a run of the same state, and is retired. */
+void crail_run_trim(struct crail_meta *m, struct crail_run *run, uint32_t keep);
+bool crail_servers_step(struct crail_meta *m); /* gives back memory of lost servers; true if some is left */
+void crail_servers_close(struct crail_meta *m);
+
+#endif

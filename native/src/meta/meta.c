@@ -1,0 +1,112 @@
+/* The engine as a whole: made, stepped, counted, freed. */
+#include "meta/engine.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+#define HEAD_BYTES (CRAIL_NAMES_SEGMENTS_MAX * (uint32_t)sizeof(crail_ref))
+
+int crail_meta_new(const struct crail_meta_options *options, struct crail_meta **out) {
+    int rc = -ENOMEM;
+    struct crail_meta *m = calloc(1, sizeof(*m));
+    if (!m)
+        return -ENOMEM;
+    m->prefixes = aligned_alloc(sizeof(*m->prefixes), CRAIL_PREFIX_SLOTS * sizeof(*m->prefixes));
+    if (!m->prefixes)
+        goto out_meta;
+    memset(m->prefixes, 0, CRAIL_PREFIX_SLOTS * sizeof(*m->prefixes));
+    rc = crail_arena_open(&m->arena, options->arena_bytes_max, HEAD_BYTES);
+    if (rc)
+        goto out_meta;
+    m->hash_seed = options->hash_seed;
+    memcpy(m->mac_key, options->mac_key, sizeof(m->mac_key));
+    m->shape = 1; /* the empty slots of the prefixes say 0 */
+    rc = crail_names_open(m);
+    if (rc)
+        goto out_arena;
+    m->root = crail_tree_create(m, 0, "", 0, 0, CRAIL_KIND_DIRECTORY, 0);
+    if (!m->root) {
+        rc = -ENOMEM;
+        goto out_arena;
+    }
+    *out = m;
+    return 0;
+
+out_arena:
+    crail_arena_close(&m->arena);
+out_meta:
+    free(m->prefixes);
+    free(m);
+    return rc;
+}
+
+void crail_meta_free(struct crail_meta *m) {
+    for (uint32_t i = 0; i < m->sessions_n; i++) {
+        if (m->sessions[i])
+            free(m->sessions[i]->grants);
+        free(m->sessions[i]);
+    }
+    free(m->sessions);
+    crail_servers_close(m);
+    crail_arena_close(&m->arena);
+    free(m->prefixes);
+    free(m);
+}
+
+/* ---- background --------------------------------------------------------------------- */
+
+static uint64_t clock_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* A little of every kind of work, so that none waits for another. True if some is left. */
+static bool step_once(struct crail_meta *m) {
+    bool left = crail_session_step(m);
+    left |= crail_reap_step(m);
+    left |= crail_btree_free_step(m);
+    left |= crail_index_step(m);
+    left |= crail_servers_step(m);
+    return left;
+}
+
+bool crail_meta_step(struct crail_meta *m, uint64_t budget_ns) {
+    uint64_t start = clock_ns();
+    crail_index_drop_cold(m);
+    while (step_once(m))
+        if (clock_ns() - start >= budget_ns)
+            return true;
+    return false;
+}
+
+/* ---- facts ---------------------------------------------------------------------------- */
+
+static void add_server(const struct crail_server *sv, struct crail_meta_stats *out) {
+    out->granules_total += sv->granules;
+    out->granules_free += sv->count[CRAIL_COUNT_FREE];
+    out->granules_used += sv->count[CRAIL_COUNT_USED];
+    out->granules_granted += sv->count[CRAIL_COUNT_GRANTED];
+    out->granules_retiring += sv->count[CRAIL_COUNT_RETIRING];
+}
+
+void crail_meta_stats(const struct crail_meta *m, struct crail_meta_stats *out) {
+    *out = (struct crail_meta_stats){.nodes = m->nodes,
+                                     .files = m->files,
+                                     .directories = m->directories,
+                                     .arena_bytes_used = m->arena.bytes_used,
+                                     .arena_bytes_reserved = m->arena.bytes_reserved,
+                                     .values_inline_bytes = m->inline_bytes,
+                                     .background_pending = m->doomed_nodes + m->indexes_building};
+    for (uint32_t i = 0; i < m->servers_n; i++)
+        add_server(m->servers[i], out);
+}
+
+int crail_meta_server_stats(const struct crail_meta *m, uint32_t number, struct crail_meta_stats *out) {
+    const struct crail_server *sv = crail_server_find(m, number);
+    if (!sv)
+        return -ENOENT;
+    *out = (struct crail_meta_stats){0};
+    add_server(sv, out);
+    return 0;
+}

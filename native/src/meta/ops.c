@@ -1,0 +1,232 @@
+/* One operation in, one result out: the rules of each code, then its handler. A handler checks everything first and
+ * changes afterwards, so that one that fails has changed nothing. COMMIT, ALLOC and RELEASE are in extents.c, RENAME
+ * and the removals in moves.c, LIST in list.c. */
+#include "meta/engine.h"
+
+/* ---- shared steps ------------------------------------------------------------- */
+
+int crail_walk_existing(struct crail_call *c, struct crail_walk *w) {
+    int rc = crail_path_walk(c->m, c->path, c->op->path_len, w);
+    if (rc)
+        return rc;
+    return w->node ? 0 : CRAIL_E_NOT_FOUND;
+}
+
+int crail_leaf_allowed(const struct crail_call *c, int walked, const struct crail_walk *w) {
+    bool gap = walked == CRAIL_E_NOT_FOUND;
+    if (walked && !(gap && crail_flag(c, CRAIL_OPF_PARENTS)))
+        return walked;
+    const struct crail_node *n = w->node ? crail_node_at(c->m, w->node) : NULL;
+    if (n && crail_node_is_dir(n))
+        return CRAIL_E_IS_CONTAINER;
+    if (n && crail_flag(c, CRAIL_OPF_IF_ABSENT))
+        return CRAIL_E_EXISTS;
+    if (crail_flag(c, CRAIL_OPF_IF_VERSION) && (n ? n->version : 0) != c->op->arg0)
+        return CRAIL_E_VERSION_CONFLICT;
+    return 0;
+}
+
+/* A new node at the end of the walk, with the directories above where they are missing. 0 without memory. */
+static crail_ref make_node(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind) {
+    uint32_t made = 0;
+    if (walked && crail_tree_make_parents(c->m, c->path, c->op->path_len, w, c->now_ns, &made))
+        return 0;
+    crail_ref ref = crail_tree_create(c->m, w->dir, w->name, w->name_len, w->hash, kind, c->now_ns);
+    if (!ref)
+        crail_tree_unmake(c->m, w->dir, made);
+    return ref;
+}
+
+int crail_leaf_publish(struct crail_call *c, int walked, struct crail_walk *w, const struct crail_value *v) {
+    if (w->node)
+        crail_node_at(c->m, w->node)->version = ++c->m->last_version;
+    else
+        w->node = make_node(c, walked, w, CRAIL_KIND_FILE);
+    if (!w->node)
+        return CRAIL_E_NO_MEMORY;
+    struct crail_node *n = crail_node_at(c->m, w->node);
+    crail_value_publish(c->m, n, v);
+    n->mtime_ns = c->now_ns;
+    c->r->version = n->version;
+    c->r->size = n->size;
+    c->r->kind = n->kind;
+    return 0;
+}
+
+/* Appends the locations of a file to the data of the result. */
+static void put_locations(struct crail_call *c, const struct crail_node *n) {
+    const struct crail_run *run = crail_value_runs_of(c->m, n);
+    for (uint32_t i = 0; i < n->extents; i++) {
+        bool lost = crail_server_find(c->m, run[i].server)->state == CRAIL_SERVER_LOST;
+        struct crail_extent e = {run[i].server, run[i].region, run[i].granule, run[i].granules, 0, 0};
+        e.generation = crail_run_generation(c->m, &run[i]);
+        e.key = lost ? 0 : crail_extent_key(c->m->mac_key, &e, CRAIL_RIGHT_READ);
+        memcpy(c->out + c->r->data_len, &e, sizeof(e));
+        c->r->data_len += sizeof(e);
+    }
+    c->r->count = n->extents;
+}
+
+/* A lost server among those that hold the file, or 0. */
+static uint32_t lost_server(const struct crail_meta *m, const struct crail_node *n) {
+    const struct crail_run *run = crail_value_runs_of(m, n);
+    for (uint32_t i = 0; i < n->extents; i++)
+        if (crail_server_find(m, run[i].server)->state == CRAIL_SERVER_LOST)
+            return run[i].server;
+    return 0;
+}
+
+/* ---- handlers ------------------------------------------------------------------ */
+
+static int op_get(struct crail_call *c) {
+    struct crail_walk w;
+    int rc = crail_walk_existing(c, &w);
+    if (rc)
+        return rc;
+    const struct crail_node *n = crail_node_at(c->m, w.node);
+    if (crail_node_is_dir(n))
+        return CRAIL_E_IS_CONTAINER;
+    c->r->server = lost_server(c->m, n);
+    if (c->r->server)
+        return CRAIL_E_DATA_LOST;
+    c->r->version = n->version;
+    c->r->size = n->size;
+    c->r->kind = n->kind;
+    if (n->extents) {
+        put_locations(c, n);
+        return 0;
+    }
+    c->r->flags = CRAIL_RESF_INLINE;
+    c->r->data_len = (uint32_t)n->size;
+    memcpy(c->out, crail_value_bytes(c->m, n), n->size);
+    return 0;
+}
+
+static int op_stat(struct crail_call *c) {
+    struct crail_walk w;
+    int rc = crail_walk_existing(c, &w);
+    if (rc)
+        return rc;
+    const struct crail_node *n = crail_node_at(c->m, w.node);
+    struct crail_stat st = {n->id, n->version, n->size, n->mtime_ns, n->kind, n->extents};
+    memcpy(c->out, &st, sizeof(st));
+    c->r->data_len = sizeof(st);
+    c->r->version = n->version;
+    c->r->size = n->size;
+    c->r->kind = n->kind;
+    put_locations(c, n);
+    return 0;
+}
+
+static int op_put(struct crail_call *c) {
+    struct crail_walk w;
+    struct crail_value v;
+    if (c->op->data_len > CRAIL_INLINE_MAX)
+        return CRAIL_E_INVALID_ARGUMENT;
+    int walked = crail_path_walk(c->m, c->path, c->op->path_len, &w);
+    int rc = crail_leaf_allowed(c, walked, &w);
+    if (!rc)
+        rc = crail_value_inline(c->m, c->data, c->op->data_len, &v);
+    if (rc)
+        return rc;
+    rc = crail_leaf_publish(c, walked, &w, &v);
+    if (rc)
+        crail_value_discard(c->m, &v);
+    return rc;
+}
+
+static int op_mkdir(struct crail_call *c) {
+    struct crail_walk w;
+    int walked = crail_path_walk(c->m, c->path, c->op->path_len, &w);
+    if (walked && !(walked == CRAIL_E_NOT_FOUND && crail_flag(c, CRAIL_OPF_PARENTS)))
+        return walked;
+    bool is_dir = w.node && crail_node_is_dir(crail_node_at(c->m, w.node));
+    if (w.node && !(is_dir && crail_flag(c, CRAIL_OPF_EXIST_OK)))
+        return CRAIL_E_EXISTS;
+    if (!w.node)
+        w.node = make_node(c, walked, &w, CRAIL_KIND_DIRECTORY);
+    if (!w.node)
+        return CRAIL_E_NO_MEMORY;
+    const struct crail_node *n = crail_node_at(c->m, w.node);
+    c->r->version = n->version;
+    c->r->size = n->size;
+    c->r->kind = n->kind;
+    return 0;
+}
+
+/* ---- rules ----------------------------------------------------------------------- */
+
+enum payload { NO_DATA, BYTES, EXTENTS };
+
+struct rule {
+    int (*run)(struct crail_call *c); /* NULL: not an operation of this room */
+    uint16_t flags;                   /* allowed */
+    bool path;                        /* takes one; else path_len is 0 */
+    enum payload payload;
+};
+
+#define PUBLISH_FLAGS (CRAIL_OPF_IF_ABSENT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_PARENTS)
+
+static const struct rule rules[] = {
+    [CRAIL_OP_GET] = {op_get, 0, true, NO_DATA},
+    [CRAIL_OP_STAT] = {op_stat, 0, true, NO_DATA},
+    [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS, true, BYTES},
+    [CRAIL_OP_COMMIT] = {crail_op_commit, PUBLISH_FLAGS | CRAIL_OPF_GRANT_AGAIN, true, EXTENTS},
+    [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT, false, NO_DATA},
+    [CRAIL_OP_RELEASE] = {crail_op_release, 0, false, EXTENTS},
+    [CRAIL_OP_MKDIR] = {op_mkdir, CRAIL_OPF_PARENTS | CRAIL_OPF_EXIST_OK, true, NO_DATA},
+    [CRAIL_OP_RENAME] = {crail_op_rename, CRAIL_OPF_OVERWRITE, true, BYTES},
+    [CRAIL_OP_REMOVE] = {crail_op_remove, CRAIL_OPF_LEAF_ONLY, true, NO_DATA},
+    [CRAIL_OP_RMTREE] = {crail_op_rmtree, 0, true, NO_DATA},
+};
+static const struct rule list_rule = {NULL, 0, true, BYTES};
+
+static bool well_formed(const struct crail_op *op, const struct rule *rule) {
+    if (op->reserved || (op->flags & ~rule->flags) || (!rule->path && op->path_len))
+        return false;
+    if (rule->payload == EXTENTS)
+        return op->count >= 1 && op->count <= CRAIL_EXTENTS_MAX &&
+               op->data_len == op->count * sizeof(struct crail_extent);
+    return op->count == 0 && (rule->payload == BYTES || op->data_len == 0);
+}
+
+static const struct rule *rule_of(const struct crail_op *op) {
+    bool known = op->code < sizeof(rules) / sizeof(rules[0]) && rules[op->code].run;
+    return known ? &rules[op->code] : NULL;
+}
+
+/* Ends the result: what is kept of a failed one, and the padding. */
+static void finish(struct crail_call *c, int rc, struct crail_buf *reply) {
+    struct crail_result *r = c->r;
+    if (rc)
+        *r = (struct crail_result){.status = -rc, .server = r->server};
+    uint32_t padded = crail_pad8(r->data_len);
+    assert(rc >= 0 && padded <= CRAIL_REPLY_BYTES_MAX);
+    memset(c->out + r->data_len, 0, padded - r->data_len);
+    reply->len += sizeof(*r) + padded;
+}
+
+static int execute_list(struct crail_call *c, struct crail_buf *reply) {
+    int rc = well_formed(c->op, &list_rule) ? crail_op_list(c, reply) : CRAIL_E_INVALID_ARGUMENT;
+    if (rc > CRAIL_STATUS_BASE) {
+        finish(c, rc, reply);
+        return 0;
+    }
+    return rc;
+}
+
+int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op,
+                       const char *path, const void *data, int64_t now_ns, struct crail_buf *reply) {
+    if (crail_buf_reserve(reply, sizeof(struct crail_result) + CRAIL_REPLY_BYTES_MAX))
+        return -ENOMEM;
+    struct crail_result *r = (struct crail_result *)(reply->data + reply->len);
+    struct crail_call c = {m, s, op, path, data, now_ns, r, (uint8_t *)(r + 1)};
+    *r = (struct crail_result){0};
+    m->now_ns = now_ns;
+    if (op->code == CRAIL_OP_LIST)
+        return execute_list(&c, reply);
+    const struct rule *rule = rule_of(op);
+    bool good = rule && well_formed(op, rule);
+    finish(&c, good ? rule->run(&c) : CRAIL_E_INVALID_ARGUMENT, reply);
+    return 0;
+}

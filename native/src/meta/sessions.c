@@ -1,0 +1,136 @@
+/* Sessions and their grants. A session keeps its grants in an array; the record of a granted run names the session's
+ * slot and its place in that array, so that owning, taking and dropping are O(1). A session that ends with many
+ * grants becomes a dying one and is emptied in steps. */
+#include "meta/engine.h"
+
+#include <stdlib.h>
+
+#define GRANTS_PER_STEP 256u
+
+int crail_meta_session_open(struct crail_meta *m, uint64_t id, struct crail_meta_session **out) {
+    uint32_t slot = 0;
+    while (slot < m->sessions_n && m->sessions[slot])
+        slot++;
+    if (slot == m->sessions_n) {
+        uint32_t n = m->sessions_n ? m->sessions_n * 2 : 16;
+        struct crail_meta_session **p = realloc(m->sessions, n * sizeof(*p));
+        if (!p)
+            return -ENOMEM;
+        memset(p + m->sessions_n, 0, (n - m->sessions_n) * sizeof(*p));
+        m->sessions = p;
+        m->sessions_n = n;
+    }
+    struct crail_meta_session *s = calloc(1, sizeof(*s));
+    if (!s)
+        return -ENOMEM;
+    s->id = id;
+    s->slot = slot;
+    m->sessions[slot] = s;
+    *out = s;
+    return 0;
+}
+
+static struct crail_run grant_run(const struct crail_meta *m, const struct crail_grant *g) {
+    struct crail_run run = {g->server, g->region, g->granule, 0};
+    run.granules = crail_run_record_of(m, &run)->len;
+    return run;
+}
+
+/* Retires up to `max` grants; frees the session with the last one. True if some are left. */
+static bool session_empty(struct crail_meta *m, struct crail_meta_session *s, uint32_t max) {
+    while (s->n && max--) {
+        struct crail_run run = grant_run(m, &s->grants[s->n - 1]);
+        crail_session_drop(m, s, &run);
+        crail_run_retire(m, &run);
+    }
+    if (s->n)
+        return true;
+    m->sessions[s->slot] = NULL;
+    m->sessions_dying -= s->dying;
+    free(s->grants);
+    free(s);
+    return false;
+}
+
+void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s) {
+    assert(!s->dying);
+    if (session_empty(m, s, GRANTS_PER_STEP)) {
+        s->dying = true;
+        m->sessions_dying++;
+    }
+}
+
+bool crail_session_step(struct crail_meta *m) {
+    for (uint32_t i = 0; m->sessions_dying && i < m->sessions_n; i++) {
+        if (m->sessions[i] && m->sessions[i]->dying) {
+            session_empty(m, m->sessions[i], GRANTS_PER_STEP);
+            break;
+        }
+    }
+    return m->sessions_dying != 0;
+}
+
+int crail_session_reserve(struct crail_meta_session *s, uint32_t n) {
+    if (s->n + n <= s->cap)
+        return 0;
+    uint32_t cap = s->cap ? s->cap * 2 : 8;
+    while (cap < s->n + n)
+        cap *= 2;
+    struct crail_grant *p = realloc(s->grants, cap * sizeof(*p));
+    if (!p)
+        return -ENOMEM;
+    s->grants = p;
+    s->cap = cap;
+    return 0;
+}
+
+void crail_session_grant(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *runs,
+                         uint32_t n) {
+    assert(s->n + n <= s->cap);
+    for (uint32_t i = 0; i < n; i++) {
+        struct crail_run_record *rec = crail_run_record_of(m, &runs[i]);
+        assert(rec->state == CRAIL_RUN_GRANT);
+        rec->prev = s->n;
+        rec->next = s->slot;
+        s->grants[s->n++] = (struct crail_grant){runs[i].server, runs[i].region, runs[i].granule};
+    }
+}
+
+bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_session *s,
+                        const struct crail_extent *e) {
+    const struct crail_server *sv = crail_server_find(m, e->server);
+    if (!sv || sv->state == CRAIL_SERVER_LOST || e->region >= sv->regions_n)
+        return false;
+    const struct crail_region *r = &sv->regions[e->region];
+    if (e->granule >= r->granules)
+        return false;
+    const struct crail_run_record *rec = &r->record[e->granule];
+    return rec->state == CRAIL_RUN_GRANT && rec->next == s->slot && rec->len == e->granules &&
+           r->generation[e->granule] == e->generation;
+}
+
+/* Removes one place from the array; the last grant moves there. */
+static void place_remove(struct crail_meta *m, struct crail_meta_session *s, uint32_t place) {
+    struct crail_grant last = s->grants[--s->n];
+    if (place == s->n)
+        return;
+    s->grants[place] = last;
+    struct crail_run run = {last.server, last.region, last.granule, 0};
+    crail_run_record_of(m, &run)->prev = place;
+}
+
+void crail_session_drop(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run) {
+    struct crail_run_record *rec = crail_run_record_of(m, run);
+    assert(rec->state == CRAIL_RUN_GRANT && rec->next == s->slot && rec->prev < s->n);
+    place_remove(m, s, rec->prev);
+    rec->prev = rec->next = 0;
+}
+
+void crail_sessions_forget_server(struct crail_meta *m, uint32_t number) {
+    for (uint32_t i = 0; i < m->sessions_n; i++) {
+        struct crail_meta_session *s = m->sessions[i];
+        for (uint32_t k = s ? s->n : 0; k--;)
+            if (s->grants[k].server == number)
+                place_remove(m, s, k);
+    }
+}

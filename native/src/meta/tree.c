@@ -1,0 +1,235 @@
+/* Nodes: made, linked into the tree, moved, given values, freed.
+ *
+ * A node in the tree is in the hash, in the list of its parent's children, counted in its parent's size, and in its
+ * parent's ordered index if there is one. */
+#include "meta/engine.h"
+
+static bool name_is_apart(uint32_t len) { return len > CRAIL_NODE_NAME; }
+
+/* ---- making and linking ------------------------------------------------------ */
+
+static void siblings_add(struct crail_meta *m, struct crail_node *dir, crail_ref ref) {
+    struct crail_node *n = crail_node_at(m, ref);
+    n->sib_prev = 0;
+    n->sib_next = dir->first_child;
+    if (dir->first_child)
+        crail_node_at(m, dir->first_child)->sib_prev = ref;
+    dir->first_child = ref;
+    dir->size++;
+}
+
+static void siblings_remove(struct crail_meta *m, struct crail_node *dir, struct crail_node *n) {
+    if (n->sib_prev)
+        crail_node_at(m, n->sib_prev)->sib_next = n->sib_next;
+    else
+        dir->first_child = n->sib_next;
+    if (n->sib_next)
+        crail_node_at(m, n->sib_next)->sib_prev = n->sib_prev;
+    n->sib_next = n->sib_prev = 0;
+    assert(dir->size);
+    dir->size--;
+}
+
+static void attach(struct crail_meta *m, crail_ref dir_ref, crail_ref ref, int64_t now_ns) {
+    struct crail_node *dir = crail_node_at(m, dir_ref);
+    assert(crail_node_is_dir(dir));
+    crail_names_insert(m, ref);
+    siblings_add(m, dir, ref);
+    dir->mtime_ns = now_ns;
+    if (dir->index)
+        crail_index_added(m, dir, ref);
+}
+
+void crail_tree_detach(struct crail_meta *m, crail_ref ref) {
+    struct crail_node *n = crail_node_at(m, ref);
+    struct crail_node *dir = crail_node_at(m, n->parent);
+    assert(n->parent && crail_node_is_dir(dir));
+    if (dir->index)
+        crail_index_removing(m, dir, ref);
+    crail_names_remove(m, ref);
+    siblings_remove(m, dir, n);
+    n->parent = 0;
+    bool reachable = dir->parent || dir == crail_node_at(m, m->root); /* else: inside of a removed tree */
+    if (crail_node_is_dir(n) && reachable)
+        crail_path_forget(m);
+}
+
+/* Stores the name; `name_ref` is a record for it where it does not fit. */
+static void name_set(struct crail_meta *m, struct crail_node *n, const char *name, uint32_t len,
+                     crail_ref name_ref) {
+    n->name_len = (uint8_t)len;
+    if (name_is_apart(len)) {
+        n->name_ref = name_ref;
+        memcpy(crail_arena_at(&m->arena, name_ref), name, len);
+    } else {
+        memcpy(n->name, name, len);
+    }
+}
+
+static void name_free(struct crail_meta *m, struct crail_node *n) {
+    if (name_is_apart(n->name_len))
+        crail_arena_free(&m->arena, n->name_ref, n->name_len);
+}
+
+static void count_node(struct crail_meta *m, const struct crail_node *n, int64_t by) {
+    m->nodes += (uint64_t)by;
+    if (crail_node_is_dir(n))
+        m->directories += (uint64_t)by;
+    else
+        m->files += (uint64_t)by;
+}
+
+crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
+                            enum crail_kind kind, int64_t now_ns) {
+    crail_ref name_ref = 0;
+    if (crail_tree_move_prepare(m, len, &name_ref))
+        return 0;
+    crail_ref ref = crail_arena_alloc(&m->arena, sizeof(struct crail_node));
+    if (!ref) {
+        if (name_ref)
+            crail_arena_free(&m->arena, name_ref, len);
+        return 0;
+    }
+    struct crail_node *n = crail_node_at(m, ref);
+    memset(n, 0, sizeof(*n));
+    n->hash = hash;
+    n->parent = dir;
+    n->kind = (uint8_t)kind;
+    n->id = ++m->last_id;
+    n->version = ++m->last_version;
+    n->mtime_ns = now_ns;
+    name_set(m, n, name, len, name_ref);
+    count_node(m, n, 1);
+    if (dir)
+        attach(m, dir, ref, now_ns);
+    return ref;
+}
+
+void crail_tree_free(struct crail_meta *m, crail_ref ref) {
+    struct crail_node *n = crail_node_at(m, ref);
+    assert(!n->parent && ref != m->root);
+    if (crail_node_is_dir(n)) {
+        assert(!n->first_child && !n->size);
+        if (n->index)
+            crail_index_drop(m, n);
+    } else {
+        crail_value_publish(m, n, &(struct crail_value){0});
+    }
+    name_free(m, n);
+    count_node(m, n, -1);
+    crail_arena_free(&m->arena, ref, sizeof(*n));
+}
+
+int crail_tree_make_parents(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w,
+                            int64_t now_ns, uint32_t *made) {
+    const char *p = path + w->gap;
+    *made = 0;
+    while (p < w->name) {
+        uint32_t n = (uint32_t)((const char *)memchr(p, '/', (size_t)(path + len - p)) - p);
+        crail_ref dir = crail_tree_create(m, w->dir, p, n, crail_names_hash(m, w->dir, p, n),
+                                          CRAIL_KIND_DIRECTORY, now_ns);
+        if (!dir) {
+            crail_tree_unmake(m, w->dir, *made);
+            return CRAIL_E_NO_MEMORY;
+        }
+        w->dir = dir;
+        ++*made;
+        p += n + 1;
+    }
+    w->hash = crail_names_hash(m, w->dir, w->name, w->name_len);
+    return 0;
+}
+
+void crail_tree_unmake(struct crail_meta *m, crail_ref dir, uint32_t made) {
+    while (made--) {
+        crail_ref above = crail_node_at(m, dir)->parent;
+        crail_tree_detach(m, dir);
+        crail_tree_free(m, dir);
+        dir = above;
+    }
+}
+
+/* ---- moving -------------------------------------------------------------------- */
+
+int crail_tree_move_prepare(struct crail_meta *m, uint32_t name_len, crail_ref *name_ref) {
+    *name_ref = 0;
+    if (!name_is_apart(name_len))
+        return 0;
+    *name_ref = crail_arena_alloc(&m->arena, name_len);
+    return *name_ref ? 0 : CRAIL_E_NO_MEMORY;
+}
+
+void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const char *name, uint32_t len,
+                     uint32_t hash, crail_ref name_ref, int64_t now_ns) {
+    struct crail_node *n = crail_node_at(m, ref);
+    crail_node_at(m, n->parent)->mtime_ns = now_ns;
+    crail_tree_detach(m, ref);
+    name_free(m, n);
+    name_set(m, n, name, len, name_ref);
+    n->hash = hash;
+    n->parent = dir;
+    n->version = ++m->last_version;
+    attach(m, dir, ref, now_ns);
+}
+
+/* ---- values ---------------------------------------------------------------------- */
+
+int crail_value_inline(struct crail_meta *m, const void *bytes, uint32_t size, struct crail_value *v) {
+    *v = (struct crail_value){.size = size};
+    if (size <= CRAIL_NODE_TINY) {
+        if (size)
+            memcpy(v->tiny, bytes, size);
+        return 0;
+    }
+    v->data = crail_arena_alloc(&m->arena, size);
+    if (!v->data)
+        return CRAIL_E_NO_MEMORY;
+    memcpy(crail_arena_at(&m->arena, v->data), bytes, size);
+    return 0;
+}
+
+static uint32_t runs_bytes(uint32_t n) { return n * (uint32_t)sizeof(struct crail_run); }
+
+int crail_value_runs(struct crail_meta *m, const struct crail_run *runs, uint32_t n, uint64_t size,
+                     struct crail_value *v) {
+    assert(n >= 1 && n <= CRAIL_EXTENTS_MAX);
+    *v = (struct crail_value){.size = size, .extents = (uint8_t)n};
+    if (n == 1) {
+        v->run = runs[0];
+        return 0;
+    }
+    v->data = crail_arena_alloc(&m->arena, runs_bytes(n));
+    if (!v->data)
+        return CRAIL_E_NO_MEMORY;
+    memcpy(crail_arena_at(&m->arena, v->data), runs, runs_bytes(n));
+    return 0;
+}
+
+static void data_free(struct crail_meta *m, crail_ref data, uint32_t extents, uint64_t size) {
+    if (data)
+        crail_arena_free(&m->arena, data, extents ? runs_bytes(extents) : (uint32_t)size);
+}
+
+void crail_value_discard(struct crail_meta *m, struct crail_value *v) { data_free(m, v->data, v->extents, v->size); }
+
+const void *crail_value_bytes(const struct crail_meta *m, const struct crail_node *n) {
+    assert(!n->extents);
+    return n->data ? crail_arena_at(&m->arena, n->data) : n->tiny;
+}
+
+const struct crail_run *crail_value_runs_of(const struct crail_meta *m, const struct crail_node *n) {
+    return n->data ? crail_arena_at(&m->arena, n->data) : &n->run;
+}
+
+void crail_value_publish(struct crail_meta *m, struct crail_node *n, const struct crail_value *v) {
+    const struct crail_run *old = crail_value_runs_of(m, n);
+    for (uint32_t i = 0; i < n->extents; i++)
+        crail_run_retire(m, &old[i]);
+    data_free(m, n->data, n->extents, n->size);
+    m->inline_bytes -= n->extents ? 0 : n->size;
+    m->inline_bytes += v->extents ? 0 : v->size;
+    n->size = v->size;
+    n->extents = v->extents;
+    n->data = v->data;
+    memcpy(n->tiny, v->tiny, sizeof(n->tiny));
+}

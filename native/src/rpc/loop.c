@@ -1,0 +1,282 @@
+/* The namenode's thread: look at the connections, serve what is ready for a bounded time, do some background work,
+ * look again. A quiet single request costs three system calls: epoll_wait, recv, send. */
+#include <assert.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "rpc/rpc.h"
+
+#define EVENTS_PER_LOOK 64
+#define STEP_NS_MIN 30000u /* background work goes on under any load */
+
+const struct crail_rpc_tuning crail_rpc_tuning_default = {
+    .slice_ns = 120000,
+    .step_ns = 100000,
+    .drain_ns = 60000000000,
+    .space_wait_ns = 200000000,
+    .order_wait_ns = 2000000,
+    .idle_ns = 1000000000,
+};
+
+/* ---- endpoints ----------------------------------------------------------- */
+
+void crail_rpc_arm(crail_namenode *nn, struct crail_rpc_endpoint *end, uint32_t events) {
+    assert(end->fd >= 0);
+    if (end->armed == events)
+        return;
+    struct epoll_event ev = {.events = events, .data.ptr = end};
+    int rc = epoll_ctl(nn->epoll_fd, EPOLL_CTL_MOD, end->fd, &ev);
+    assert(rc == 0);
+    (void)rc;
+    end->armed = events;
+}
+
+int crail_rpc_endpoint_open(crail_namenode *nn, struct crail_rpc_endpoint *end, enum crail_rpc_kind kind, int fd) {
+    end->kind = kind;
+    end->fd = fd;
+    end->armed = EPOLLIN;
+    crail_list_init(&end->grave);
+    struct epoll_event ev = {.events = EPOLLIN, .data.ptr = end};
+    return epoll_ctl(nn->epoll_fd, EPOLL_CTL_ADD, fd, &ev) ? -errno : 0;
+}
+
+void crail_rpc_endpoint_close(crail_namenode *nn, struct crail_rpc_endpoint *end) {
+    assert(end->fd >= 0);
+    /* Explicitly: where a forked child holds a copy, close() alone would leave it in the epoll set. */
+    epoll_ctl(nn->epoll_fd, EPOLL_CTL_DEL, end->fd, NULL);
+    close(end->fd);
+    end->fd = -1;
+    crail_list_push(&nn->grave, &end->grave);
+}
+
+static void bury(crail_namenode *nn) {
+    while (!crail_list_empty(&nn->grave)) {
+        struct crail_rpc_endpoint *end = CRAIL_LIST_OF(nn->grave.next, struct crail_rpc_endpoint, grave);
+        crail_list_remove(&end->grave);
+        free(end); /* the endpoint is the first member of whatever it is; its buffers went when it closed */
+    }
+}
+
+/* ---- the turn ------------------------------------------------------------ */
+
+bool crail_rpc_time_over(crail_namenode *nn) {
+    if (--nn->ops_to_clock)
+        return false;
+    nn->ops_to_clock = CRAIL_RPC_CLOCK_EVERY;
+    nn->realtime_ns = crail_clock_realtime_ns();
+    return crail_clock_ns() >= nn->turn_end_ns;
+}
+
+static void dispatch(crail_namenode *nn, struct crail_rpc_endpoint *end, uint32_t events) {
+    if (end->fd < 0)
+        return; /* closed earlier in this turn */
+    switch (end->kind) {
+    case CRAIL_RPC_CONN:
+        crail_rpc_conn_event(nn, (struct crail_rpc_conn *)end, events);
+        return;
+    case CRAIL_RPC_CHANNEL:
+        crail_rpc_channel_event(nn, (struct crail_rpc_channel *)end, events);
+        return;
+    case CRAIL_RPC_MAILBOX:
+        crail_rpc_mailbox_serve(nn);
+        return;
+    }
+    assert(0 && "an endpoint without a kind");
+}
+
+/* Lanes go to the tail when their slice is over, so everybody gets a turn. */
+static void serve_ready(crail_namenode *nn) {
+    while (!crail_list_empty(&nn->ready)) {
+        struct crail_rpc_lane *lane = CRAIL_LIST_OF(nn->ready.next, struct crail_rpc_lane, link);
+        crail_rpc_lane_serve(nn, lane);
+        if (!crail_list_empty(&nn->ready) && crail_clock_ns() >= nn->turn_end_ns)
+            return;
+    }
+}
+
+static void background(crail_namenode *nn) {
+    uint64_t spent = crail_clock_ns() - nn->now_ns;
+    uint64_t total = nn->tuning.slice_ns + nn->tuning.step_ns / 2;
+    uint64_t budget = spent < total ? total - spent : 0;
+    if (budget > nn->tuning.step_ns)
+        budget = nn->tuning.step_ns;
+    if (budget < STEP_NS_MIN)
+        budget = STEP_NS_MIN;
+    bool before = nn->background;
+    nn->background = crail_meta_step(nn->meta, budget);
+    nn->changed |= before || nn->background; /* what it frees comes due */
+    crail_rpc_lanes_wake(nn, &nn->wait_step);
+}
+
+static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* When something has to be done even if nobody sends anything. The lists are in the order of time. */
+static uint64_t next_deadline(crail_namenode *nn) {
+    uint64_t at = crail_rpc_retires_deadline(nn);
+    if (!crail_list_empty(&nn->wait_space))
+        at = min_u64(at, CRAIL_LIST_OF(nn->wait_space.next, struct crail_rpc_lane, link)->vec.space_until);
+    if (!crail_list_empty(&nn->drain))
+        at = min_u64(at, CRAIL_LIST_OF(nn->drain.next, struct crail_rpc_conn, drain)->drain_since +
+                             nn->tuning.drain_ns);
+    if (!crail_list_empty(&nn->large))
+        at = min_u64(at, CRAIL_LIST_OF(nn->large.next, struct crail_rpc_conn, large)->large_since +
+                             nn->tuning.idle_ns);
+    if (!crail_list_empty(&nn->grace))
+        at = min_u64(at, CRAIL_LIST_OF(nn->grace.next, struct crail_rpc_session, grace)->grace_since +
+                             nn->grace_ns);
+    return at;
+}
+
+static void deadlines(crail_namenode *nn) {
+    if (next_deadline(nn) > nn->now_ns)
+        return;
+    crail_rpc_lane_deadlines(nn);
+    crail_rpc_conn_deadlines(nn);
+    crail_rpc_session_deadlines(nn);
+}
+
+static int wait_ms(crail_namenode *nn) {
+    if (nn->background || !crail_list_empty(&nn->ready))
+        return 0;
+    assert(crail_list_empty(&nn->wait_step));
+    uint64_t at = next_deadline(nn);
+    if (at == UINT64_MAX)
+        return -1;
+    uint64_t now = crail_clock_ns();
+    if (at <= now)
+        return 0;
+    uint64_t ms = (at - now + 999999) / 1000000;
+    return ms > 60000 ? 60000 : (int)ms;
+}
+
+static void turn(crail_namenode *nn) {
+    struct epoll_event events[EVENTS_PER_LOOK];
+    int n = epoll_wait(nn->epoll_fd, events, EVENTS_PER_LOOK, wait_ms(nn));
+    assert(n >= 0 || errno == EINTR);
+    nn->now_ns = crail_clock_ns();
+    nn->realtime_ns = crail_clock_realtime_ns();
+    nn->turn_end_ns = nn->now_ns + nn->tuning.slice_ns;
+    nn->ops_to_clock = CRAIL_RPC_CLOCK_EVERY;
+    nn->excused_ns = 0;
+    for (int i = 0; i < n; i++)
+        dispatch(nn, events[i].data.ptr, events[i].events);
+    serve_ready(nn);
+    background(nn);
+    deadlines(nn);
+    crail_rpc_retires_order(nn);
+    bury(nn);
+    uint64_t held = crail_clock_ns() - nn->now_ns - nn->excused_ns;
+    if (held > nn->stats.step_ns_max)
+        nn->stats.step_ns_max = held;
+}
+
+static void *loop(void *arg) {
+    crail_namenode *nn = arg;
+    pthread_setname_np(pthread_self(), "crail-namenode");
+    while (!nn->stopping)
+        turn(nn);
+    crail_rpc_mailbox_end(nn);
+    return NULL;
+}
+
+/* ---- start and stop ------------------------------------------------------ */
+
+static int spawn(crail_namenode *nn) {
+    sigset_t all, before;
+    sigfillset(&all); /* signals belong to Python's main thread */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pthread_create(&nn->thread, NULL, loop, nn);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return -rc;
+}
+
+static int meta_start(crail_namenode *nn, const crail_namenode_options *options) {
+    struct crail_meta_options mo = {.arena_bytes_max = options->arena_bytes_max};
+    memcpy(mo.mac_key, options->mac_key, sizeof mo.mac_key);
+    if (getrandom(&mo.hash_seed, sizeof mo.hash_seed, 0) != sizeof mo.hash_seed)
+        return -errno;
+    return crail_meta_new(&mo, &nn->meta);
+}
+
+int crail_rpc_start(const crail_namenode_options *options, const struct crail_rpc_tuning *tuning,
+                    crail_namenode **out) {
+    crail_namenode *nn = calloc(1, sizeof *nn);
+    if (!nn)
+        return -ENOMEM;
+    nn->tuning = *tuning;
+    nn->grace_ns = options->session_grace_ms * 1000000u;
+    struct crail_list *lists[] = {&nn->ready, &nn->wait_step, &nn->wait_space, &nn->drain,
+                                  &nn->large, &nn->grace,     &nn->channels,   &nn->grave};
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+        crail_list_init(lists[i]);
+    int rc = crail_rpc_sessions_init(nn);
+    if (rc)
+        goto out_nn;
+    rc = crail_rpc_events_init(&nn->events);
+    if (rc)
+        goto out_sessions;
+    rc = crail_rpc_mailbox_init(&nn->mailbox);
+    if (rc)
+        goto out_events;
+    nn->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    rc = nn->epoll_fd < 0 ? -errno : 0;
+    if (rc)
+        goto out_mailbox;
+    rc = crail_rpc_endpoint_open(nn, &nn->mailbox.end, CRAIL_RPC_MAILBOX, nn->mailbox.end.fd);
+    if (rc)
+        goto out_epoll;
+    rc = meta_start(nn, options);
+    if (rc)
+        goto out_epoll;
+    rc = spawn(nn);
+    if (rc)
+        goto out_meta;
+    *out = nn;
+    return 0;
+out_meta:
+    crail_meta_free(nn->meta);
+out_epoll:
+    close(nn->epoll_fd);
+out_mailbox:
+    crail_rpc_mailbox_destroy(&nn->mailbox);
+out_events:
+    crail_rpc_events_destroy(&nn->events);
+out_sessions:
+    crail_rpc_sessions_destroy(nn);
+out_nn:
+    free(nn);
+    return rc;
+}
+
+int crail_namenode_start(const crail_namenode_options *options, crail_namenode **out) {
+    if (!options || !out || !options->arena_bytes_max || options->session_grace_ms > 86400000u * 365u)
+        return -CRAIL_E_INVALID_ARGUMENT;
+    return crail_rpc_start(options, &crail_rpc_tuning_default, out);
+}
+
+static int stop(crail_namenode *nn, void *args) {
+    (void)args;
+    nn->stopping = true;
+    return 0;
+}
+
+void crail_namenode_stop(crail_namenode *nn) {
+    if (!nn)
+        return;
+    crail_rpc_post(nn, stop, NULL);
+    pthread_join(nn->thread, NULL);
+    crail_rpc_sessions_destroy(nn);
+    crail_rpc_servers_destroy(nn);
+    bury(nn);
+    assert(crail_list_empty(&nn->ready) && crail_list_empty(&nn->channels));
+    crail_meta_free(nn->meta);
+    close(nn->epoll_fd);
+    crail_rpc_mailbox_destroy(&nn->mailbox);
+    crail_rpc_events_destroy(&nn->events);
+    free(nn);
+}

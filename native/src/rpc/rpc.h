@@ -1,0 +1,328 @@
+/* The namenode's loop: what its files know of each other.
+ *
+ * One thread owns everything here. Other threads reach it through the mailbox only (mailbox.c), and take events
+ * out of a ring that has a lock of its own (event.c).
+ *
+ *   loop.c     the turn: look at the connections, serve what is ready, background work, deadlines
+ *   conn.c     the bytes of one connection: frames in, replies out, slow readers
+ *   session.c  sessions and lanes: who they are, when they end
+ *   lane.c     a lane's turn: the next frame, exactly once, waiting
+ *   vector.c   the operations of one request, in slices
+ *   retire.c   servers and their retire channels
+ *
+ * Ownership: a session owns its lanes, a lane owns its connection and the record of its last reply. Endpoints
+ * (whatever epoll points at) are freed at the end of a turn only, since events of the same turn may still name
+ * them. */
+#ifndef CRAIL_RPC_H
+#define CRAIL_RPC_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/list.h"
+#include "meta/meta.h"
+#include "crail/api.h"
+#include "crail/status.h"
+#include "crail/wire.h"
+
+/* ---- bounds and times ---------------------------------------------------- */
+
+#define CRAIL_RPC_INPUT_BYTES (16u << 10)    /* first input buffer of a connection */
+#define CRAIL_RPC_CHUNK_BYTES (256u << 10)   /* at most this much in one recv or send: they hold the loop */
+#define CRAIL_RPC_LARGE_BYTES (64u << 10)    /* buffers beyond this are given back when the connection is idle */
+#define CRAIL_RPC_RECORD_BYTES (256u << 10)  /* a record beyond this is given back when the next one comes */
+#define CRAIL_RPC_REPLY_BYTES_MAX (64u << 20) /* a vector of listings stops being answered there */
+#define CRAIL_RPC_LANES_MAX 4096u            /* lane numbers of one session */
+#define CRAIL_RPC_DESCRIPTION_MAX (64u << 10)
+#define CRAIL_RPC_EVENTS_MAX 4096u
+#define CRAIL_RPC_AHEAD 8u                   /* operations that are prefetched ahead of the present one */
+#define CRAIL_RPC_CLOCK_EVERY 16u            /* operations between two looks at the clock */
+#define CRAIL_RPC_IN_FLIGHT_MAX (4u * CRAIL_RETIRES_MAX) /* extents ordered and not confirmed, per channel */
+
+/* Times of the loop; tests shorten them. */
+struct crail_rpc_tuning {
+    uint64_t slice_ns;      /* service in one turn, before the loop looks at its connections again */
+    uint64_t step_ns;       /* background work in one turn */
+    uint64_t drain_ns;      /* a client that reads nothing for so long is dropped */
+    uint64_t space_wait_ns; /* an ALLOC waits so long for memory that is on its way back */
+    uint64_t order_wait_ns; /* retire orders are gathered for so long */
+    uint64_t idle_ns;       /* a large buffer that was not used for so long is given back */
+};
+extern const struct crail_rpc_tuning crail_rpc_tuning_default;
+
+/* ---- what epoll points at ------------------------------------------------ */
+
+enum crail_rpc_kind { CRAIL_RPC_MAILBOX, CRAIL_RPC_CONN, CRAIL_RPC_CHANNEL };
+
+struct crail_rpc_endpoint {
+    enum crail_rpc_kind kind;
+    int fd;                  /* -1: closed, waits in the grave for the end of the turn */
+    uint32_t armed;          /* the epoll events asked for */
+    struct crail_list grave;
+};
+
+/* ---- lanes --------------------------------------------------------------- */
+
+/* A request in execution. */
+struct crail_rpc_vector {
+    const uint8_t *frame; /* NULL: none */
+    uint32_t count, next; /* operations, and the one that comes next */
+    uint32_t offset;      /* of the next one in the frame */
+    uint32_t ahead, ahead_offset; /* the next one to prefetch */
+    bool recorded;        /* it has a sequence number: its reply is the lane's record */
+    bool bye;             /* the session wishes to end */
+    uint64_t space_until; /* 0: did not yet wait for memory */
+    struct crail_buf *reply;
+};
+
+struct crail_rpc_conn {
+    struct crail_rpc_endpoint end; /* first: epoll's pointer */
+    struct crail_rpc_lane *lane;   /* NULL once closed */
+    uint8_t *in;                   /* in_cap bytes, in_len of them received, those before in_pos done with */
+    uint32_t in_cap, in_len, in_pos;
+    bool readable;                 /* epoll says so, and nobody has read since */
+    bool blocked;                  /* the kernel takes no more; EPOLLOUT is armed */
+    const uint8_t *tx;             /* what is left of a reply: in `out` or in the lane's record */
+    size_t tx_left;
+    struct crail_buf out;
+    struct crail_list drain;       /* while the client keeps a reply waiting; in the order of drain_since */
+    struct crail_list large;       /* while a buffer is large and unused; in the order of large_since */
+    uint64_t drain_since, large_since;
+};
+
+enum crail_rpc_lane_state {
+    CRAIL_RPC_LANE_IDLE,       /* waits for its connection, or has none */
+    CRAIL_RPC_LANE_READY,      /* in nn->ready */
+    CRAIL_RPC_LANE_WAIT_STEP,  /* in nn->wait_step: the tree has something to prepare first */
+    CRAIL_RPC_LANE_WAIT_SPACE, /* in nn->wait_space: memory is on its way back */
+};
+
+struct crail_rpc_lane {
+    struct crail_list link; /* in the list that `state` names */
+    enum crail_rpc_lane_state state;
+    uint32_t number;
+    struct crail_rpc_session *session;
+    struct crail_list of_session;
+    struct crail_rpc_conn *conn; /* NULL: none at the moment */
+    struct crail_rpc_vector vec;
+    uint8_t *orphan;         /* the input that `vec` lies in, taken over from a connection that died */
+    uint64_t last_seq;
+    struct crail_buf record; /* the whole reply to last_seq; empty: lost for want of memory */
+};
+
+struct crail_rpc_session {
+    struct crail_rpc_session *next; /* in its bucket */
+    uint64_t id;
+    struct crail_meta_session *meta;
+    struct crail_list lanes;
+    uint32_t conns;
+    struct crail_list grace; /* in nn->grace while conns is 0; in the order of grace_since */
+    uint64_t grace_since;
+};
+
+/* ---- servers ------------------------------------------------------------- */
+
+struct crail_rpc_server;
+
+struct crail_rpc_channel {
+    struct crail_rpc_endpoint end; /* first: epoll's pointer */
+    struct crail_rpc_server *server; /* NULL once closed */
+    struct crail_list link;          /* in nn->channels */
+    uint32_t in_len;
+    uint32_t tx_pos, tx_len;         /* of `out` */
+    uint32_t in_flight;              /* extents ordered here and not confirmed */
+    uint32_t doubtful;               /* extents that may be confirmed twice (see crail_rpc_server_set) */
+    uint64_t due_since;              /* 0: nothing is due */
+    union {
+        struct crail_retire_frame head;
+        uint8_t bytes[sizeof(struct crail_retire_frame) + CRAIL_RETIRES_MAX * sizeof(struct crail_retire)];
+    } in, out;
+};
+
+struct crail_rpc_server {
+    uint32_t number;
+    uint32_t state; /* enum crail_meta_server_state */
+    uint64_t granules;
+    void *description;
+    uint32_t description_size;
+    struct crail_rpc_channel *channel;
+};
+
+/* ---- the loop ------------------------------------------------------------ */
+
+/* A call from another thread. Lies on the caller's stack: the caller waits. */
+struct crail_rpc_mail {
+    struct crail_rpc_mail *next;
+    int (*call)(crail_namenode *nn, void *args);
+    void *args;
+    int rc;
+    bool done;
+};
+
+struct crail_rpc_mailbox {
+    struct crail_rpc_endpoint end; /* first: epoll's pointer; the eventfd */
+    pthread_mutex_t lock;          /* guards the fields below */
+    pthread_cond_t done;
+    struct crail_rpc_mail *head, **tail;
+    bool ended; /* the loop takes no more mail: callers execute themselves, one at a time */
+};
+
+struct crail_rpc_events {
+    pthread_mutex_t lock; /* guards all */
+    int fd;
+    uint32_t first, count;
+    uint64_t dropped; /* the ring was full: nobody takes events */
+    crail_namenode_event ring[CRAIL_RPC_EVENTS_MAX];
+};
+
+struct crail_namenode {
+    struct crail_meta *meta;
+    struct crail_rpc_tuning tuning;
+    uint64_t grace_ns;
+    int epoll_fd;
+    pthread_t thread;
+    bool stopping;
+    bool background; /* crail_meta_step() has work left */
+    bool changed;    /* something may have come due for retirement since the last look */
+
+    uint64_t now_ns;      /* monotonic, at the last look */
+    uint64_t turn_end_ns; /* service stops there in this turn */
+    int64_t realtime_ns;
+    uint32_t ops_to_clock; /* operations until the next look at the clock */
+    uint64_t excused_ns;   /* part of this turn that does not count as a stall (the invariant check) */
+
+    struct crail_list ready, wait_step, wait_space; /* lanes */
+    struct crail_list drain, large;                 /* connections */
+    struct crail_list grace;                        /* sessions */
+    struct crail_list channels;
+    struct crail_list grave; /* endpoints */
+
+    struct crail_rpc_session **buckets;
+    uint32_t buckets_log2;
+
+    struct crail_rpc_server **servers; /* by number - 1 */
+    uint32_t servers_count;
+
+    struct crail_rpc_mailbox mailbox;
+    struct crail_rpc_events events;
+    crail_namenode_stats stats; /* the counters; the rest is filled in when asked */
+};
+
+/* ---- loop.c -------------------------------------------------------------- */
+
+int crail_rpc_start(const crail_namenode_options *options, const struct crail_rpc_tuning *tuning,
+                    crail_namenode **out);
+/* Asks epoll for other events. */
+void crail_rpc_arm(crail_namenode *nn, struct crail_rpc_endpoint *end, uint32_t events);
+int crail_rpc_endpoint_open(crail_namenode *nn, struct crail_rpc_endpoint *end, enum crail_rpc_kind kind, int fd);
+/* Closes the descriptor now; the memory goes at the end of the turn. */
+void crail_rpc_endpoint_close(crail_namenode *nn, struct crail_rpc_endpoint *end);
+/* Another operation has been done: is the time of this turn over? Looks at the clock now and then. */
+bool crail_rpc_time_over(crail_namenode *nn);
+
+/* ---- mailbox.c ----------------------------------------------------------- */
+
+int crail_rpc_mailbox_init(struct crail_rpc_mailbox *box);
+void crail_rpc_mailbox_destroy(struct crail_rpc_mailbox *box);
+/* Runs `call` on the loop thread and returns what it returned. Any thread but the loop's. */
+int crail_rpc_post(crail_namenode *nn, int (*call)(crail_namenode *nn, void *args), void *args);
+/* Loop thread: executes what is there. */
+void crail_rpc_mailbox_serve(crail_namenode *nn);
+/* Loop thread, at its end: the same, and takes no more. */
+void crail_rpc_mailbox_end(crail_namenode *nn);
+
+/* ---- event.c ------------------------------------------------------------- */
+
+int crail_rpc_events_init(struct crail_rpc_events *e);
+void crail_rpc_events_destroy(struct crail_rpc_events *e);
+void crail_rpc_events_post(struct crail_rpc_events *e, uint32_t kind, uint32_t server, uint64_t session);
+uint32_t crail_rpc_events_take(struct crail_rpc_events *e, crail_namenode_event *out, uint32_t max);
+
+/* ---- conn.c -------------------------------------------------------------- */
+
+/* Takes the descriptor in any case. */
+int crail_rpc_conn_open(crail_namenode *nn, int fd, struct crail_rpc_lane *lane);
+/* Tells the lane (crail_rpc_lane_lost_conn) and the session. */
+void crail_rpc_conn_close(crail_namenode *nn, struct crail_rpc_conn *c);
+/* Closes for what the peer sent. */
+void crail_rpc_conn_refuse(crail_namenode *nn, struct crail_rpc_conn *c);
+void crail_rpc_conn_event(crail_namenode *nn, struct crail_rpc_conn *c, uint32_t events);
+/* One recv. False: the connection is closed. */
+bool crail_rpc_conn_receive(crail_namenode *nn, struct crail_rpc_conn *c);
+
+enum crail_rpc_frame { CRAIL_RPC_FRAME_NONE, CRAIL_RPC_FRAME_WHOLE, CRAIL_RPC_FRAME_GARBAGE };
+/* Takes the next whole and valid frame out of the input; it stays where it is until the next receive. */
+enum crail_rpc_frame crail_rpc_conn_frame(struct crail_rpc_conn *c, const uint8_t **frame);
+
+enum crail_rpc_sent { CRAIL_RPC_SENT_ALL, CRAIL_RPC_SENT_PART, CRAIL_RPC_SENT_BLOCKED, CRAIL_RPC_SENT_CLOSED };
+/* `data` stays untouched until all is sent. */
+enum crail_rpc_sent crail_rpc_conn_send(crail_namenode *nn, struct crail_rpc_conn *c, const uint8_t *data, size_t n);
+enum crail_rpc_sent crail_rpc_conn_flush(crail_namenode *nn, struct crail_rpc_conn *c);
+/* Nothing more to do for it at the moment: listens again, and notes large buffers. */
+void crail_rpc_conn_idle(crail_namenode *nn, struct crail_rpc_conn *c);
+/* Drops clients that do not read, gives back large buffers. */
+void crail_rpc_conn_deadlines(crail_namenode *nn);
+
+/* ---- session.c ----------------------------------------------------------- */
+
+int crail_rpc_sessions_init(crail_namenode *nn);
+void crail_rpc_sessions_destroy(crail_namenode *nn);
+int crail_rpc_session_open(crail_namenode *nn, uint64_t id);
+/* Closes its connections, frees its grants, tells the world. Every lane of it is gone afterwards. */
+void crail_rpc_session_end(crail_namenode *nn, struct crail_rpc_session *s);
+void crail_rpc_session_conn_gained(crail_namenode *nn, struct crail_rpc_session *s);
+void crail_rpc_session_conn_lost(crail_namenode *nn, struct crail_rpc_session *s);
+int crail_rpc_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t number);
+void crail_rpc_session_deadlines(crail_namenode *nn);
+
+/* ---- lane.c -------------------------------------------------------------- */
+
+void crail_rpc_lane_move(crail_namenode *nn, struct crail_rpc_lane *lane, enum crail_rpc_lane_state state);
+const char *crail_rpc_lane_state_name(enum crail_rpc_lane_state state);
+/* Serves a lane that was ready, until nothing is left or the time of the turn is over. The lane may be gone
+ * afterwards (BYE). */
+void crail_rpc_lane_serve(crail_namenode *nn, struct crail_rpc_lane *lane);
+/* Its connection is closing: a vector that must be finished keeps the input, another is forgotten. */
+void crail_rpc_lane_lost_conn(crail_namenode *nn, struct crail_rpc_lane *lane);
+void crail_rpc_lane_free(crail_namenode *nn, struct crail_rpc_lane *lane);
+/* Everything in the list gets another try. */
+void crail_rpc_lanes_wake(crail_namenode *nn, struct crail_list *waiting);
+void crail_rpc_lane_deadlines(crail_namenode *nn);
+
+/* ---- vector.c ------------------------------------------------------------ */
+
+enum crail_rpc_run {
+    CRAIL_RPC_RUN_DONE,   /* the reply is complete */
+    CRAIL_RPC_RUN_SLICED, /* the time of the turn is over */
+    CRAIL_RPC_RUN_STEP,   /* waits for crail_meta_step() */
+    CRAIL_RPC_RUN_SPACE,  /* waits for memory */
+    CRAIL_RPC_RUN_BROKEN, /* no memory for the reply */
+};
+int crail_rpc_vector_begin(struct crail_rpc_vector *v, const uint8_t *frame, struct crail_buf *reply);
+enum crail_rpc_run crail_rpc_vector_run(crail_namenode *nn, struct crail_rpc_lane *lane);
+/* A reply to `frame` that gives every operation the same status. 0 or -ENOMEM. */
+int crail_rpc_vector_refuse(const uint8_t *frame, int status, struct crail_buf *reply);
+
+/* ---- retire.c ------------------------------------------------------------ */
+
+int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
+                         const uint64_t *const *generations, const void *description, uint32_t size,
+                         uint32_t *number);
+int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size);
+int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
+/* Takes the descriptor in any case. */
+int crail_rpc_server_channel(crail_namenode *nn, uint32_t number, int fd);
+/* NULL if there is none. */
+struct crail_rpc_server *crail_rpc_server_find(crail_namenode *nn, uint64_t number);
+void crail_rpc_servers_destroy(crail_namenode *nn);
+void crail_rpc_channel_event(crail_namenode *nn, struct crail_rpc_channel *ch, uint32_t events);
+/* Sends what is due and worth a frame. */
+void crail_rpc_retires_order(crail_namenode *nn);
+/* When crail_rpc_retires_order() has to be called again, at the latest; UINT64_MAX for never. */
+uint64_t crail_rpc_retires_deadline(crail_namenode *nn);
+/* Is memory on its way back? */
+bool crail_rpc_retires_coming(crail_namenode *nn);
+
+#endif

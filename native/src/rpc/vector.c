@@ -1,0 +1,164 @@
+/* The operations of one request. A vector is executed in slices: now and then it looks at the clock, and when the
+ * time of the turn is over it stops between two operations and goes on later. Each operation is atomic, a vector is
+ * not. */
+#include <assert.h>
+#include <errno.h>
+
+#include "base/clock.h"
+#include "rpc/rpc.h"
+
+static const struct crail_frame *head_of(const struct crail_rpc_vector *v) { return (const void *)v->frame; }
+
+static uint32_t bytes_of(const struct crail_op *op) {
+    return crail_pad8((uint32_t)sizeof *op + op->path_len + op->data_len);
+}
+
+/* ---- results that need no tree ------------------------------------------- */
+
+static int answer(struct crail_buf *b, int status, const void *data, uint32_t n) {
+    struct crail_result r = {.status = -status, .data_len = n, .size = n};
+    int rc = crail_buf_reserve(b, sizeof r + crail_pad8(n));
+    if (rc)
+        return rc;
+    crail_buf_append_padded(b, &r, sizeof r);
+    crail_buf_append_padded(b, data, n);
+    return 0;
+}
+
+static int begin_reply(struct crail_buf *b, const struct crail_frame *asked) {
+    struct crail_frame head = {.magic = CRAIL_FRAME_MAGIC, .count = asked->count, .id = asked->id,
+                               .seq = asked->seq};
+    b->len = 0;
+    /* Room for a bare result of each: what fails for want of memory later can still say so. */
+    int rc = crail_buf_reserve(b, sizeof head + asked->count * sizeof(struct crail_result));
+    return rc ? rc : crail_buf_append_padded(b, &head, sizeof head);
+}
+
+static void end_reply(struct crail_buf *b) { ((struct crail_frame *)(void *)b->data)->size = (uint32_t)b->len; }
+
+int crail_rpc_vector_refuse(const uint8_t *frame, int status, struct crail_buf *reply) {
+    const struct crail_frame *head = (const void *)frame;
+    int rc = begin_reply(reply, head);
+    for (uint32_t i = 0; !rc && i < head->count; i++)
+        rc = answer(reply, status, NULL, 0);
+    if (!rc)
+        end_reply(reply);
+    return rc;
+}
+
+/* ---- one operation ------------------------------------------------------- */
+
+static int describe_server(crail_namenode *nn, uint64_t number, struct crail_buf *b) {
+    const struct crail_rpc_server *s = crail_rpc_server_find(nn, number);
+    return s ? answer(b, 0, s->description, s->description_size) : answer(b, CRAIL_E_NOT_FOUND, NULL, 0);
+}
+
+static void count(crail_namenode *nn, const struct crail_op *op) {
+    nn->stats.operations++;
+    nn->stats.gets += op->code == CRAIL_OP_GET;
+    nn->stats.puts += op->code == CRAIL_OP_PUT;
+    nn->stats.commits += op->code == CRAIL_OP_COMMIT;
+    nn->stats.allocs += op->code == CRAIL_OP_ALLOC;
+    nn->changed |= op->code >= CRAIL_OP_MUTATING_FIRST;
+}
+
+/* Appends one result. 0, CRAIL_META_AGAIN (nothing appended), -ENOMEM (likewise). */
+static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct crail_op *op) {
+    struct crail_rpc_vector *v = &lane->vec;
+    bool mutates = op->code >= CRAIL_OP_MUTATING_FIRST;
+    if (v->bye)
+        return answer(v->reply, CRAIL_E_SESSION_LOST, NULL, 0);
+    if (mutates && !v->recorded)
+        return answer(v->reply, CRAIL_E_PROTOCOL, NULL, 0);
+    if (!mutates && v->reply->len > CRAIL_RPC_REPLY_BYTES_MAX)
+        return -ENOMEM;
+    switch (op->code) {
+    case CRAIL_OP_PING:
+        return answer(v->reply, 0, NULL, 0);
+    case CRAIL_OP_SERVER:
+        return describe_server(nn, op->arg0, v->reply);
+    case CRAIL_OP_BYE:
+        v->bye = true;
+        return answer(v->reply, 0, NULL, 0);
+    }
+    const char *path = (const char *)(op + 1);
+    return crail_meta_execute(nn->meta, lane->session->meta, op, path, path + op->path_len, nn->realtime_ns,
+                              v->reply);
+}
+
+/* A lone ALLOC that found no memory, while some is on its way back: takes the result away again and waits. This is
+ * what lets a small store be overwritten for ever. */
+static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
+                            size_t result_at) {
+    if (op->code != CRAIL_OP_ALLOC || v->count != 1)
+        return false;
+    const struct crail_result *r = (const void *)(v->reply->data + result_at);
+    if (r->status != -CRAIL_E_OUT_OF_SPACE || !crail_rpc_retires_coming(nn))
+        return false;
+    if (!v->space_until)
+        v->space_until = nn->now_ns + nn->tuning.space_wait_ns;
+    if (v->space_until <= nn->now_ns)
+        return false;
+    v->reply->len = result_at;
+    nn->changed = true; /* orders go out now, not when they are many */
+    return true;
+}
+
+/* ---- the vector ---------------------------------------------------------- */
+
+int crail_rpc_vector_begin(struct crail_rpc_vector *v, const uint8_t *frame, struct crail_buf *reply) {
+    const struct crail_frame *head = (const void *)frame;
+    assert(!v->frame);
+    int rc = begin_reply(reply, head);
+    if (rc)
+        return rc;
+    *v = (struct crail_rpc_vector){
+        .frame = frame,
+        .count = head->count,
+        .offset = sizeof *head,
+        .ahead_offset = sizeof *head,
+        .recorded = head->seq != 0,
+        .reply = reply,
+    };
+    return 0;
+}
+
+static void prefetch(crail_namenode *nn, struct crail_rpc_vector *v) {
+    uint32_t until = v->next + CRAIL_RPC_AHEAD < v->count ? v->next + CRAIL_RPC_AHEAD : v->count;
+    for (; v->ahead < until; v->ahead++) {
+        const struct crail_op *op = (const void *)(v->frame + v->ahead_offset);
+        crail_meta_prefetch(nn->meta, op, (const char *)(op + 1));
+        v->ahead_offset += bytes_of(op);
+    }
+}
+
+enum crail_rpc_run crail_rpc_vector_run(crail_namenode *nn, struct crail_rpc_lane *lane) {
+    struct crail_rpc_vector *v = &lane->vec;
+    assert(v->frame && v->next < v->count);
+    for (;;) {
+        const struct crail_op *op = (const void *)(v->frame + v->offset);
+        size_t at = v->reply->len;
+        if (v->count > 1)
+            prefetch(nn, v);
+        int rc = execute(nn, lane, op);
+        if (rc == CRAIL_META_AGAIN)
+            return CRAIL_RPC_RUN_STEP;
+        if (rc)
+            rc = answer(v->reply, CRAIL_E_NO_MEMORY, NULL, 0);
+        if (rc)
+            return CRAIL_RPC_RUN_BROKEN;
+        assert(v->reply->len >= at + sizeof(struct crail_result) && v->reply->len % 8 == 0);
+        if (waits_for_space(nn, v, op, at))
+            return CRAIL_RPC_RUN_SPACE;
+        count(nn, op);
+        v->offset += bytes_of(op);
+        v->next++;
+        if (v->next == v->count)
+            break;
+        if (crail_rpc_time_over(nn))
+            return CRAIL_RPC_RUN_SLICED;
+    }
+    assert(v->offset == head_of(v)->size);
+    end_reply(v->reply);
+    return CRAIL_RPC_RUN_DONE;
+}

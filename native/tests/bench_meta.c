@@ -1,0 +1,181 @@
+/* Figures of the meta room: nanoseconds per operation over a million nodes, bytes per node, longest call.
+ *     bench_meta [nodes]
+ * Vectors of 1,000 operations as the rpc room makes them: announced eight ahead, executed in order. */
+#include "meta_kit.h"
+
+#define VECTOR 1000u
+#define AHEAD 8u
+#define PATH_BYTES 64u
+
+static uint64_t longest_ns;
+static struct kit k;
+static struct crail_op op[VECTOR];
+static char path[VECTOR][PATH_BYTES];
+static char value[4096];
+static uint32_t side; /* directories at the top, directories in each, files in each */
+
+static void longest(uint64_t start) {
+    uint64_t took = kit_clock_ns() - start;
+    if (took > longest_ns)
+        longest_ns = took;
+}
+
+static void path_of(char *out, uint32_t i) {
+    sprintf(out, "/part-%03u/block-%03u/item-%06u", i / side / side, i / side % side, i % side);
+}
+
+/* Executes the vector; the time is without making the paths. */
+static uint64_t run_vector(uint32_t n, bool ahead, bool watch) {
+    uint64_t start = kit_clock_ns();
+    k.reply.len = 0;
+    for (uint32_t i = 0; ahead && i < AHEAD && i < n; i++)
+        crail_meta_prefetch(k.m, &op[i], path[i]);
+    for (uint32_t i = 0; i < n; i++) {
+        if (ahead && i + AHEAD < n)
+            crail_meta_prefetch(k.m, &op[i + AHEAD], path[i + AHEAD]);
+        uint64_t one = watch ? kit_clock_ns() : 0;
+        int rc = crail_meta_execute(k.m, k.s, &op[i], path[i], value, 1, &k.reply);
+        if (watch)
+            longest(one);
+        struct crail_result r;
+        assert(rc == 0);
+        (void)rc;
+        memcpy(&r, k.reply.data, sizeof(r));
+        assert(r.status == 0);
+    }
+    return kit_clock_ns() - start;
+}
+
+static void phase(const char *what, int code, uint32_t all, bool random, bool ahead, bool watch) {
+    uint64_t seed = 88172645463325252ull, took = 0, n = 0;
+    longest_ns = 0;
+    for (uint32_t done = 0; done < all; done += VECTOR) {
+        for (uint32_t i = 0; i < VECTOR; i++) {
+            path_of(path[i], random ? kit_random(&seed, all) : done + i);
+            op[i] = (struct crail_op){.code = (uint16_t)code,
+                                      .path_len = (uint16_t)strlen(path[i]),
+                                      .flags = code == CRAIL_OP_PUT ? CRAIL_OPF_PARENTS : 0,
+                                      .data_len = code == CRAIL_OP_PUT ? 16 : 0};
+        }
+        took += run_vector(VECTOR, ahead, watch);
+        n += VECTOR;
+    }
+    printf("%-44s %7.0f ns", what, (double)took / (double)n);
+    if (watch)
+        printf("   longest call %.1f us", (double)longest_ns / 1000);
+    printf("\n");
+}
+
+static void bench_listing(uint32_t all) {
+    char name[256] = "", full[64];
+    assert(kit_mkdir(&k, 0, "/flat").status == 0);
+    uint64_t seed = 7;
+    uint32_t *order = malloc(all * sizeof(*order));
+    for (uint32_t i = 0; i < all; i++)
+        order[i] = i;
+    for (uint32_t i = all; i > 1; i--) {
+        uint32_t j = kit_random(&seed, i), t = order[i - 1];
+        order[i - 1] = order[j];
+        order[j] = t;
+    }
+    uint64_t start = kit_clock_ns();
+    for (uint32_t i = 0; i < all; i++) {
+        sprintf(full, "/flat/object-%08u", order[i]);
+        assert(kit_put(&k, 0, full, value, 16).status == 0);
+    }
+    printf("%-44s %7.0f ns\n", "create in one directory, random names",
+           (double)(kit_clock_ns() - start) / (double)all);
+    uint64_t seen = 0, steps = 0;
+    longest_ns = 0;
+    start = kit_clock_ns();
+    for (bool more = true; more;) {
+        struct crail_op list = {.code = CRAIL_OP_LIST, .path_len = 5, .data_len = (uint32_t)strlen(name)};
+        uint64_t one = kit_clock_ns();
+        k.reply.len = 0;
+        int rc = crail_meta_execute(k.m, k.s, &list, "/flat", name, 1, &k.reply);
+        longest(one);
+        if (rc == CRAIL_META_AGAIN) {
+            one = kit_clock_ns();
+            crail_meta_step(k.m, 50000);
+            longest(one);
+            steps++;
+            continue;
+        }
+        const struct crail_result *r = (const struct crail_result *)k.reply.data;
+        const uint8_t *p = k.reply.data + sizeof(*r);
+        for (uint32_t i = 0; i < r->count; i++) {
+            const struct crail_dirent *d = (const struct crail_dirent *)p;
+            memcpy(name, p + sizeof(*d), d->name_len);
+            name[d->name_len] = 0;
+            p += crail_pad8((uint32_t)sizeof(*d) + d->name_len);
+        }
+        seen += r->count;
+        more = r->flags & CRAIL_RESF_MORE;
+    }
+    assert(seen == all);
+    printf("%-44s %7.0f ms   %" PRIu64 " steps of 50 us, longest call %.1f us\n", "list all of it, index built first",
+           (double)(kit_clock_ns() - start) / 1e6, steps, (double)longest_ns / 1000);
+    longest_ns = 0;
+    start = kit_clock_ns();
+    uint64_t one = kit_clock_ns();
+    assert(kit_rmtree(&k, "/flat").status == 0);
+    longest(one);
+    for (bool left = true; left;) {
+        one = kit_clock_ns();
+        left = crail_meta_step(k.m, 50000);
+        longest(one);
+    }
+    printf("%-44s %7.0f ns   longest call %.1f us\n", "rmtree of it, per node",
+           (double)(kit_clock_ns() - start) / (double)all, (double)longest_ns / 1000);
+    free(order);
+}
+
+/* Puts over random keys of one to 64 granules in a half full server, retired as it goes. */
+static void bench_granules(void) {
+    uint32_t server = kit_server(&k, 4, 1u << 20), keys = 60000, puts = 300000;
+    uint64_t seed = 99, took = 0;
+    char full[64];
+    longest_ns = 0;
+    for (uint32_t i = 0; i < puts; i++) {
+        uint64_t bytes = 4096ull * (1 + kit_random(&seed, 64));
+        sprintf(full, "/big/%u", kit_random(&seed, keys));
+        uint64_t start = kit_clock_ns();
+        struct answer a = kit_alloc(&k, 0, bytes);
+        assert(a.status == 0 && a.r.count == 1);
+        struct crail_extent e;
+        memcpy(&e, a.data, sizeof(e));
+        assert(kit_commit(&k, CRAIL_OPF_PARENTS, full, &e, 1, 0, bytes).status == 0);
+        longest(start);
+        took += kit_clock_ns() - start;
+        if (i % 64 == 0)
+            kit_retire(&k, server);
+    }
+    printf("%-44s %7.0f ns   longest pair %.1f us\n", "alloc + commit over random keys", (double)took / puts,
+           (double)longest_ns / 1000);
+    assert(kit_rmtree(&k, "/big").status == 0);
+    kit_settle(&k);
+    kit_retire(&k, server);
+}
+
+int main(int argc, char **argv) {
+    uint32_t all = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 1000000;
+    struct crail_meta_stats before, after;
+    for (side = 1; side * side * side < all; side++) {
+    }
+    kit_open(&k, 16ull << 30);
+    crail_meta_stats(k.m, &before);
+    phase("create", CRAIL_OP_PUT, all, false, true, true);
+    crail_meta_stats(k.m, &after);
+    printf("%-44s %7.1f bytes\n", "arena per node (16 byte values)",
+           (double)(after.arena_bytes_used - before.arena_bytes_used) / (double)(after.nodes - before.nodes));
+    phase("lookup (GET), random, vectors, announced", CRAIL_OP_GET, all, true, true, false);
+    phase("lookup (GET), random, not announced", CRAIL_OP_GET, all, true, false, false);
+    phase("lookup (GET), random, announced, watched", CRAIL_OP_GET, all, true, true, true);
+    phase("lookup (GET), in order", CRAIL_OP_GET, all, false, true, false);
+    phase("overwrite, random", CRAIL_OP_PUT, all, true, true, true);
+    phase("remove", CRAIL_OP_REMOVE, all, false, true, true);
+    bench_listing(all);
+    bench_granules();
+    kit_close(&k);
+    return 0;
+}

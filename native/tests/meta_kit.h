@@ -1,0 +1,163 @@
+/* What the tests and the benchmark of the meta room share: one call per operation. */
+#ifndef CRAIL_TEST_META_KIT_H
+#define CRAIL_TEST_META_KIT_H
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/buf.h"
+#include "base/siphash.h"
+#include "crail/status.h"
+#include "meta/meta.h"
+
+struct kit {
+    struct crail_meta *m;
+    struct crail_meta_session *s;
+    struct crail_buf reply;
+    int64_t now_ns;
+    uint64_t next_session;
+};
+
+/* The result of the latest operation; its data lies in the kit's reply. */
+struct answer {
+    int status; /* 0 or a positive status */
+    struct crail_result r;
+    const uint8_t *data;
+};
+
+static inline uint64_t kit_clock_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline void kit_open(struct kit *k, uint64_t arena_bytes) {
+    struct crail_meta_options o = {arena_bytes, 0x1234567890abcdefull, "0123456789abcde"};
+    memset(k, 0, sizeof(*k));
+    assert(crail_meta_new(&o, &k->m) == 0);
+    assert(crail_meta_session_open(k->m, ++k->next_session, &k->s) == 0);
+    k->now_ns = 1000000000ll * 1700000000;
+}
+
+static inline void kit_close(struct kit *k) {
+    crail_meta_free(k->m);
+    crail_buf_free(&k->reply);
+}
+
+static inline void kit_check(const struct kit *k) {
+    char why[256] = "";
+    if (crail_meta_check(k->m, why, sizeof(why))) {
+        fprintf(stderr, "crail_meta_check: %s\n", why);
+        abort();
+    }
+}
+
+static inline void kit_settle(struct kit *k) {
+    while (crail_meta_step(k->m, 100000)) {
+    }
+}
+
+/* The operation with its bytes laid out as in a frame: path and data side by side, not aligned. */
+static inline struct answer kit_do(struct kit *k, struct crail_op op, const void *path, const void *data) {
+    static _Thread_local char frame[1 << 17];
+    struct answer a = {0};
+    int rc;
+    if (op.path_len)
+        memcpy(frame, path, op.path_len);
+    if (op.data_len)
+        memcpy(frame + op.path_len, data, op.data_len);
+    crail_meta_prefetch(k->m, &op, frame);
+    do {
+        k->reply.len = 0;
+        rc = crail_meta_execute(k->m, k->s, &op, frame, frame + op.path_len, ++k->now_ns, &k->reply);
+        assert(rc == 0 || (rc == CRAIL_META_AGAIN && op.code == CRAIL_OP_LIST && k->reply.len == 0));
+        if (rc)
+            crail_meta_step(k->m, 20000);
+    } while (rc);
+    memcpy(&a.r, k->reply.data, sizeof(a.r));
+    a.status = -a.r.status;
+    a.data = k->reply.data + sizeof(a.r);
+    assert(k->reply.len == sizeof(a.r) + crail_pad8(a.r.data_len));
+    assert(!a.status || (a.status > CRAIL_STATUS_BASE && !a.r.data_len && !a.r.count && !a.r.version));
+    return a;
+}
+
+static inline struct answer kit_op(struct kit *k, int code, int flags, const char *path, const void *data,
+                                   uint32_t data_len, uint32_t count, uint64_t arg0, uint64_t arg1) {
+    struct crail_op op = {.code = (uint16_t)code,
+                          .flags = (uint16_t)flags,
+                          .path_len = path ? (uint16_t)strlen(path) : 0,
+                          .data_len = data_len,
+                          .count = count,
+                          .arg0 = arg0,
+                          .arg1 = arg1};
+    return kit_do(k, op, path, data);
+}
+
+static inline struct answer kit_get(struct kit *k, const char *path) {
+    return kit_op(k, CRAIL_OP_GET, 0, path, NULL, 0, 0, 0, 0);
+}
+static inline struct answer kit_stat(struct kit *k, const char *path) {
+    return kit_op(k, CRAIL_OP_STAT, 0, path, NULL, 0, 0, 0, 0);
+}
+static inline struct answer kit_put(struct kit *k, int flags, const char *path, const void *v, uint32_t n) {
+    return kit_op(k, CRAIL_OP_PUT, flags, path, v, n, 0, 0, 0);
+}
+static inline struct answer kit_mkdir(struct kit *k, int flags, const char *path) {
+    return kit_op(k, CRAIL_OP_MKDIR, flags, path, NULL, 0, 0, 0, 0);
+}
+static inline struct answer kit_rename(struct kit *k, int flags, const char *from, const char *to) {
+    return kit_op(k, CRAIL_OP_RENAME, flags, from, to, (uint32_t)strlen(to), 0, 0, 0);
+}
+static inline struct answer kit_remove(struct kit *k, int flags, const char *path) {
+    return kit_op(k, CRAIL_OP_REMOVE, flags, path, NULL, 0, 0, 0, 0);
+}
+static inline struct answer kit_rmtree(struct kit *k, const char *path) {
+    return kit_op(k, CRAIL_OP_RMTREE, 0, path, NULL, 0, 0, 0, 0);
+}
+static inline struct answer kit_list(struct kit *k, const char *path, const char *after, uint64_t max) {
+    return kit_op(k, CRAIL_OP_LIST, 0, path, after, (uint32_t)strlen(after), 0, max, 0);
+}
+static inline struct answer kit_alloc(struct kit *k, int flags, uint64_t bytes) {
+    return kit_op(k, CRAIL_OP_ALLOC, flags, NULL, NULL, 0, 0, 0, bytes);
+}
+static inline struct answer kit_release(struct kit *k, const struct crail_extent *e, uint32_t n) {
+    return kit_op(k, CRAIL_OP_RELEASE, 0, NULL, e, n * 32, n, 0, 0);
+}
+static inline struct answer kit_commit(struct kit *k, int flags, const char *path, const struct crail_extent *e,
+                                       uint32_t n, uint64_t arg0, uint64_t bytes) {
+    return kit_op(k, CRAIL_OP_COMMIT, flags, path, e, n * 32, n, arg0, bytes);
+}
+
+static inline uint32_t kit_server(struct kit *k, uint32_t regions, uint32_t granules) {
+    struct crail_meta_region r[64] = {{0}};
+    uint32_t number;
+    for (uint32_t i = 0; i < regions; i++)
+        r[i].granules = granules;
+    assert(crail_meta_server_add(k->m, r, regions, NULL, &number) == 0);
+    return number;
+}
+
+/* Plays the storage server: takes and confirms what is due. Returns how many orders. */
+static inline uint32_t kit_retire(struct kit *k, uint32_t server) {
+    struct crail_retire order[64];
+    uint32_t all = 0, n;
+    while ((n = crail_meta_retires_take(k->m, server, order, 64))) {
+        assert(crail_meta_retires_done(k->m, server, order, n) == 0);
+        all += n;
+    }
+    return all;
+}
+
+static inline uint32_t kit_random(uint64_t *state, uint32_t below) {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return (uint32_t)((*state >> 20) % below);
+}
+
+#endif

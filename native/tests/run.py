@@ -1,0 +1,181 @@
+"""Builds and runs native/tests/test_*.c: first under the address and undefined sanitizers, then under thread.
+
+Each test file is one program. It is linked with all of native/src, or, if one of its first forty lines says
+`sources: base meta`, with these rooms only (`none`: with nothing); never with a file that it includes itself.
+A program that exits with 77 was skipped. Standard library only, so that it runs before any environment is made.
+
+    native/tests/run.py [-k WORD]
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+NATIVE = Path(__file__).resolve().parent.parent
+FLAGS = (
+    "-std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Wextra -Werror -UNDEBUG -fno-omit-frame-pointer -DCRAIL_TEST_GUARDS=1"
+).split()
+KINDS = {
+    "address,undefined": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    # gcc warns that it does not model atomic_thread_fence; the tests know.
+    "thread": ["-fsanitize=thread", "-Wno-error=tsan", "-Wno-tsan"],
+}
+TIME_LIMIT_S = 300
+
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC", "gcc"))
+
+
+def missing(kind: str, folder: Path) -> str | None:
+    """Why this sanitizer cannot be used here, or None."""
+    source = folder / "probe.c"
+    source.write_text("int main(void) { return 0; }\n")
+    program = folder / "probe"
+    command = [*compiler(), *KINDS[kind], str(source), "-o", str(program)]
+    try:
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        sys.exit(f"native-test: no compiler {compiler()[0]!r}: install gcc or set CC")
+    if built.returncode:
+        lines = built.stderr.strip().splitlines()
+        return lines[-1] if lines else "the compiler refuses"
+    ran = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    return None if ran.returncode == 0 else f"a trivial program ends with {ran.returncode}"
+
+
+def sources(test: Path) -> list[Path]:
+    text = test.read_text()
+    head = "\n".join(text.splitlines()[:40])
+    said = re.search(r"\bsources:\s*([\w /.-]+)", head)
+    rooms = said.group(1).split() if said else ["."]
+    found: list[Path] = []
+    for room in rooms:
+        where = NATIVE / "src" / room
+        if room != "none":
+            found += [where] if where.suffix == ".c" else sorted(where.rglob("*.c"))
+    included = {Path(name).name for name in re.findall(r'#include\s+"([^"]+\.c)"', text)}
+    return [path for path in found if path.name not in included]
+
+
+def build(test: Path, kind: str, folder: Path, objects: dict[Path, Path]) -> tuple[Path, str]:
+    program = folder / test.stem
+    needed = [str(objects[path]) for path in sources(test)]
+    command = [
+        *compiler(),
+        *FLAGS,
+        *KINDS[kind],
+        *includes(),
+        str(test),
+        *needed,
+        "-o",
+        str(program),
+    ]
+    built = subprocess.run(
+        [*command, "-pthread", "-ldl", "-lm"], capture_output=True, text=True, check=False
+    )
+    return program, built.stderr if built.returncode else ""
+
+
+def includes() -> list[str]:
+    return [f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}", f"-I{NATIVE / 'tests'}"]
+
+
+def compile_one(source: Path, kind: str, target: Path) -> str:
+    command = [*compiler(), *FLAGS, *KINDS[kind], *includes(), "-c", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr if done.returncode else ""
+
+
+def run_kind(kind: str, tests: list[Path], folder: Path) -> list[str]:
+    """Builds and runs everything under one sanitizer; returns the names of what failed."""
+    needed = sorted({path for test in tests for path in sources(test)})
+    objects = {
+        path: folder / (str(path.relative_to(NATIVE)).replace("/", "_") + ".o") for path in needed
+    }
+    failed: list[str] = []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for source, error in zip(
+            needed,
+            pool.map(lambda path: compile_one(path, kind, objects[path]), needed),
+            strict=True,
+        ):
+            if error:
+                failed.append(str(source.relative_to(NATIVE)))
+                print(f"  {source.relative_to(NATIVE)}: does not compile\n{error}")
+        if failed:
+            return failed
+        built = list(pool.map(lambda test: build(test, kind, folder, objects), tests))
+    environment = {
+        **os.environ,
+        "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1",
+    }
+    for test, (program, error) in zip(tests, built, strict=True):
+        if error:
+            print(f"  {test.name}: does not build\n{error}")
+            failed.append(test.name)
+            continue
+        try:
+            ran = subprocess.run(
+                [str(program)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=TIME_LIMIT_S,
+                env=environment,
+            )
+            code, output = ran.returncode, ran.stdout + ran.stderr
+        except subprocess.TimeoutExpired as late:
+            code, output = -1, f"no end after {TIME_LIMIT_S} s\n{late.stdout!r}\n{late.stderr!r}"
+        word = {0: "ok", 77: "skipped"}.get(code, f"FAILED ({code})")
+        last = output.strip().splitlines()[-1:] or [""]
+        print(f"  {test.name}: {word}  {last[0] if code in (0, 77) else ''}".rstrip())
+        if code not in (0, 77):
+            print(output[-8000:])
+            failed.append(test.name)
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("-k", default="", metavar="WORD", help="only tests with WORD in their name")
+    options = parser.parse_args()
+    tests = [path for path in sorted((NATIVE / "tests").glob("test_*.c")) if options.k in path.name]
+    if not tests:
+        print("native-test: there is no native/tests/test_*.c to run")
+        return 0
+    failed: list[str] = []
+    ran = 0
+    with tempfile.TemporaryDirectory(prefix="crailpy-native-") as name:
+        for kind in KINDS:
+            folder = Path(name) / kind.replace(",", "-")
+            folder.mkdir()
+            why = missing(kind, folder)
+            if why:
+                print(
+                    f"native-test: the {kind} sanitizer is missing here, its run is skipped: {why}"
+                )
+                continue
+            print(f"native-test: {kind}")
+            ran += 1
+            failed += [f"{test} ({kind})" for test in run_kind(kind, tests, folder)]
+    if failed:
+        print("native-test: FAILED: " + ", ".join(failed))
+        return 1
+    print(f"native-test: {len(tests)} programs passed under {ran} of {len(KINDS)} sanitizers")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,363 @@
+/* The client core against a namenode of a few lines.
+ * sources: client base */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "client/client.h"
+
+/* client/ is linked without data/, where the guards of the test build live */
+bool crail_guard_on(const char *name) {
+    (void)name;
+    return true;
+}
+
+#define CLAIM(text) printf("  %s\n", text)
+
+static crail_client *new_client(uint32_t lanes_max) {
+    crail_client *c;
+    crail_client_options o = {.lanes_max = lanes_max, .inline_max = CRAIL_INLINE_MAX, .grants_ahead = 1};
+    assert(crail_client_new(&o, &c) == 0);
+    return c;
+}
+
+/* Checks lane 0 out with one end of a socket pair; the other end is the namenode's. */
+static struct crail_lane *open_lane(crail_client *c, int *peer) {
+    struct crail_lane *lane;
+    uint32_t number;
+    int pair[2];
+    assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    assert(crail_lane_checkout(c, &lane, &number) == -EAGAIN);
+    assert(crail_client_lane_add(c, number, pair[0], 1) == 0);
+    *peer = pair[1];
+    return lane;
+}
+
+static void add_op(struct crail_lane *lane, uint16_t code, const char *text) {
+    uint8_t *path, *data;
+    struct crail_op op = {.code = code, .path_len = (uint16_t)strlen(text)};
+    assert(crail_lane_op(lane, &op, &path, &data) == 0);
+    memcpy(path, text, strlen(text));
+}
+
+static struct crail_frame take_request(int peer) {
+    uint8_t bytes[65536];
+    struct crail_frame f;
+    ssize_t n = recv(peer, bytes, sizeof(bytes), 0);
+    assert(n >= (ssize_t)sizeof(f));
+    memcpy(&f, bytes, sizeof(f));
+    assert((size_t)n == f.size && f.size % 8 == 0);
+    return f;
+}
+
+static void answer(int peer, uint64_t id, uint32_t count, uint64_t version) {
+    struct {
+        struct crail_frame f;
+        struct crail_result r[4];
+    } reply = {.f = {.magic = CRAIL_FRAME_MAGIC, .id = id, .count = count}};
+    reply.f.size = (uint32_t)(sizeof(reply.f) + count * sizeof(reply.r[0]));
+    for (uint32_t i = 0; i < count; i++)
+        reply.r[i].version = version + i;
+    assert(send(peer, &reply, reply.f.size, 0) == (ssize_t)reply.f.size);
+}
+
+static void a_request_and_its_reply(void) {
+    int peer;
+    const void *data;
+    crail_client *c = new_client(4);
+    struct crail_lane *lane = open_lane(c, &peer);
+    crail_lane_begin(lane);
+    add_op(lane, CRAIL_OP_MKDIR, "/a");
+    add_op(lane, CRAIL_OP_MKDIR, "/bcdefghi");
+    assert(crail_lane_send(lane) == 0);
+    struct crail_frame f = take_request(peer);
+    assert(f.count == 2 && f.seq == 1 && f.id == 1);
+    assert(crail_lane_receive(lane, 0) == -EAGAIN);
+    answer(peer, f.id, 2, 7);
+    assert(crail_lane_receive(lane, 1000000) == 0);
+    assert(crail_lane_result(lane, &data)->version == 7);
+    assert(crail_lane_result(lane, &data)->version == 8);
+    assert(!crail_lane_result(lane, &data));
+    crail_lane_checkin(lane);
+    close(peer);
+    crail_client_free(c);
+    CLAIM("a request and its reply; a reply that is late shows itself");
+}
+
+static void a_repeated_request_keeps_its_number(void) {
+    int peer, second[2];
+    const void *data;
+    crail_client *c = new_client(4);
+    struct crail_lane *lane = open_lane(c, &peer);
+    crail_lane_begin(lane);
+    add_op(lane, CRAIL_OP_MKDIR, "/a");
+    assert(crail_lane_send(lane) == 0);
+    struct crail_frame first = take_request(peer);
+    close(peer);
+    assert(crail_lane_receive(lane, 0) == -EPIPE);
+    assert(socketpair(AF_UNIX, SOCK_STREAM, 0, second) == 0);
+    assert(crail_client_lane_add(c, lane->number, second[0], 0) == 0);
+    crail_lane_send_again(lane);
+    assert(crail_lane_send(lane) == 0);
+    struct crail_frame again = take_request(second[1]);
+    assert(again.seq == first.seq && again.id == first.id);
+    answer(second[1], again.id, 1, 3);
+    assert(crail_lane_receive(lane, 0) == 0 && crail_lane_result(lane, &data)->version == 3);
+    crail_lane_checkin(lane);
+    close(second[1]);
+    crail_client_free(c);
+    CLAIM("a request that is sent again has the number of the first");
+}
+
+static void a_late_reply_is_not_taken_for_the_next(void) {
+    int peer;
+    const void *data;
+    crail_client *c = new_client(4);
+    struct crail_lane *lane = open_lane(c, &peer);
+    crail_lane_begin(lane);
+    add_op(lane, CRAIL_OP_GET, "/a");
+    assert(crail_lane_send(lane) == 0);
+    uint64_t late = take_request(peer).id;
+    crail_lane_begin(lane);
+    add_op(lane, CRAIL_OP_GET, "/b");
+    assert(crail_lane_send(lane) == 0);
+    uint64_t present = take_request(peer).id;
+    answer(peer, late, 1, 100);
+    answer(peer, present, 1, 200);
+    assert(crail_lane_receive(lane, 0) == 0 && crail_lane_result(lane, &data)->version == 200);
+    crail_lane_begin(lane);
+    add_op(lane, CRAIL_OP_GET, "/c");
+    assert(crail_lane_send(lane) == 0);
+    answer(peer, present + 5, 1, 300);
+    assert(crail_lane_receive(lane, 0) == -EPIPE);
+    crail_lane_discard(lane);
+    close(peer);
+    crail_client_free(c);
+    CLAIM("a late reply is skipped, one to no question breaks the connection");
+}
+
+static void garbage_breaks_the_connection(void) {
+    static const struct crail_frame wrong[] = {
+        {.magic = 1, .size = 64, .count = 1, .id = 1},
+        {.magic = CRAIL_FRAME_MAGIC, .size = 63, .count = 1, .id = 1},
+        {.magic = CRAIL_FRAME_MAGIC, .size = 8, .count = 1, .id = 1},
+        {.magic = CRAIL_FRAME_MAGIC, .size = 0xfffffff8, .count = 1, .id = 1},
+        {.magic = CRAIL_FRAME_MAGIC, .size = 32, .count = 2, .id = 1},
+    };
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        int peer;
+        crail_client *c = new_client(1);
+        struct crail_lane *lane = open_lane(c, &peer);
+        crail_lane_begin(lane);
+        add_op(lane, CRAIL_OP_GET, "/a");
+        assert(crail_lane_send(lane) == 0);
+        assert(send(peer, &wrong[i], sizeof(wrong[i]), 0) == sizeof(wrong[i]));
+        assert(crail_lane_receive(lane, 0) == -EPIPE);
+        crail_lane_discard(lane);
+        close(peer);
+        crail_client_free(c);
+    }
+    CLAIM("replies that make no sense break the connection and nothing else");
+}
+
+static void the_pool_is_bounded(void) {
+    int peers[2];
+    uint32_t number;
+    crail_client *c = new_client(2);
+    struct crail_lane *a = open_lane(c, &peers[0]), *b = open_lane(c, &peers[1]), *other;
+    assert(crail_lane_checkout(c, &other, &number) == -EBUSY);
+    assert(crail_lane_wait(c, 1000000) == -ETIMEDOUT);
+    crail_lane_checkin(b);
+    assert(crail_lane_checkout(c, &other, &number) == 0 && other == b);
+    crail_lane_discard(b);
+    crail_client_close(c);
+    assert(crail_lane_checkout(c, &other, &number) == -CRAIL_E_CLOSED);
+    crail_lane_checkin(a);
+    crail_client_free(c);
+    close(peers[0]), close(peers[1]);
+    CLAIM("lanes are bounded, waited for, and closed with their client");
+}
+
+static void grants_fit_within_a_quarter(void) {
+    int peer;
+    crail_client *c = new_client(1);
+    struct crail_lane *lane = open_lane(c, &peer);
+    struct crail_extent e = {.granules = 10}, out;
+    for (uint32_t i = 0; i < CRAIL_LANE_GRANTS; i++)
+        assert(crail_lane_grant_keep(lane, &e));
+    assert(!crail_lane_grant_keep(lane, &e));
+    assert(!crail_lane_grant_take(lane, 11 * CRAIL_GRANULE, &out));
+    assert(!crail_lane_grant_take(lane, 7 * CRAIL_GRANULE, &out));
+    assert(crail_lane_grant_take(lane, 8 * CRAIL_GRANULE, &out) && out.granules == 10);
+    crail_lane_checkin(lane);
+    close(peer);
+    crail_client_free(c);
+    CLAIM("a grant held ahead serves values that fill most of it");
+}
+
+/* ---- shared memory ------------------------------------------------------- */
+
+#define GRANULES 4096u
+
+struct shared {
+    int memory, generations, use;
+    uint8_t *bytes;
+    _Atomic uint64_t *generation;
+    struct crail_use_table *table;
+};
+
+static void *make(int *fd, size_t bytes) {
+    *fd = memfd_create("test", MFD_CLOEXEC);
+    assert(*fd >= 0 && ftruncate(*fd, (off_t)bytes) == 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+    assert(p != MAP_FAILED);
+    return p;
+}
+
+static struct shared attach(crail_client *c, uint32_t server) {
+    struct shared s;
+    uint32_t granules = GRANULES;
+    s.bytes = make(&s.memory, (size_t)GRANULES * CRAIL_GRANULE);
+    s.generation = make(&s.generations, GRANULES * 8);
+    s.table = make(&s.use, sizeof(*s.table));
+    s.table->magic = CRAIL_USE_MAGIC;
+    s.table->slots = CRAIL_USE_SLOTS;
+    assert(crail_client_server_shm(c, server, 1, &s.memory, &s.generations, &granules, s.use) == 0);
+    assert(crail_client_server_shm(c, server, 1, &s.memory, &s.generations, &granules, s.use) == -EEXIST);
+    return s;
+}
+
+static void detach(struct shared *s) {
+    munmap(s->bytes, (size_t)GRANULES * CRAIL_GRANULE);
+    munmap((void *)(uintptr_t)s->generation, GRANULES * 8);
+    munmap(s->table, sizeof(*s->table));
+    close(s->memory), close(s->generations), close(s->use);
+}
+
+static uint32_t slots_named(const struct shared *s) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < CRAIL_USE_SLOTS; i++)
+        n += s->table->slot[i] != 0;
+    return n;
+}
+
+static int run(struct crail_io *io) {
+    int rc;
+    while ((rc = crail_io_run(io)) == CRAIL_NEED_CALL_AGAIN) {
+    }
+    return rc;
+}
+
+static void values_are_cut_by_extent(void) {
+    crail_client *c = new_client(1);
+    struct shared s = attach(c, 3);
+    struct crail_extent e[2] = {{.server = 3, .granule = 100, .granules = 2}, {.server = 3, .granule = 7, .granules = 3}};
+    size_t size = 5 * CRAIL_GRANULE - 100;
+    uint8_t *from = malloc(size), *to = malloc(size);
+    for (size_t i = 0; i < size; i++)
+        from[i] = (uint8_t)(i * 7 + i / 251);
+    struct crail_io out = {.client = c, .extents = e, .extents_count = 2, .is_write = true, .value_bytes = size,
+                           .length = size, .buffer = from};
+    assert(crail_io_run(&out) == CRAIL_NEED_WRITABLE && out.server == 3);
+    assert(crail_client_server_writable(c, 3, 1, &s.memory) == 0);
+    assert(run(&out) == 0);
+    assert(slots_named(&s) == 1); /* still in the last extent */
+    crail_io_end(&out);
+    assert(slots_named(&s) == 0);
+    assert(memcmp(s.bytes + 100 * CRAIL_GRANULE, from, 2 * CRAIL_GRANULE) == 0);
+    assert(memcmp(s.bytes + 7 * CRAIL_GRANULE, from + 2 * CRAIL_GRANULE, size - 2 * CRAIL_GRANULE) == 0);
+    for (size_t at = 0; at < size; at += 3001) {
+        struct crail_io in = {.client = c, .extents = e, .extents_count = 2, .value_bytes = size, .offset = at,
+                              .length = size - at, .buffer = to};
+        assert(run(&in) == 0);
+        crail_io_end(&in);
+        assert(memcmp(to, from + at, size - at) == 0);
+    }
+    free(from), free(to);
+    crail_client_free(c);
+    detach(&s);
+    CLAIM("a value is written to its extents in order and read back from any offset");
+}
+
+static void a_raised_generation_is_refused(void) {
+    uint8_t buffer[64];
+    int peer;
+    crail_client *c = new_client(1);
+    struct crail_lane *lane = open_lane(c, &peer);
+    struct shared s = attach(c, 1);
+    struct crail_extent e = {.server = 1, .granule = 5, .granules = 1};
+    struct crail_pin pin, refused;
+    assert(crail_pin_take(c, &e, 64, &pin) == 0);
+    assert(s.table->slot[0] == crail_use_word(0, 5) && s.table->high_water == 1);
+    s.generation[5] = 1;
+    assert(crail_pin_take(c, &e, 64, &refused) == -CRAIL_E_STALE_LOCATION);
+    struct crail_io io = {.client = c, .lane = lane, .extents = &e, .extents_count = 1, .value_bytes = 64,
+                          .length = 64, .buffer = buffer};
+    assert(crail_io_run(&io) == -CRAIL_E_STALE_LOCATION);
+    crail_io_end(&io);
+    assert(slots_named(&s) == 1);
+    crail_pin_release(&pin);
+    assert(slots_named(&s) == 0);
+    e = (struct crail_extent){.server = 1, .granule = GRANULES - 1, .granules = 2};
+    assert(crail_pin_take(c, &e, 64, &refused) == -CRAIL_E_STALE_LOCATION);
+    e = (struct crail_extent){.server = 2};
+    assert(crail_pin_take(c, &e, 64, &refused) == CRAIL_NEED_SERVER);
+    crail_lane_checkin(lane);
+    close(peer);
+    crail_client_free(c);
+    detach(&s);
+    CLAIM("an extent whose generation was raised is not touched; a pin keeps its slot until released");
+}
+
+static void views_leave_slots_for_calls(void) {
+    crail_client *c = new_client(1);
+    struct shared s = attach(c, 1);
+    static struct crail_pin pins[CRAIL_USE_SLOTS];
+    struct crail_extent e = {.server = 1, .granules = 1};
+    uint32_t n = 0;
+    while (crail_pin_take(c, &e, 1, &pins[n]) == 0)
+        n++;
+    assert(n == CRAIL_USE_SLOTS - CRAIL_SLOTS_FOR_CALLS);
+    crail_client_close(c);
+    crail_client_free(c); /* the views keep the mappings */
+    while (n)
+        crail_pin_release(&pins[--n]);
+    assert(slots_named(&s) == 0);
+    detach(&s);
+    CLAIM("views cannot take the last slots, and outlive their client");
+}
+
+static void copies_are_exact(void) {
+    size_t n = (5u << 20) + 77;
+    uint8_t *from = malloc(n + 64), *to = malloc(n + 64);
+    for (size_t i = 0; i < n + 64; i++)
+        from[i] = (uint8_t)(i ^ (i >> 8) ^ (i >> 16));
+    for (size_t shift = 0; shift < 40; shift += 13) {
+        memset(to, 0xee, n + 64);
+        crail_copy(to + shift, from + 3, n, n);
+        assert(memcmp(to + shift, from + 3, n) == 0);
+        for (size_t i = 0; i < shift; i++)
+            assert(to[i] == 0xee);
+        assert(to[shift + n] == 0xee);
+    }
+    free(from), free(to);
+    CLAIM("long copies with non-temporal stores touch exactly their bytes");
+}
+
+int main(void) {
+    a_request_and_its_reply();
+    a_repeated_request_keeps_its_number();
+    a_late_reply_is_not_taken_for_the_next();
+    garbage_breaks_the_connection();
+    the_pool_is_bounded();
+    grants_fit_within_a_quarter();
+    values_are_cut_by_extent();
+    a_raised_generation_is_refused();
+    views_leave_slots_for_calls();
+    copies_are_exact();
+    return 0;
+}

@@ -1,0 +1,521 @@
+/* The namenode's loop over socketpairs: framing, exactly once, sessions, slices, slow readers, retire channels.
+ * sources: rpc meta base api/api_namenode.c
+ * With the argument `bench` it measures round trips instead. */
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/siphash.h"
+#include "rpc/rpc.h"
+
+#define CHECK(x)                                                                                   \
+    do {                                                                                           \
+        if (!(x)) {                                                                                \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);                                \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
+/* ---- a namenode and a client, as small as possible ------------------------ */
+
+static struct crail_rpc_tuning tuning;
+static crail_namenode *nn;
+
+static void start(uint64_t grace_ms) {
+    crail_namenode_options o = {.arena_bytes_max = 1u << 30, .session_grace_ms = grace_ms};
+    memset(o.mac_key, 7, sizeof o.mac_key);
+    CHECK(crail_rpc_start(&o, &tuning, &nn) == 0);
+}
+
+static void end(void) {
+    char why[256] = "";
+    int rc = crail_namenode_check(nn, why, sizeof why);
+    if (rc)
+        fprintf(stderr, "check: %s\n", why);
+    CHECK(rc == 0);
+    crail_namenode_stop(nn);
+    nn = NULL;
+    tuning = crail_rpc_tuning_default;
+}
+
+static crail_namenode_stats stats(void) {
+    crail_namenode_stats st;
+    CHECK(crail_namenode_stats_read(nn, &st) == 0);
+    return st;
+}
+
+static int attach(uint64_t session, uint32_t lane) {
+    int fd[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);
+    CHECK(crail_namenode_lane_attach(nn, fd[1], session, lane) == 0);
+    return fd[0];
+}
+
+static int client(uint64_t session) {
+    CHECK(crail_namenode_session_open(nn, session) == 0);
+    return attach(session, 0);
+}
+
+struct request {
+    struct crail_buf b;
+};
+
+static void frame(struct request *r, uint64_t id, uint64_t seq) {
+    struct crail_frame head = {.magic = CRAIL_FRAME_MAGIC, .id = id, .seq = seq};
+    r->b.len = 0;
+    CHECK(crail_buf_append_padded(&r->b, &head, sizeof head) == 0);
+}
+
+static void op_full(struct request *r, struct crail_op op, const char *path, const void *data, uint32_t n) {
+    op.path_len = (uint16_t)strlen(path);
+    op.data_len = n;
+    size_t bytes = crail_pad8((uint32_t)sizeof op + op.path_len + n);
+    CHECK(crail_buf_reserve(&r->b, bytes) == 0);
+    uint8_t *p = r->b.data + r->b.len;
+    memset(p, 0, bytes);
+    memcpy(p, &op, sizeof op);
+    memcpy(p + sizeof op, path, op.path_len);
+    if (n)
+        memcpy(p + sizeof op + op.path_len, data, n);
+    r->b.len += bytes;
+    struct crail_frame *head = (void *)r->b.data;
+    head->count++;
+    head->size = (uint32_t)r->b.len;
+}
+
+static void op(struct request *r, uint16_t code, const char *path, const void *data, uint32_t n) {
+    op_full(r, (struct crail_op){.code = code, .flags = code == CRAIL_OP_PUT ? CRAIL_OPF_PARENTS : 0}, path, data, n);
+}
+
+static void send_all(int fd, const void *data, size_t n) {
+    for (const uint8_t *p = data; n;) {
+        ssize_t k = send(fd, p, n, MSG_NOSIGNAL);
+        CHECK(k > 0);
+        p += k;
+        n -= (size_t)k;
+    }
+}
+
+static bool recv_all(int fd, void *data, size_t n) {
+    for (uint8_t *p = data; n;) {
+        ssize_t k = recv(fd, p, n, 0);
+        if (k <= 0)
+            return false;
+        p += k;
+        n -= (size_t)k;
+    }
+    return true;
+}
+
+struct reply {
+    struct crail_frame head;
+    struct crail_buf b;
+};
+
+/* False: the connection has been closed. */
+static bool take(int fd, struct reply *r) {
+    if (!recv_all(fd, &r->head, sizeof r->head))
+        return false;
+    CHECK(r->head.magic == CRAIL_FRAME_MAGIC && r->head.size % 8 == 0);
+    r->b.len = 0;
+    CHECK(crail_buf_reserve(&r->b, r->head.size) == 0);
+    r->b.len = r->head.size - sizeof r->head;
+    CHECK(recv_all(fd, r->b.data, r->b.len));
+    return true;
+}
+
+static struct crail_result *result(struct reply *r, uint32_t i) {
+    size_t at = 0;
+    for (uint32_t k = 0; k < i; k++)
+        at += sizeof(struct crail_result) + crail_pad8(((struct crail_result *)(void *)(r->b.data + at))->data_len);
+    CHECK(at + sizeof(struct crail_result) <= r->b.len);
+    return (void *)(r->b.data + at);
+}
+
+static void call(int fd, struct request *q, struct reply *r) {
+    send_all(fd, q->b.data, q->b.len);
+    CHECK(take(fd, r));
+    CHECK(r->head.id == ((struct crail_frame *)(void *)q->b.data)->id);
+    CHECK(r->head.count == ((struct crail_frame *)(void *)q->b.data)->count);
+}
+
+static int one(int fd, uint64_t seq, uint16_t code, const char *path, const void *data, uint32_t n) {
+    struct request q = {0};
+    struct reply r = {0};
+    frame(&q, seq + 1000, seq);
+    op(&q, code, path, data, n);
+    call(fd, &q, &r);
+    int status = result(&r, 0)->status;
+    crail_buf_free(&q.b);
+    crail_buf_free(&r.b);
+    return status;
+}
+
+static bool closed(int fd) {
+    struct pollfd p = {fd, POLLIN, 0};
+    CHECK(poll(&p, 1, 5000) == 1);
+    char c;
+    return recv(fd, &c, 1, MSG_DONTWAIT) <= 0;
+}
+
+static crail_namenode_event event(void) {
+    struct pollfd p = {crail_namenode_event_fd(nn), POLLIN, 0};
+    CHECK(poll(&p, 1, 5000) == 1);
+    crail_namenode_event e;
+    CHECK(crail_namenode_events_take(nn, &e, 1) == 1);
+    return e;
+}
+
+static struct request Q;
+static struct reply R;
+
+/* ---- frames -------------------------------------------------------------- */
+
+static void test_ping_put_get(void) {
+    start(1000);
+    int fd = client(1);
+    CHECK(one(fd, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
+    CHECK(one(fd, 1, CRAIL_OP_PUT, "/a/b", "hello", 5) == 0);
+    frame(&Q, 5, 0);
+    op(&Q, CRAIL_OP_GET, "/a/b", NULL, 0);
+    op(&Q, CRAIL_OP_GET, "/a/c", NULL, 0);
+    op(&Q, CRAIL_OP_PING, "", NULL, 0);
+    call(fd, &Q, &R);
+    CHECK(result(&R, 0)->status == 0 && result(&R, 0)->data_len == 5 && !memcmp(result(&R, 0) + 1, "hello", 5));
+    CHECK(result(&R, 1)->status == -CRAIL_E_NOT_FOUND && result(&R, 2)->status == 0);
+    crail_namenode_stats st = stats();
+    CHECK(st.requests == 3 && st.operations == 5 && st.gets == 2 && st.puts == 1 && st.lanes == 1 &&
+          st.sessions == 1 && st.protocol_errors == 0 && st.loop_cpu_ns > 0);
+    close(fd);
+    end();
+}
+
+static void test_frames_in_pieces_and_in_crowds(void) {
+    start(1000);
+    int fd = client(1);
+    frame(&Q, 9, 0);
+    op(&Q, CRAIL_OP_PING, "", NULL, 0);
+    for (size_t i = 0; i < Q.b.len; i++)
+        send_all(fd, Q.b.data + i, 1);
+    CHECK(take(fd, &R) && R.head.id == 9);
+    struct crail_buf many = {0};
+    for (uint64_t i = 0; i < 500; i++) {
+        frame(&Q, i, 0);
+        op(&Q, CRAIL_OP_STAT, "/", NULL, 0);
+        CHECK(crail_buf_append_padded(&many, Q.b.data, Q.b.len) == 0);
+    }
+    send_all(fd, many.data, many.len);
+    for (uint64_t i = 0; i < 500; i++)
+        CHECK(take(fd, &R) && R.head.id == i && result(&R, 0)->status == 0);
+    crail_buf_free(&many);
+    close(fd);
+    end();
+}
+
+static void test_a_frame_of_megabytes(void) {
+    tuning.idle_ns = 20000000;
+    start(1000);
+    int fd = client(1);
+    static uint8_t value[CRAIL_INLINE_MAX];
+    char path[32];
+    for (int round = 0; round < 3; round++) {
+        frame(&Q, 3, 1 + (uint64_t)round);
+        for (int i = 0; i < 1024; i++) {
+            snprintf(path, sizeof path, "/big/%d", i);
+            op(&Q, CRAIL_OP_PUT, path, value, sizeof value);
+        }
+        call(fd, &Q, &R);
+        for (uint32_t i = 0; i < 1024; i++)
+            CHECK(result(&R, i)->status == 0);
+        frame(&Q, 4, 0);
+        for (int i = 0; i < 1024; i++) {
+            snprintf(path, sizeof path, "/big/%d", i);
+            op(&Q, CRAIL_OP_GET, path, NULL, 0);
+        }
+        call(fd, &Q, &R);
+        CHECK(R.b.len == 1024 * (32 + sizeof value));
+        usleep(50000); /* the large buffers are given back, and come again */
+    }
+    close(fd);
+    end();
+}
+
+static void garbage(void (*spoil)(struct request *)) {
+    static uint64_t session = 100;
+    uint64_t before = stats().protocol_errors;
+    int fd = client(session++);
+    frame(&Q, 1, 0);
+    op(&Q, CRAIL_OP_STAT, "/x", NULL, 0);
+    op(&Q, CRAIL_OP_STAT, "/y", NULL, 0);
+    spoil(&Q);
+    send_all(fd, Q.b.data, Q.b.len);
+    CHECK(closed(fd));
+    CHECK(stats().protocol_errors == before + 1);
+    close(fd);
+}
+
+static struct crail_frame *head_of(struct request *r) { return (void *)r->b.data; }
+static struct crail_op *op_of(struct request *r) { return (void *)(r->b.data + sizeof(struct crail_frame)); }
+static void spoil_magic(struct request *r) { head_of(r)->magic++; }
+static void spoil_size(struct request *r) { head_of(r)->size--; }
+static void spoil_size_max(struct request *r) { head_of(r)->size = CRAIL_FRAME_BYTES_MAX + 8; }
+static void spoil_size_min(struct request *r) { head_of(r)->size = 32; }
+static void spoil_count(struct request *r) { head_of(r)->count = 3; }
+static void spoil_count_less(struct request *r) { head_of(r)->count = 1; }
+static void spoil_count_zero(struct request *r) { head_of(r)->count = 0; }
+static void spoil_count_max(struct request *r) { head_of(r)->count = 1025; }
+static void spoil_flags(struct request *r) { head_of(r)->flags = 1; }
+static void spoil_path(struct request *r) { op_of(r)->path_len = 60000; }
+static void spoil_data(struct request *r) { op_of(r)->data_len = 0xfffffff8; }
+static void spoil_reserved(struct request *r) { op_of(r)->reserved = 1; }
+
+static void test_garbage_closes_the_connection(void) {
+    start(1000);
+    void (*spoils[])(struct request *) = {spoil_magic,      spoil_size,       spoil_size_max,  spoil_size_min,
+                                          spoil_count,      spoil_count_less, spoil_count_zero, spoil_count_max,
+                                          spoil_flags,      spoil_path,       spoil_data,       spoil_reserved};
+    for (size_t i = 0; i < sizeof spoils / sizeof *spoils; i++)
+        garbage(spoils[i]);
+    end();
+}
+
+static void test_random_bytes_do_no_harm(void) {
+    start(60000);
+    CHECK(crail_namenode_session_open(nn, 1) == 0);
+    unsigned seed = 12345;
+    for (int round = 0; round < 3000; round++) {
+        int fd = attach(1, (uint32_t)rand_r(&seed) % 4);
+        frame(&Q, 1, (uint64_t)(rand_r(&seed) % 3));
+        for (int i = rand_r(&seed) % 4; i >= 0; i--)
+            op(&Q, (uint16_t)(rand_r(&seed) % 28), "/p/q", "0123456789abcdef0123456789abcdef", 32);
+        for (int i = rand_r(&seed) % 4; i > 0; i--) {
+            size_t at = (size_t)rand_r(&seed) % Q.b.len;
+            if (i & 1 && at >= 4)
+                Q.b.data[at] = (uint8_t)rand_r(&seed);
+            else
+                Q.b.data[at & ~(size_t)7] ^= (uint8_t)(1u << (rand_r(&seed) % 8));
+        }
+        send(fd, Q.b.data, Q.b.len, MSG_NOSIGNAL);
+        if (round % 3 == 0)
+            stats();
+        close(fd);
+        if (crail_namenode_session_open(nn, 1) == 0) /* a BYE got through */
+            continue;
+    }
+    end();
+}
+
+/* ---- exactly once -------------------------------------------------------- */
+
+static void test_exactly_once(void) {
+    start(1000);
+    int fd = client(1);
+    CHECK(one(fd, 0, CRAIL_OP_PUT, "/x", "1", 1) == -CRAIL_E_PROTOCOL); /* changes without a number */
+    CHECK(one(fd, 2, CRAIL_OP_PUT, "/x", "1", 1) == -CRAIL_E_PROTOCOL); /* a gap */
+    CHECK(one(fd, 1, CRAIL_OP_MKDIR, "/d", NULL, 0) == 0);
+    frame(&Q, 77, 2);
+    op(&Q, CRAIL_OP_MKDIR, "/e", NULL, 0);
+    op(&Q, CRAIL_OP_MKDIR, "/e", NULL, 0);
+    call(fd, &Q, &R);
+    CHECK(result(&R, 0)->status == 0 && result(&R, 1)->status == -CRAIL_E_EXISTS);
+    CHECK(!(result(&R, 0)->flags & CRAIL_RESF_REPLAY));
+    close(fd);
+    fd = attach(1, 0); /* the same again on another connection, under another id */
+    head_of(&Q)->id = 78;
+    for (int i = 0; i < 2; i++) {
+        call(fd, &Q, &R);
+        CHECK(result(&R, 0)->status == 0 && result(&R, 1)->status == -CRAIL_E_EXISTS);
+        CHECK((result(&R, 0)->flags & CRAIL_RESF_REPLAY) && (result(&R, 1)->flags & CRAIL_RESF_REPLAY));
+    }
+    CHECK(stats().replays == 2);
+    CHECK(one(fd, 2, CRAIL_OP_MKDIR, "/f", NULL, 0) == -CRAIL_E_PROTOCOL); /* not the same request */
+    CHECK(one(fd, 1, CRAIL_OP_MKDIR, "/d", NULL, 0) == -CRAIL_E_UNAVAILABLE);
+    CHECK(one(fd, 0, CRAIL_OP_STAT, "/f", NULL, 0) == -CRAIL_E_NOT_FOUND);
+    int other = attach(1, 1); /* lanes count for themselves */
+    CHECK(one(other, 1, CRAIL_OP_MKDIR, "/g", NULL, 0) == 0);
+    CHECK(one(fd, 3, CRAIL_OP_MKDIR, "/h", NULL, 0) == 0);
+    close(fd);
+    close(other);
+    end();
+}
+
+static void test_a_dying_connection_does_not_stop_a_vector(void) {
+    tuning.slice_ns = 1; /* sixteen operations a turn */
+    start(5000);
+    CHECK(crail_namenode_session_open(nn, 1) == 0);
+    char path[32];
+    uint64_t replays = 0;
+    for (uint64_t seq = 1; seq <= 40; seq++) {
+        int fd = attach(1, 0);
+        frame(&Q, seq, seq);
+        for (int i = 0; i < 1000; i++) {
+            snprintf(path, sizeof path, "/s%d/%d", (int)seq, i);
+            op_full(&Q, (struct crail_op){.code = CRAIL_OP_PUT, .flags = CRAIL_OPF_IF_ABSENT | CRAIL_OPF_PARENTS}, path,
+                    "v", 1);
+        }
+        send_all(fd, Q.b.data, Q.b.len);
+        if (seq % 4)
+            usleep((useconds_t)(seq * 20)); /* somewhere in the middle */
+        int again;
+        if (seq % 2) { /* closed by the client, or replaced while it lives */
+            close(fd);
+            again = attach(1, 0);
+        } else {
+            again = attach(1, 0);
+            close(fd);
+        }
+        call(again, &Q, &R);
+        for (uint32_t i = 0; i < 1000; i++)
+            CHECK(result(&R, i)->status == 0);
+        replays += (result(&R, 0)->flags & CRAIL_RESF_REPLAY) != 0;
+        close(again);
+    }
+    CHECK(stats().replays == replays);
+    CHECK(stats().files == 40 * 1000);
+    printf("  %d of 40 vectors outlived their connection\n", (int)replays);
+    end();
+}
+
+static void test_slices_let_others_through(void) {
+    start(5000);
+    int heavy = client(1), light = client(2);
+    char path[32];
+    frame(&Q, 1, 1);
+    for (int i = 0; i < 1024; i++) {
+        snprintf(path, sizeof path, "/h/%d", i);
+        op(&Q, CRAIL_OP_PUT, path, path, sizeof path);
+    }
+    for (uint64_t seq = 1; seq < 20; seq++) {
+        head_of(&Q)->seq = seq;
+        send_all(heavy, Q.b.data, Q.b.len);
+        CHECK(one(light, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
+        CHECK(take(heavy, &R) && R.head.count == 1024);
+    }
+    printf("  longest turn %.0f us\n", (double)stats().step_ns_max / 1e3);
+    close(heavy);
+    close(light);
+    end();
+}
+
+/* ---- sessions ------------------------------------------------------------ */
+
+static void test_bye(void) {
+    start(60000);
+    int fd = client(5), other = attach(5, 1);
+    CHECK(crail_namenode_session_open(nn, 5) == -EEXIST);
+    frame(&Q, 1, 1);
+    op(&Q, CRAIL_OP_MKDIR, "/d", NULL, 0);
+    op(&Q, CRAIL_OP_BYE, "", NULL, 0);
+    op(&Q, CRAIL_OP_MKDIR, "/e", NULL, 0);
+    call(fd, &Q, &R);
+    CHECK(result(&R, 0)->status == 0 && result(&R, 1)->status == 0);
+    CHECK(result(&R, 2)->status == -CRAIL_E_SESSION_LOST);
+    CHECK(closed(fd) && closed(other));
+    crail_namenode_event e = event();
+    CHECK(e.kind == CRAIL_EVENT_SESSION_ENDED && e.session == 5);
+    crail_namenode_event none;
+    CHECK(crail_namenode_events_take(nn, &none, 1) == 0);
+    struct pollfd p = {crail_namenode_event_fd(nn), POLLIN, 0};
+    CHECK(poll(&p, 1, 0) == 0);
+    int pair[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    CHECK(crail_namenode_lane_attach(nn, pair[1], 5, 0) == -CRAIL_E_SESSION_LOST);
+    CHECK(closed(pair[0]));
+    CHECK(crail_namenode_lane_attach(nn, -1, 5, 0) == -EBADF);
+    close(pair[0]);
+    close(fd);
+    close(other);
+    CHECK(stats().sessions == 0 && stats().lanes == 0);
+    end();
+}
+
+static void test_the_grace(void) {
+    start(60);
+    CHECK(crail_namenode_session_open(nn, 1) == 0); /* nobody ever comes */
+    int stays = client(2), goes = client(3);
+    crail_namenode_event e = event();
+    CHECK(e.kind == CRAIL_EVENT_SESSION_ENDED && e.session == 1);
+    uint64_t from = crail_clock_ns();
+    close(goes);
+    e = event();
+    CHECK(e.session == 3 && crail_clock_ns() - from >= 59000000);
+    CHECK(one(stays, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
+    close(stays);
+    stays = attach(2, 0); /* back in time */
+    usleep(100000);
+    CHECK(one(stays, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
+    for (uint64_t s = 100; s < 1100; s++) /* the table grows, and empties itself */
+        CHECK(crail_namenode_session_open(nn, s) == 0);
+    for (int i = 0; i < 1000; i++)
+        CHECK(event().kind == CRAIL_EVENT_SESSION_ENDED);
+    CHECK(stats().sessions == 1);
+    close(stays);
+    end();
+}
+
+static void test_who_does_not_read_is_dropped(void) {
+    tuning.drain_ns = 100000000;
+    start(60000);
+    int slow = client(1), quick = client(2), late = client(3);
+    static uint8_t value[CRAIL_INLINE_MAX];
+    CHECK(one(quick, 1, CRAIL_OP_PUT, "/v", value, sizeof value) == 0);
+    frame(&Q, 1, 0);
+    for (int i = 0; i < 1024; i++)
+        op(&Q, CRAIL_OP_GET, "/v", NULL, 0);
+    send_all(slow, Q.b.data, Q.b.len);
+    send_all(late, Q.b.data, Q.b.len);
+    for (int i = 0; i < 10; i++)
+        CHECK(one(quick, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
+    usleep(50000);
+    CHECK(take(late, &R) && result(&R, 1023)->status == 0); /* late, but not too late */
+    call(late, &Q, &R);
+    uint64_t from = crail_clock_ns();
+    while (stats().lanes == 3 && crail_clock_ns() - from < 5000000000)
+        usleep(10000);
+    CHECK(stats().lanes == 2);
+    CHECK(!take(slow, &R) || true); /* what is left ends early */
+    CHECK(one(late, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
+    close(slow);
+    close(quick);
+    close(late);
+    end();
+}
+
+static void test_listing_waits_for_its_index(void) {
+    start(5000);
+    int fd = client(1);
+    char path[32];
+    uint64_t seq = 0;
+    for (int k = 0; k < 20; k++) {
+        frame(&Q, 1, ++seq);
+        for (int i = 0; i < 1000; i++) {
+            snprintf(path, sizeof path, "/l/%06d", k * 1000 + i);
+            op(&Q, CRAIL_OP_PUT, path, "x", 1);
+        }
+        call(fd, &Q, &R);
+    }
+    frame(&Q, 1, 0);
+    for (int i = 0; i < 3; i++)
+        op_full(&Q, (struct crail_op){.code = CRAIL_OP_LIST, .arg0 = 1000}, "/l", NULL, 0);
+    call(fd, &Q, &R);
+    for (uint32_t i = 0; i < 3; i++)
+        CHECK(result(&R, i)->status == 0 && result(&R, i)->count > 0 && (result(&R, i)->flags & CRAIL_RESF_MORE));
+    int dies = attach(1, 1); /* asks, and is gone before the answer */
+    CHECK(one(fd, ++seq, CRAIL_OP_RENAME, "/l", "/m", 2) == 0);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_LIST, .arg0 = 1000}, "/m", NULL, 0);
+    send_all(dies, Q.b.data, Q.b.len);
+    close(dies);
+    CHECK(one(fd, ++seq, CRAIL_OP_RMTREE, "/m", NULL, 0) == 0);
+    while (stats().background_pending)
+        ;
+    printf("  longest turn %.0f us\n", (double)stats().step_ns_max / 1e3);
+    close(fd);
+    end();
+}

@@ -1,0 +1,157 @@
+"""Who is there: the storage servers of a namenode, which incarnation of each, and in what state.
+
+A *server* is an id that stays; an *incarnation* is one life of its memory, and has a number in the
+core. A server that returns with the same incarnation gets its number back, and its blocks with it.
+One that returns with another incarnation has lost its old memory, for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, Protocol
+
+from crailpy.channel import Channel
+from crailpy.control import HEARTBEATS_MISSED_MAX, Registration
+
+log = logging.getLogger("crailpy.namenode")
+
+# enum crail_meta_server_state
+UP, DOWN, LOST = 1, 2, 3
+STATES = {UP: "up", DOWN: "down", LOST: "lost"}
+
+
+class Core(Protocol):
+    """What members need of crailpy.native.Namenode."""
+
+    def server_add(self, regions: list[int], description: bytes) -> int: ...
+    def server_describe(self, number: int, description: bytes) -> None: ...
+    def server_set(self, number: int, state: int) -> None: ...
+    def server_stats(self, number: int) -> dict[str, int]: ...
+
+
+class Member:
+    """A storage server in its present incarnation."""
+
+    def __init__(self, number: int, registration: Registration) -> None:
+        self.number = number
+        self.registration = registration
+        self.state = UP
+        self.channel: Channel | None = None
+        self.stats: dict[str, Any] = {}
+        self.last_seen = time.monotonic()
+        self.late: asyncio.TimerHandle | None = None
+
+
+class Members:
+    """All storage servers that this namenode has ever heard of. Lives on the event loop."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._members: dict[str, Member] = {}
+
+    def register(self, new: Registration) -> Member | None:
+        """Lets a server in. None: its memory has a history that we do not know, so it must come
+        with fresh memory."""
+        member = self._members.get(new.server)
+        known = member is not None and member.registration.incarnation == new.incarnation
+        if member is not None and known and member.state != LOST:
+            if member.channel is not None:  # its old connection just has not ended yet
+                member.channel.close()
+                member.channel = None
+            member.registration = new
+            self._core.server_describe(member.number, new.description())
+            self._set(member, UP)
+            log.info("storage server %s (%d) is back", new.server, member.number)
+            self.seen(member)
+            return member
+        if new.history or known:
+            return None
+        if member is not None:
+            self._set(member, LOST)
+            if member.channel is not None:
+                member.channel.close()
+            self._quiet(member)
+        number = self._core.server_add(new.regions, new.description())
+        member = self._members[new.server] = Member(number, new)
+        log.info("storage server %s (%d) is new", new.server, number)
+        self.seen(member)
+        return member
+
+    def find(self, number: int, incarnation: int) -> Member | None:
+        """The member of this number, if that is its present incarnation."""
+        for member in self._members.values():
+            if member.number == number and member.registration.incarnation == incarnation:
+                return member
+        return None
+
+    def by_number(self, number: int) -> Member | None:
+        """The member whose present incarnation has this number."""
+        return next((m for m in self._members.values() if m.number == number), None)
+
+    def seen(self, member: Member, stats: dict[str, Any] | None = None) -> None:
+        """A sign of life; the next ones are waited for."""
+        member.last_seen = time.monotonic()
+        if stats is not None:
+            member.stats = stats
+        if member.state == DOWN:
+            self._set(member, UP)
+        self._quiet(member)
+        patience = member.registration.heartbeat * HEARTBEATS_MISSED_MAX
+        member.late = asyncio.get_running_loop().call_later(patience, self._missed, member)
+
+    def _missed(self, member: Member) -> None:
+        log.warning("storage server %s is silent", member.registration.server)
+        self._set(member, DOWN)
+
+    def disconnected(self, member: Member, channel: Channel) -> None:
+        """The control connection has ended; ignored if a newer one has taken its place."""
+        if member.channel is not channel:
+            return
+        member.channel = None
+        self._quiet(member)
+        if member.state == UP:
+            log.warning("storage server %s is away", member.registration.server)
+            self._set(member, DOWN)
+
+    def leave(self, member: Member, *, forget: bool) -> None:
+        """The server goes by its own wish; `forget`: and its memory with it."""
+        self._quiet(member)
+        self._set(member, LOST if forget else DOWN)
+
+    def _set(self, member: Member, state: int) -> None:
+        if member.state == LOST:
+            return  # final
+        self._core.server_set(member.number, state)
+        member.state = state
+
+    def _quiet(self, member: Member) -> None:
+        if member.late is not None:
+            member.late.cancel()
+            member.late = None
+
+    def facts(self) -> list[dict[str, Any]]:
+        """One map per server, for `status`."""
+        now = time.monotonic()
+        return [
+            {
+                "number": member.number,
+                "id": member.registration.server,
+                "state": STATES[member.state],
+                "tier": member.registration.tier,
+                "address": f"{member.registration.host}:{member.registration.port}",
+                "incarnation": member.registration.incarnation,
+                "last_seen_s": round(now - member.last_seen, 3),
+                **self._core.server_stats(member.number),
+                "stats": member.stats,
+            }
+            for member in self._members.values()
+        ]
+
+    def close(self) -> None:
+        """Ends the control connections."""
+        for member in self._members.values():
+            self._quiet(member)
+            if member.channel is not None:
+                member.channel.close()

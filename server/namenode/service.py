@@ -1,0 +1,257 @@
+"""The namenode's control plane: accepts, hears hellos, hands lanes to the core, keeps the members."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import secrets
+import time
+from typing import Any
+
+from crailpy import __version__, control, hello, native
+from crailpy.channel import Channel
+from crailpy.config import Settings
+from crailpy.control import Registration
+from crailpy.errors import (
+    AuthError,
+    CrailError,
+    InvalidArgumentError,
+    ProtocolError,
+    SessionLostError,
+    StaleLocationError,
+)
+
+from ..reception import Reception, Visit, check_exposure, private_folder
+from .members import Member, Members
+
+log = logging.getLogger("crailpy.namenode")
+
+LIMITS = {"inline_max": 4096, "vector_ops_max": 1024, "frame_bytes_max": 8 << 20}
+CALL_TIMEOUT = 10.0  # seconds, for a question to a storage server
+
+
+class NamenodeService:
+    """One namenode. start(), then wait for whatever ends it, then close()."""
+
+    def __init__(
+        self, settings: Settings, *, runtime_dir: str | None = None, insecure: bool = False
+    ) -> None:
+        self.settings = settings
+        self.cluster = secrets.token_hex(8)
+        self.port = 0
+        self.unix = ""
+        self.stopping = asyncio.Event()
+        self._insecure = insecure
+        self._token: str | None = settings.token or None
+        self._runtime_dir = runtime_dir
+        self._key = secrets.token_bytes(16)
+        self._born = time.monotonic()
+        self._sessions: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> str:
+        """Where clients find it."""
+        host = self.settings.host
+        return f"crail://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def start(self) -> None:
+        """Starts the core and listens. Raises OSError, AuthError (open to the network without a
+        token), InvalidArgumentError."""
+        check_exposure(self.settings.host, self._token, self._insecure)
+        self._reception = Reception(
+            {
+                "lane": self._lane,
+                "control": self._control,
+                "retire": self._retire,
+                "admin": self._admin,
+            },
+            token=self._token,
+            hello_timeout=self.settings.hello_timeout,
+        )
+        self._core = native.Namenode(
+            arena_bytes_max=self.settings.arena_max,
+            session_grace=self.settings.session_grace,
+            mac_key=self._key,
+        )
+        self._members = Members(self._core)
+        try:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._core.event_fd(), self._on_events)
+            self.port = self._reception.listen_tcp(self.settings.host, self.settings.port)
+            folder = private_folder(self._runtime_dir or default_runtime_dir())
+            path = os.path.join(folder, f"nn-{self.port}.sock")
+            if len(os.fsencode(path)) > 107:
+                raise InvalidArgumentError(f"too long for a unix socket: {path}")
+            self._reception.listen_unix(path)
+            self.unix = path
+        except BaseException:
+            await self.close()
+            raise
+        log.info("namenode of cluster %s at %s and %s", self.cluster, self.address, self.unix)
+
+    async def close(self) -> None:
+        """Ends every connection and the core. May be called twice."""
+        self._members.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reception.close()
+        if not self._core.closed:
+            asyncio.get_running_loop().remove_reader(self._core.event_fd())
+            self._core.close()
+        try:
+            os.rmdir(os.path.dirname(self.unix))
+        except OSError:
+            pass  # others use it, too
+
+    # -- lanes ---------------------------------------------------------------------------------
+
+    async def _lane(self, visit: Visit) -> None:
+        request = visit.request
+        lane = visit.number("lane", 32)
+        near = not visit.unix and request.get("host") == hello.host_identity()
+        if near and self.unix and not request.get("no_unix"):
+            await visit.reply({"redirect": self.unix})
+            return
+        if request.get("session") is None:
+            session = self._open_session()
+        else:
+            session = visit.number("session", 64)
+            self._check_key(session, request.get("session_key"))
+            if session not in self._sessions:
+                raise SessionLostError()
+        await visit.reply(
+            {
+                "session": session,
+                "session_key": hello.session_key(self._key, session),
+                "lane": lane,
+                "cluster": self.cluster,
+                "limits": LIMITS,
+            }
+        )
+        try:
+            self._core.lane_attach(visit.take(), session, lane)
+        except SessionLostError:
+            self._sessions.discard(session)  # ended this moment; the client sees the end
+
+    def _open_session(self) -> int:
+        session = 0
+        while not session or session in self._sessions:
+            session = secrets.randbits(64)
+        self._core.session_open(session)
+        self._sessions.add(session)
+        return session
+
+    def _check_key(self, session: int, given: Any) -> None:
+        wanted = hello.session_key(self._key, session)
+        if not isinstance(given, bytes) or not hmac.compare_digest(given, wanted):
+            # A client of an earlier life of this namenode looks like this, too.
+            raise SessionLostError("this namenode did not open the session")
+
+    # -- storage servers -----------------------------------------------------------------------
+
+    async def _control(self, visit: Visit) -> None:
+        member: Member | None = None
+
+        async def register(message: dict[str, Any]) -> dict[str, Any]:
+            nonlocal member
+            member = self._members.register(Registration.parse(message))
+            if member is None:
+                return {"fresh": True}
+            member.channel = channel
+            return {"number": member.number, "mac_key": self._key, "cluster": self.cluster}
+
+        async def heartbeat(message: dict[str, Any]) -> None:
+            stats = message.get("stats")
+            if member is None or not isinstance(stats, dict):
+                raise ProtocolError("heartbeat before register")
+            if member.channel is channel:
+                self._members.seen(member, stats)
+
+        async def leave(message: dict[str, Any]) -> None:
+            if member is not None and member.channel is channel:
+                self._members.leave(member, forget=bool(message.get("forget")))
+
+        channel = Channel(
+            visit.sock,
+            {control.REGISTER: register, control.HEARTBEAT: heartbeat, control.LEAVE: leave},
+        )
+        await visit.reply({"ok": True})
+        try:
+            await channel.run()
+        finally:
+            if member is not None:
+                self._members.disconnected(member, channel)
+
+    async def _retire(self, visit: Visit) -> None:
+        member = self._members.find(visit.number("number", 32), visit.number("incarnation", 64))
+        if member is None:
+            raise StaleLocationError("this incarnation is not registered", hint="register first")
+        await visit.reply({"ok": True})
+        self._core.server_channel(member.number, visit.take())
+
+    def _on_events(self) -> None:
+        for kind, server, session in self._core.events():
+            if kind == native.EVENT_SESSION_ENDED:
+                self._sessions.discard(session)
+            elif kind == native.EVENT_CHANNEL_CLOSED:
+                member = self._members.by_number(server)
+                if member is not None and member.channel is not None:
+                    task = asyncio.get_running_loop().create_task(self._ask_channel(member))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+
+    async def _ask_channel(self, member: Member) -> None:
+        """The retire channel broke and the server is still there: it opens another one."""
+        try:
+            if member.channel is not None:
+                await member.channel.call(control.CHANNEL, {}, timeout=CALL_TIMEOUT)
+        except (CrailError, OSError) as error:
+            log.warning("storage server %s: no channel: %s", member.registration.server, error)
+
+    # -- administration ------------------------------------------------------------------------
+
+    async def _admin(self, visit: Visit) -> None:
+        methods = {
+            control.ADMIN_STATUS: self._admin_status,
+            control.ADMIN_CHECK: self._admin_check,
+            control.ADMIN_STOP: self._admin_stop,
+        }
+        method = methods.get(str(visit.request.get("method")))
+        if method is None:
+            raise ProtocolError(f"there is no method {visit.request.get('method')!r}")
+        await visit.reply({"result": await method()})
+
+    async def _admin_status(self) -> dict[str, Any]:
+        return {
+            "cluster": self.cluster,
+            "version": __version__,
+            "address": self.address,
+            "unix": self.unix,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._born, 3),
+            "authentication": "token" if self._token else "none",
+            "encryption": "none",
+            "namenode": self._core.stats(),
+            "servers": self._members.facts(),
+        }
+
+    async def _admin_check(self) -> dict[str, Any]:
+        why = await asyncio.to_thread(self._core.check)
+        return {"ok": why is None, "why": why}
+
+    async def _admin_stop(self) -> dict[str, Any]:
+        # After the reply is on its way.
+        asyncio.get_running_loop().call_later(0.01, self.stopping.set)
+        return {}
+
+
+def default_runtime_dir() -> str:
+    """Where sockets go when nobody says where: a folder of this user. Raises AuthError."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
+    if not os.path.isdir(base):
+        raise AuthError(f"$XDG_RUNTIME_DIR is no folder: {base!r}")
+    return os.path.join(base, f"crailpy-{os.getuid()}")

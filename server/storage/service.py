@@ -1,0 +1,282 @@
+"""A storage server: offers a tier's regions, registers them, and hands connections to the core."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import socket
+from typing import Any
+
+from crailpy import channel, control, hello, native
+from crailpy.channel import Channel
+from crailpy.config import Settings
+from crailpy.control import Registration
+from crailpy.errors import (
+    AuthError,
+    ClosedError,
+    CrailError,
+    ProtocolError,
+    StaleLocationError,
+    UnavailableError,
+)
+
+from ..reception import Reception, Visit
+from .tiers.dram import DramTier
+
+log = logging.getLogger("crailpy.storage")
+
+CALL_TIMEOUT = 10.0  # seconds, for a question to the namenode
+RETRY_FIRST = 0.02  # seconds until the next attempt to reach the namenode; doubles
+RETRY_MAX = 1.0
+
+
+class StorageService:
+    """One storage server. start(), then wait for whatever ends it, then close().
+
+    `namenode`: (host, port), or the path of its unix socket. `ephemeral`: the memory goes with the
+    process. `advertise`: what clients are told instead of the address that the namenode sees."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tier: DramTier,
+        *,
+        server: str,
+        namenode: tuple[str, int] | str,
+        ephemeral: bool = False,
+        advertise: str | None = None,
+    ) -> None:
+        self.settings = settings
+        self.tier = tier
+        self.port = 0
+        self.number = 0
+        self.registered = asyncio.Event()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._server = server
+        self._namenode = namenode
+        self._token: str | None = settings.token or None
+        self._ephemeral = ephemeral
+        self._advertise = advertise
+        self._key = b""
+        self._control: Channel | None = None
+        self._life: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Takes the memory, listens, and begins to register; `registered` says when that is done.
+
+        Raises OutOfSpaceError, OSError."""
+        self._core = native.Storage()
+        self._reception = Reception(
+            {"shm": self._shm, "data": self._data},
+            token=None,  # the session's key is the proof
+            hello_timeout=self.settings.hello_timeout,
+        )
+        try:
+            await asyncio.to_thread(self._take_memory)
+            self.port = self._reception.listen_tcp(self.settings.host, self.settings.port)
+            self._reception.listen_unix(self.tier.socket_path)
+        except BaseException:
+            await self.close()
+            raise
+        self._life = asyncio.get_running_loop().create_task(self._stay_registered())
+
+    def _take_memory(self) -> None:
+        self.tier.open(self._server)
+        self.tier.attach(self._core)
+
+    async def close(self) -> None:
+        """Says goodbye, ends every connection and the core; removes the memory if it is ephemeral.
+        May be called twice."""
+        if self._control is not None:
+            try:
+                await self._control.call(
+                    control.LEAVE, {"forget": self._ephemeral}, timeout=CALL_TIMEOUT / 10
+                )
+            except (CrailError, OSError):
+                pass  # it will notice
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.gather(self._life, return_exceptions=True)
+        await self._reception.close()
+        self._core.close()
+        if self._ephemeral:
+            self.tier.remove()
+        self.tier.close()
+        if self.failed.done() and not self.failed.cancelled():
+            self.failed.exception()  # seen, whoever else looked
+        self.failed.cancel()
+
+    # -- the namenode --------------------------------------------------------------------------
+
+    async def _stay_registered(self) -> None:
+        pause = RETRY_FIRST
+        told = False
+        while True:
+            try:
+                sock, _ = await self._dial({"role": "control", "server": self.tier.server})
+                pause, told = RETRY_FIRST, False
+                await self._serve_control(sock)
+            except (AuthError, ProtocolError) as error:
+                if not self.registered.is_set() and not self._key:
+                    self.failed.set_exception(error)  # it was never let in: say so and end
+                    return
+                log.error("the namenode refuses: %s", error)
+            except (CrailError, OSError) as error:
+                if not told:
+                    log.warning("no namenode: %s: trying on", error)
+                    told = True
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                if not self.failed.done():
+                    self.failed.set_exception(error)
+                raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RETRY_MAX)
+
+    async def _dial(self, fields: dict[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
+        return await channel.connect(
+            self._namenode, fields, token=self._token, timeout=self.settings.hello_timeout
+        )
+
+    async def _serve_control(self, sock: socket.socket) -> None:
+        """One control connection, from registration to its end."""
+        link = Channel(sock, {control.CHANNEL: self._reopen_channel})
+        run = asyncio.get_running_loop().create_task(link.run())
+        try:
+            await self._register(link, sock)
+            self._control = link
+            self.registered.set()
+            while not run.done():
+                await asyncio.wait({run}, timeout=self.settings.heartbeat)
+                if not run.done():
+                    stats = {"stats": self._core.stats()}
+                    await link.call(control.HEARTBEAT, stats, timeout=CALL_TIMEOUT)
+        finally:
+            self._control = None
+            self.registered.clear()
+            link.close()
+            await asyncio.gather(run, return_exceptions=True)
+        log.warning("lost the namenode")
+
+    async def _register(self, link: Channel, sock: socket.socket) -> None:
+        reply = await self._ask_to_register(link, sock)
+        if reply.get("fresh"):
+            log.warning("the namenode does not know this memory: made anew")
+            await self._start_afresh()
+            reply = await self._ask_to_register(link, sock)
+        number, key = reply.get("number"), reply.get("mac_key")
+        if not isinstance(number, int) or not isinstance(key, bytes) or len(key) != 16:
+            raise ProtocolError("the namenode's answer to register")
+        self._core.identity(number, key)
+        self.number, self._key = number, key
+        self.tier.remember_registered()
+        await self._open_channel()
+
+    async def _ask_to_register(self, link: Channel, sock: socket.socket) -> dict[str, Any]:
+        new = Registration(
+            server=self.tier.server,
+            incarnation=self.tier.incarnation,
+            history=self.tier.registered,
+            regions=self.tier.granules,
+            tier=self.tier.name,
+            host=self._host_for_clients(sock),
+            port=self.port,
+            unix=self.tier.socket_path,
+            host_identity=hello.host_identity(),
+            heartbeat=self.settings.heartbeat,
+        )
+        reply = await link.call(control.REGISTER, new.message(), timeout=CALL_TIMEOUT)
+        if not isinstance(reply, dict):
+            raise ProtocolError("the namenode's answer to register")
+        return reply
+
+    def _host_for_clients(self, sock: socket.socket) -> str:
+        """Where clients reach the TCP port: what we listen on, or the side of us that the namenode
+        sees if we listen on everything."""
+        if self._advertise:
+            return self._advertise
+        host: str = self.settings.host
+        if host not in ("", "0.0.0.0", "::"):
+            return host
+        return "127.0.0.1" if sock.family == socket.AF_UNIX else str(sock.getsockname()[0])
+
+    async def _start_afresh(self) -> None:
+        """New memory, new core. What mapped the old memory keeps it, and will find it stale."""
+        old = self._core
+        old.close()
+        self.number = 0
+        self._core = native.Storage()
+        await asyncio.to_thread(self._make_fresh)
+
+    def _make_fresh(self) -> None:
+        self.tier.fresh()
+        self.tier.attach(self._core)
+
+    async def _open_channel(self) -> None:
+        sock, _ = await self._dial(
+            {"role": "retire", "number": self.number, "incarnation": self.tier.incarnation}
+        )
+        self._core.channel(channel.take_descriptor(sock))
+
+    async def _reopen_channel(self, message: dict[str, Any]) -> None:
+        await self._open_channel()
+
+    # -- clients -------------------------------------------------------------------------------
+
+    async def _check_session(self, visit: Visit) -> int:
+        """The number of a session that the namenode has opened. Waits for the registration within
+        the time of the hello. Raises AuthError, ProtocolError."""
+        session = visit.number("session", 64)
+        await self.registered.wait()
+        given = visit.request.get("session_key")
+        wanted = hello.session_key(self._key, session)
+        if not isinstance(given, bytes) or not hmac.compare_digest(given, wanted):
+            raise AuthError("not a session of this cluster", hint="connect again")
+        return session
+
+    async def _shm(self, visit: Visit) -> None:
+        if not visit.unix:
+            raise ProtocolError("shm is served on the unix socket only")
+        session = await self._check_session(visit)
+        write = bool(visit.request.get("write"))
+        core = self._core
+        fds = self.tier.descriptors(write=write)
+        handle = None
+        try:
+            if not write:
+                use_fd, handle = core.use_create(self.tier.new_table_path(), session)
+                fds.append(use_fd)
+            await visit.reply_with_descriptors({"regions": self.tier.granules}, fds)
+        except BaseException:
+            if handle is not None:
+                self._end_table(core, handle, fds)
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+            fds.clear()
+        try:
+            await visit.gone()
+        finally:
+            if handle is not None:
+                self._end_table(core, handle, fds)
+
+    def _end_table(self, core: native.Storage, handle: int, fds: list[int]) -> None:
+        while fds:  # our own copy would keep the table's lock
+            os.close(fds.pop())
+        try:
+            core.use_closed(handle)
+        except ClosedError:
+            pass  # the memory was made anew meanwhile, or the server ends
+
+    async def _data(self, visit: Visit) -> None:
+        await self._check_session(visit)
+        if visit.number("number", 32) != self.number:
+            raise StaleLocationError("this incarnation of the server is gone")
+        if not self.number:
+            raise UnavailableError("not registered at the moment")
+        await visit.reply({"ok": True})
+        self._core.data_attach(visit.take())

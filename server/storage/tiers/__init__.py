@@ -1,0 +1,1 @@
+"""What a storage server keeps blocks on: one file per kind of medium."""

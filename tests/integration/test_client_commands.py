@@ -1,0 +1,88 @@
+"""The client's commands, run as processes against a real store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import crailpy
+
+COMMAND = [sys.executable, "-c", "from crailpy.cli import main; raise SystemExit(main())"]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with crailpy.LocalCluster(dram="256MiB") as cluster:
+        yield cluster.address
+
+
+def run(*words: str, stdin: bytes = b"", code: int = 0) -> bytes:
+    done = subprocess.run([*COMMAND, *words], input=stdin, capture_output=True, timeout=120)
+    assert done.returncode == code, done.stderr.decode()
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_what_is_put_comes_out_again(address: str, tmp_path: Path) -> None:
+    at = f"--address={address}"
+    run("put", at, "-", "/cli/words", stdin=b"some words\n")
+    assert run("cat", at, "/cli/words", "/cli/words") == b"some words\n" * 2
+    large = tmp_path / "large"
+    large.write_bytes(bytes(range(256)) * (80 << 12))
+    run("put", at, str(large), "/cli/large")
+    run("get", at, "/cli/large", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == large.read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
+    assert run("ls", at, "/cli") == b"large\nwords\n"
+    facts = json.loads(run("stat", at, "--json", "/cli/large"))
+    assert facts[0]["size"] == 80 << 20
+    run("rm", at, "-r", "/cli")
+    assert run("ls", at, "/cli", code=1).startswith(b"crailpy: ")
+
+
+def test_put_if_absent_does_it_once(address: str) -> None:
+    at = f"--address={address}"
+    run("put", at, "--if-absent", "-", "/once", stdin=b"1")
+    assert b"exists" in run("put", at, "--if-absent", "-", "/once", stdin=b"2", code=1)
+    assert run("cat", at, "/once") == b"1"
+
+
+def test_directories_and_missing_things(address: str, tmp_path: Path) -> None:
+    at = f"--address={address}"
+    run("mkdir", at, "/m/a/b", code=1)
+    run("mkdir", at, "-p", "/m/a/b")
+    run("mkdir", at, "-p", "/m/a/b")
+    assert b"d " in run("ls", at, "-l", "/m")
+    run("rm", at, "/m", code=1)
+    run("rm", at, "-f", "/m/none")
+    target = tmp_path / "none"
+    assert run("get", at, "/none", str(target), code=1).count(b"\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_and_doctor_print_facts(address: str) -> None:
+    status = json.loads(run("status", f"--address={address}", "--json"))
+    assert status["namenode"]["granules_total"] == 65536
+    assert run("status", f"--address={address}").startswith(b"namenode")
+    assert {"what", "state", "found", "advice"} <= json.loads(run("doctor", "--json"))[0].keys()
+
+
+def test_demo_counts_right(address: str) -> None:
+    folder = str(Path(json.__file__).parent)
+    words = ["demo", f"--address={address}", "--folder", folder, "--maps=3", "--reduces=2"]
+    facts = json.loads(run(*words, "--json"))
+    assert facts["right"] is True
+    assert facts["put_bytes"] == facts["get_bytes"] > 0
+    assert run("ls", f"--address={address}", "/").count(b"demo-") == 0
+
+
+def test_bench_measures_and_leaves_nothing(address: str) -> None:
+    words = ["bench", f"--address={address}", "--quick", "--sizes=64,8KiB,1MiB", "--clients=2"]
+    facts = json.loads(run(*words, "--json", "--only", "small medium large view many clients"))
+    assert {row["section"] for row in facts["rows"]} >= {"small", "medium", "large", "many"}
+    assert all(row["ratio"] > 0 for row in facts["rows"] if row["limit"])
+    assert run("ls", f"--address={address}", "/").count(b"bench-") == 0

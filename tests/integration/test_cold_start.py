@@ -1,0 +1,55 @@
+"""What a new process pays before its first byte, and what it must not import for it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+FORBIDDEN = {
+    "asyncio", "ssl", "logging", "dataclasses", "tomllib", "importlib.metadata", "typing",
+    "crailpy.server", "aiohttp", "lmdb", "numpy", "cffi", "pickle", "threading",
+}  # fmt: skip
+PROGRAM = """
+import sys, json
+import crailpy
+store = crailpy.connect(sys.argv[1])
+assert store.get("/cold") == b"x" * 100
+bulk = store.get("/cold-bulk")
+assert len(bulk) == 100_000
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_the_sync_path_imports_nothing_that_it_does_not_need(cluster):
+    with cluster.connect() as store:
+        store.put("/cold", b"x" * 100)
+        store.put("/cold-bulk", b"y" * 100_000)
+    out = subprocess.run(
+        [sys.executable, "-c", PROGRAM, cluster.address], check=True, capture_output=True
+    )
+    loaded = set(json.loads(out.stdout))
+    assert not loaded & FORBIDDEN
+    third_party = {
+        name.partition(".")[0]
+        for name in loaded
+        if not name.startswith("crailpy")
+        and "site-packages" in (getattr(sys.modules.get(name), "__file__", None) or "")
+    }
+    assert third_party - {"_distutils_hack"} <= {"msgpack", "_cffi_backend"}
+
+
+def test_connect_and_get_cost_at_most_40_ms_over_a_bare_interpreter(cluster):
+    with cluster.connect() as store:
+        store.put("/cold", b"x" * 100)
+        store.put("/cold-bulk", b"y" * 100_000)
+
+    def run(*arguments: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    extra = [run("-c", PROGRAM, cluster.address) - run("-c", "pass") for _ in range(9)]
+    assert statistics.median(extra) < 0.040, f"{statistics.median(extra) * 1000:.1f} ms"
