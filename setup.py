@@ -1,4 +1,4 @@
-"""The things that pyproject.toml cannot say: the two native modules, and one wheel for all Pythons."""
+"""What pyproject.toml cannot say: the two native modules, and one wheel for all Pythons."""
 
 import os
 import sys

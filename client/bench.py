@@ -173,7 +173,7 @@ class Bench:
         self.store = store
         self.address = address
         self.report = report
-        self.sizes = sizes
+        self.sizes = self._fitting(sizes)
         self.quick = quick
         self.clients = clients
         self.server_pids = list(server_pids)
@@ -181,6 +181,7 @@ class Bench:
         self.token = token
         self.placement = "free"
         self.base = f"/bench-{os.getpid()}"
+        self.keys_bytes = min(KEYS_BYTES, self._room() // 3)
         self.nodes: list[str] = []
         self.random = random.Random(20)
         self.closing = contextlib.ExitStack()
@@ -271,15 +272,27 @@ class Bench:
     @contextlib.contextmanager
     def keys(self, size: int) -> Iterator[list[str]]:
         """Keys that hold values of `size` bytes while the block runs."""
-        count = max(2, min(4096, KEYS_BYTES // size))
+        count = max(2, min(4096, self.keys_bytes // size))
         folder = f"{self.base}/v{size}"
         keys = [f"{folder}/{i:04}" for i in range(count)]
         for key in keys:
             self.store.put(key, self.memory.source[:size])
         try:
             yield keys
+            self.verify(keys[0], size)
         finally:
             self.store.rmtree(folder)
+
+    def verify(self, key: str, size: int) -> None:
+        """A store that hands out other bytes than it was given is not to be measured."""
+        data = self.memory.source[:size]
+        for at in (0, size - 16):
+            data[at : at + 16] = self.random.randbytes(16)
+        self.store.put(key, data)
+        self.store.get_into(key, self.memory.target)
+        for part in (slice(0, MIB), slice(max(0, size - MIB), size)):
+            if bytes(self.memory.target[part][:size]) != bytes(data[part]):
+                raise RuntimeError(f"{key}: what came out is not what was put")
 
     # -- sections
 
@@ -451,6 +464,8 @@ class Bench:
                 "get_many": taker(4, self.store.get_many, [(keys,)]),
             },
         )
+        if self.store.get_many(keys) != [data for _, data in items]:
+            raise RuntimeError("get_many: what came out is not what was put")
         for op, bar in (("get_many", 1.2), ("put_many", 0.8)):
             rate = MANY / percentile(got[op], 50) * 1e9
             self.fact(
@@ -477,7 +492,7 @@ class Bench:
         each = used / made - name_bytes / made - len(value)
         self.random.shuffle(self.nodes)
         self.fact(
-            "nodes", f"{count:,} nodes", 64, each, "B and name, value",
+            "nodes", f"{count:,} nodes, net", 64, each, "B/node",
             at_most("bytes", each, 200), small=False,
         )  # fmt: skip
         self.fact("nodes", "made by put_many", 64, count / seconds, "nodes/s", small=False)
@@ -506,6 +521,18 @@ class Bench:
         seconds = (clock() - begin) / 1e9
         gone = before["nodes"] - self._namenode()["nodes"]
         self.fact("nodes", "removed by rmtree", 64, gone / seconds, "nodes/s", small=False)
+
+    def _room(self) -> int:
+        """Free bytes of the storage servers."""
+        return self._namenode()["granules_free"] * 4096
+
+    def _fitting(self, sizes: Sequence[int]) -> list[int]:
+        """The sizes that this store has room for: two keys, grants, what is being retired."""
+        fitting = [size for size in sizes if size <= SMALL_MAX or 6 * size <= self._room()]
+        if len(fitting) < len(sizes):
+            left = ", ".join(size_text(size) for size in sizes if size not in fitting)
+            self.report.note(f"the store has too little room for values of {left}")
+        return fitting
 
     def _namenode(self) -> dict[str, int]:
         facts: dict[str, int] = self.store.status()["namenode"]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from crailpy import errors as errors
-    from crailpy.client import aio as aio
     from crailpy.client.store import Store as Store
     from crailpy.client.store import connect as connect
     from crailpy.server.local import LocalCluster as LocalCluster
@@ -24,13 +23,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 version = __version__
 
-__all__ = ["LocalCluster", "Store", "aio", "connect", "errors", "version"]
+__all__ = ["LocalCluster", "Store", "connect", "errors", "version"]
 
 # name -> (module, name in it; "" for the module itself)
 _HANDED_ON = {
     "connect": ("crailpy.client.store", "connect"),
     "Store": ("crailpy.client.store", "Store"),
-    "aio": ("crailpy.client.aio", ""),
     "LocalCluster": ("crailpy.server.local", "LocalCluster"),
     "errors": ("crailpy.errors", ""),
 }

@@ -51,9 +51,7 @@ def take_descriptor(sock: socket.socket) -> int:
 def check_peer(sock: socket.socket) -> None:
     """Raises AuthError unless the process at the other end of a unix socket is ours or root's."""
     size = struct.calcsize("3i")
-    _, uid, _ = struct.unpack(
-        "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    )
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     if uid not in (0, os.getuid()):
         raise AuthError(f"this store belongs to user {os.getuid()}, you are user {uid}")
 

@@ -37,26 +37,27 @@ ADMIN_STOP = "stop"
 HEARTBEATS_MISSED_MAX = 3
 
 
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "server": str,
+    "incarnation": int,
+    "history": bool,
+    "regions": list,
+    "tier": str,
+    "host": str,
+    "port": int,
+    "unix": (str, type(None)),
+    "host_identity": str,
+    "heartbeat": (int, float),
+}
+
+
 class Registration:
     """What a storage server says of itself.
 
     `server` (id, stays over restarts), `incarnation` (u64, stays as long as the memory), `history`
     (has this memory been registered before), `regions` (granules of each), `tier`, `host` and
-    `port` (where its data is served over TCP), `unix` (its socket, or None), `host_identity`, `heartbeat` (seconds between
-    two signs of life)."""
-
-    FIELDS = {
-        "server": str,
-        "incarnation": int,
-        "history": bool,
-        "regions": list,
-        "tier": str,
-        "host": str,
-        "port": int,
-        "unix": (str, type(None)),
-        "host_identity": str,
-        "heartbeat": (int, float),
-    }
+    `port` (where its data is served over TCP), `unix` (its socket, or None), `host_identity`,
+    `heartbeat` (seconds between two signs of life)."""
 
     def __init__(self, **fields: Any) -> None:
         self.server: str = fields["server"]
@@ -73,17 +74,17 @@ class Registration:
     @classmethod
     def parse(cls, message: dict[str, Any]) -> Registration:
         """From a message. Raises ProtocolError for what is missing or of the wrong kind."""
-        for name, kind in cls.FIELDS.items():
+        for name, kind in FIELDS.items():
             if not isinstance(message.get(name), kind):
                 raise ProtocolError(f"register: {name} is {message.get(name)!r}")
         regions = message["regions"]
         if not regions or len(regions) > 64 or not all(type(n) is int and n > 0 for n in regions):
             raise ProtocolError("register: regions are 1 to 64 numbers of granules")
-        return cls(**{name: message[name] for name in cls.FIELDS})
+        return cls(**{name: message[name] for name in FIELDS})
 
     def message(self) -> dict[str, Any]:
         """As a message's fields."""
-        return {name: getattr(self, name) for name in self.FIELDS}
+        return {name: getattr(self, name) for name in FIELDS}
 
     def description(self) -> bytes:
         """What clients get from CRAIL_OP_SERVER: the body of a message."""

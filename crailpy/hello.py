@@ -113,8 +113,7 @@ def session_key(cluster_key: bytes, session: int) -> bytes:
 
     number = session.to_bytes(8, "little")
     return b"".join(
-        mac(cluster_key, half + number).to_bytes(8, "little")
-        for half in (b"session0", b"session1")
+        mac(cluster_key, half + number).to_bytes(8, "little") for half in (b"session0", b"session1")
     )
 
 

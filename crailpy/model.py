@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NodeInfo", "NodeKind"]
 
+
 class NodeKind:
     """What a node is: the names of enum crail_kind."""
 
@@ -21,7 +22,7 @@ class _Fact:
     """Frozen, compared and shown by its slots. dataclasses would cost the cold start eight
     milliseconds."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen")
@@ -61,8 +62,8 @@ _set = object.__setattr__
 
 class NodeInfo(_Fact):
     """What `stat` and `scandir` say of a node. `size` is in bytes (of a directory: entries),
-    `mtime` in seconds UTC, `locations` one dict (server, region, offset, bytes) per extent, empty for what lies inside its node;
-    `lease` the job or session it belongs to, or None."""
+    `mtime` in seconds UTC, `locations` one dict (server, region, offset, bytes) per extent, empty
+    for what lies inside its node; `lease` the job or session it belongs to, or None."""
 
     __slots__ = (
         "path",

@@ -6,7 +6,7 @@ from crailpy.errors import InvalidArgumentError
 
 __all__ = ["format_size", "format_time", "parse_size", "parse_time"]
 
-_SIZES = {
+_SIZES: dict[str, int] = {
     "": 1,
     "b": 1,
     **{f"{c}ib": 1024**i for i, c in enumerate("kmgtp", 1)},

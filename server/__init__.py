@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-assert __name__ == "crailpy.server", f"import crailpy.server, not {__name__}: else every module exists twice"
+assert __name__ == "crailpy.server", (
+    f"import crailpy.server, not {__name__}: else every module exists twice"
+)

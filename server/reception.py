@@ -1,7 +1,8 @@
-"""The door of a service: listens, hears the hello, and hands each visitor to the handler of its role.
+"""The door of a service: listens, hears the hello, and hands each visitor to the handler of its
+role.
 
-A visitor has `hello_timeout` seconds from the accept until it was answered; at most VISITORS_MAX are
-in the door at once, further ones wait in the kernel's backlog.
+A visitor has `hello_timeout` seconds from the accept until it was answered; at most VISITORS_MAX
+are in the door at once, further ones wait in the kernel's backlog.
 """
 
 from __future__ import annotations

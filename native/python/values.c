@@ -164,7 +164,7 @@ PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n) {
 
 /* A pin on the value if it is one extent in shared memory. 0; 1: location out of date; 2: no pin to be had; -1. */
 static int try_pin(struct call *c, const struct found *f, struct crail_pin *pin) {
-    if (f->count != 1)
+    if (f->count != 1 || T->lane_has_data(c->lane, f->extents[0].server))
         return 2;
     int rc = T->pin_take(c->self->client, f->extents, f->size, pin);
     if (rc == CRAIL_NEED_SERVER) {

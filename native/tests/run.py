@@ -1,8 +1,10 @@
-"""Builds and runs native/tests/test_*.c: first under the address and undefined sanitizers, then under thread.
+"""Builds and runs native/tests/test_*.c: first under the address and undefined sanitizers, then
+under thread.
 
-Each test file is one program. It is linked with all of native/src, or, if one of its first forty lines says
-`sources: base meta`, with these rooms only (`none`: with nothing); never with a file that it includes itself.
-A program that exits with 77 was skipped. Standard library only, so that it runs before any environment is made.
+Each test file is one program. It is linked with all of native/src, or, if one of its first forty
+lines says `sources: base meta`, with these rooms only (`none`: with nothing); never with a file
+that it includes itself. A program that exits with 77 was skipped. Standard library only, so that
+it runs before any environment is made.
 
     native/tests/run.py [-k WORD]
 """
@@ -18,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent.parent
-FLAGS = (
-    "-std=gnu11 -D_GNU_SOURCE -O1 -g -Wall -Wextra -Werror -UNDEBUG -fno-omit-frame-pointer -DCRAIL_TEST_GUARDS=1"
-).split()
+FLAGS = [
+    *("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-fno-omit-frame-pointer"),
+    *("-Wall", "-Wextra", "-Werror", "-UNDEBUG", "-DCRAIL_TEST_GUARDS=1"),
+]
 KINDS = {
     "address,undefined": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     # gcc warns that it does not model atomic_thread_fence; the tests know.

@@ -3,6 +3,7 @@
  * sources: meta base */
 #include <errno.h>
 
+#include "meta/engine.h"
 #include "meta_kit.h"
 
 #define OK 0
@@ -293,7 +294,7 @@ static void remove_and_rmtree_follow_their_rules(void) {
 
 struct listed {
     uint32_t n;
-    char name[4096][16];
+    char name[4096][32];
 };
 
 static void list_all(struct kit *k, const char *path, uint32_t page, struct listed *l) {
@@ -306,7 +307,7 @@ static void list_all(struct kit *k, const char *path, uint32_t page, struct list
         for (uint32_t i = 0; i < a.r.count; i++) {
             const struct crail_dirent *d = (const struct crail_dirent *)a.data;
             const char *name = (const char *)(d + 1);
-            assert(d->name_len < 16 && crail_pad8(d->name_len));
+            assert(d->name_len && d->name_len < sizeof(l->name[0]));
             memcpy(after, name, d->name_len);
             after[d->name_len] = 0;
             if (l->n)
@@ -637,6 +638,196 @@ static void a_session_that_ends_gives_its_grants_back(void) {
     kit_close(&k);
 }
 
+/* ---- size ------------------------------------------------------------------------------------------ */
+
+static void many_nodes_come_and_go_and_leave_nothing(void) {
+    struct kit k;
+    char path[64];
+    kit_open(&k, 256 << 20);
+    uint64_t bare = stats_of(&k).arena_bytes_used;
+    for (uint32_t i = 0; i < 60000; i++) {
+        sprintf(path, "/%u/%u", i % 300, i);
+        WANT(kit_put(&k, CRAIL_OPF_PARENTS, path, &i, 4), OK);
+    }
+    kit_check(&k);
+    double each = (double)(stats_of(&k).arena_bytes_used - bare) / (double)stats_of(&k).nodes;
+    assert(each < 150);
+    for (uint32_t i = 0; i < 60000; i += 2) {
+        sprintf(path, "/%u/%u", i % 300, i);
+        WANT(kit_remove(&k, 0, path), OK);
+    }
+    kit_check(&k);
+    for (uint32_t i = 0; i < 60000; i++) {
+        sprintf(path, "/%u/%u", i % 300, i);
+        WANT(kit_get(&k, path), i % 2 ? OK : E(NOT_FOUND));
+    }
+    for (uint32_t i = 0; i < 300; i++) {
+        sprintf(path, "/%u", i);
+        WANT(kit_rmtree(&k, path), OK);
+    }
+    kit_settle(&k);
+    kit_check(&k);
+    assert(stats_of(&k).arena_bytes_used == bare);
+    kit_close(&k);
+}
+
+static uint32_t count_pages(struct kit *k, const char *path, uint32_t page) {
+    char after[256] = "";
+    uint32_t n = 0;
+    for (bool more = true; more;) {
+        struct answer a = kit_list(k, path, after, page);
+        WANT(a, OK);
+        n += a.r.count;
+        for (uint32_t i = 0; i < a.r.count; i++) {
+            const struct crail_dirent *d = (const struct crail_dirent *)a.data;
+            char name[256];
+            snprintf(name, sizeof(name), "%.*s", d->name_len, (const char *)(d + 1));
+            assert(strcmp(after, name) < 0);
+            strcpy(after, name);
+            a.data += crail_pad8((uint32_t)sizeof(*d) + d->name_len);
+        }
+        more = a.r.flags & CRAIL_RESF_MORE;
+    }
+    return n;
+}
+
+/* The keys of these names are all equal, on every level of the tree. */
+static void names_that_differ_late_are_still_in_order(void) {
+    struct kit k;
+    char path[64];
+    kit_open(&k, 256 << 20);
+    WANT(kit_put(&k, CRAIL_OPF_PARENTS, "/d/z", "", 0), OK);
+    uint64_t seed = 5;
+    for (uint32_t i = 0; i < 40000; i++) {
+        sprintf(path, "/d/dataset-number-%06u", kit_random(&seed, 500000));
+        WANT(kit_put(&k, 0, path, "", 0), OK);
+        if (i == 20000)
+            assert(count_pages(&k, "/d", 0) == kit_stat(&k, "/d").r.size);
+    }
+    kit_check(&k);
+    assert(count_pages(&k, "/d", 333) == kit_stat(&k, "/d").r.size);
+    for (uint32_t i = 0; i < 500000; i++) {
+        sprintf(path, "/d/dataset-number-%06u", i);
+        kit_remove(&k, 0, path);
+    }
+    kit_check(&k);
+    assert(count_pages(&k, "/d", 0) == 1);
+    kit_close(&k);
+}
+
+static void several_indexes_live_side_by_side(void) {
+    struct kit k;
+    char path[64];
+    kit_open(&k, 256 << 20);
+    for (uint32_t i = 0; i < 6000; i++) {
+        sprintf(path, "/%u/%c%u", i % 6, 'a' + i % 5, i);
+        WANT(kit_put(&k, CRAIL_OPF_PARENTS, path, "", 0), OK);
+    }
+    struct crail_op list = {.code = CRAIL_OP_LIST, .path_len = 2};
+    for (uint32_t i = 0; i < 6; i++) {
+        sprintf(path, "/%u", i);
+        k.reply.len = 0;
+        assert(crail_meta_execute(k.m, k.s, &list, path, NULL, ++k.now_ns, &k.reply) == CRAIL_META_AGAIN);
+    }
+    assert(stats_of(&k).background_pending == 6);
+    WANT(kit_rmtree(&k, "/3"), OK);
+    kit_check(&k);
+    for (uint32_t i = 0; i < 20; i++) {
+        if (i % 6 == 3)
+            continue;
+        sprintf(path, "/%u", i % 6);
+        assert(count_pages(&k, path, 100) == 1000);
+        kit_check(&k);
+    }
+    WANT(kit_rmtree(&k, "/1"), OK);
+    kit_settle(&k);
+    kit_check(&k);
+    kit_close(&k);
+}
+
+static void an_index_without_memory_is_an_error_and_no_endless_wait(void) {
+    struct kit k;
+    char path[64];
+    kit_open(&k, 2 << 20);
+    uint32_t i = 0;
+    do {
+        sprintf(path, "/d/%u", i++);
+    } while (kit_put(&k, CRAIL_OPF_PARENTS, path, "", 0).status == OK);
+    assert(i > 1000);
+    WANT(kit_list(&k, "/d", "", 0), E(NO_MEMORY));
+    kit_check(&k);
+    for (; i > 300; i--) {
+        sprintf(path, "/d/%u", i);
+        kit_remove(&k, 0, path);
+    }
+    assert(count_pages(&k, "/d", 0) == 301);
+    kit_check(&k);
+    kit_close(&k);
+}
+
+static void large_extents_and_old_generations_are_kept(void) {
+    struct kit k;
+    static uint64_t generations[100000];
+    kit_open(&k, 64 << 20);
+    for (uint32_t i = 0; i < 100000; i++)
+        generations[i] = i + 7;
+    const uint64_t *table[] = {generations};
+    struct crail_meta_region region = {.granules = 100000};
+    uint32_t sv;
+    assert(crail_meta_server_add(k.m, &region, 0, NULL, &sv) == -EINVAL);
+    assert(crail_meta_server_add(k.m, &region, 65, NULL, &sv) == -EINVAL);
+    assert(crail_meta_server_add(k.m, &region, 1, table, &sv) == 0);
+    struct answer a = kit_alloc(&k, CRAIL_OPF_ONE_EXTENT, 50000ull * 4096);
+    WANT(a, OK);
+    struct crail_extent e = extent_at(&a, 0);
+    assert(e.granules == 57344 && e.generation == e.granule + 7);
+    WANT(kit_commit(&k, CRAIL_OPF_PARENTS, "/big/one", &e, 1, 0, 50000ull * 4096), OK);
+    WANT(kit_alloc(&k, CRAIL_OPF_ONE_EXTENT, 50000ull * 4096), E(OUT_OF_SPACE));
+    a = kit_alloc(&k, CRAIL_OPF_ONE_EXTENT, 42656ull * 4096); /* all that is left: no room to round up */
+    WANT(a, OK);
+    e = extent_at(&a, 0);
+    assert(e.granules == 42656 && stats_of(&k).granules_free == 0);
+    WANT(kit_release(&k, &e, 1), OK);
+    WANT(kit_rmtree(&k, "/big"), OK);
+    kit_settle(&k);
+    assert(kit_retire(&k, sv) == 2 && stats_of(&k).granules_free == 100000);
+    a = kit_alloc(&k, CRAIL_OPF_ONE_EXTENT, 1);
+    assert(extent_at(&a, 0).generation == 8);
+    kit_check(&k);
+    kit_close(&k);
+}
+
+static void damage_is_found_by_the_check(void) {
+    struct kit k;
+    char why[256];
+    kit_open(&k, 64 << 20);
+    kit_server(&k, 1, 100);
+    struct answer a = kit_alloc(&k, 0, 5 * 4096);
+    struct crail_extent e = extent_at(&a, 0);
+    WANT(kit_put(&k, CRAIL_OPF_PARENTS, "/d/f", "x", 1), OK);
+    WANT(kit_commit(&k, 0, "/d/g", &e, 1, 0, 5 * 4096), OK);
+    kit_check(&k);
+    struct crail_node *root = crail_node_at(k.m, k.m->root), *dir = crail_node_at(k.m, root->first_child);
+    struct crail_run_record *rec = &k.m->servers[0]->regions[0].record[0];
+    struct {
+        void *at;
+        uint8_t flip;
+    } damage[] = {{&root->size, 1},    {&dir->parent, 1},     {&dir->hash, 4},
+                  {&dir->name, 1},     {&rec->state, 1},      {&rec->len, 1},
+                  {&k.m->nodes, 1},    {&k.m->inline_bytes, 1}, {&k.m->arena.bytes_used, 16},
+                  {&k.m->names.count, 1}, {&k.m->servers[0]->count[CRAIL_COUNT_FREE], 1}};
+    for (size_t i = 0; i < sizeof(damage) / sizeof(damage[0]); i++) {
+        *(uint8_t *)damage[i].at ^= damage[i].flip;
+        if (crail_meta_check(k.m, why, sizeof(why)) != -EUCLEAN) {
+            fprintf(stderr, "damage %zu was not found\n", i);
+            abort();
+        }
+        *(uint8_t *)damage[i].at ^= damage[i].flip;
+        kit_check(&k);
+    }
+    kit_close(&k);
+}
+
 #include "test_meta_model.h"
 
 #define RUN(claim) (claim(), printf("ok %s\n", #claim), fflush(stdout))
@@ -664,6 +855,12 @@ int main(int argc, char **argv) {
     RUN(orders_are_due_again_when_a_server_comes_back);
     RUN(a_lost_server_takes_its_granules_along);
     RUN(a_session_that_ends_gives_its_grants_back);
+    RUN(many_nodes_come_and_go_and_leave_nothing);
+    RUN(names_that_differ_late_are_still_in_order);
+    RUN(several_indexes_live_side_by_side);
+    RUN(an_index_without_memory_is_an_error_and_no_endless_wait);
+    RUN(large_extents_and_old_generations_are_kept);
+    RUN(damage_is_found_by_the_check);
     printf("seed %" PRIu64 " steps %u\n", seed, steps);
     fflush(stdout);
     a_random_life_agrees_with_the_model(seed, steps);

@@ -1,1 +1,1 @@
-"""The namenode: who is there, who may come in. The tree itself is C (native/src/meta, native/src/rpc)."""
+"""The namenode: who is there, who may come in. The tree itself is C (native/src)."""

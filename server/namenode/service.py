@@ -1,4 +1,4 @@
-"""The namenode's control plane: accepts, hears hellos, hands lanes to the core, keeps the members."""
+"""The namenode's control plane: hears hellos, hands lanes to the core, keeps the members."""
 
 from __future__ import annotations
 

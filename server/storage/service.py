@@ -53,13 +53,13 @@ class StorageService:
         self.port = 0
         self.number = 0
         self.registered = asyncio.Event()
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._server = server
         self._namenode = namenode
         self._token: str | None = settings.token or None
         self._ephemeral = ephemeral
         self._advertise = advertise
-        self._key = b""
+        self._key = b""  # of the cluster, once registered
         self._control: Channel | None = None
         self._life: asyncio.Task[None] | None = None
 
@@ -104,9 +104,10 @@ class StorageService:
         if self._ephemeral:
             self.tier.remove()
         self.tier.close()
-        if self.failed.done() and not self.failed.cancelled():
-            self.failed.exception()  # seen, whoever else looked
-        self.failed.cancel()
+
+    async def wait_failed(self) -> None:
+        """Never returns; raises what ends the server by itself, when it does."""
+        await asyncio.shield(self._failed)
 
     # -- the namenode --------------------------------------------------------------------------
 
@@ -120,19 +121,16 @@ class StorageService:
                 await self._serve_control(sock)
             except (AuthError, ProtocolError) as error:
                 if not self.registered.is_set() and not self._key:
-                    self.failed.set_exception(error)  # it was never let in: say so and end
+                    self._failed.set_exception(error)  # it was never let in: say so and end
                     return
                 log.error("the namenode refuses: %s", error)
             except (CrailError, OSError) as error:
                 if not told:
                     log.warning("no namenode: %s: trying on", error)
                     told = True
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                if not self.failed.done():
-                    self.failed.set_exception(error)
-                raise
+            except Exception as error:
+                self._failed.set_exception(error)
+                return
             await asyncio.sleep(pause)
             pause = min(pause * 2, RETRY_MAX)
 
@@ -156,7 +154,6 @@ class StorageService:
                     await link.call(control.HEARTBEAT, stats, timeout=CALL_TIMEOUT)
         finally:
             self._control = None
-            self.registered.clear()
             link.close()
             await asyncio.gather(run, return_exceptions=True)
         log.warning("lost the namenode")
@@ -205,11 +202,14 @@ class StorageService:
 
     async def _start_afresh(self) -> None:
         """New memory, new core. What mapped the old memory keeps it, and will find it stale."""
-        old = self._core
-        old.close()
+        self.registered.clear()
+        self._core.close()
         self.number = 0
         self._core = native.Storage()
-        await asyncio.to_thread(self._make_fresh)
+        try:
+            await asyncio.to_thread(self._make_fresh)
+        except CrailError as error:  # without memory there is nothing to serve: the process ends
+            raise RuntimeError(f"cannot make the memory anew: {error}") from error
 
     def _make_fresh(self) -> None:
         self.tier.fresh()

@@ -16,11 +16,26 @@ import crailpy
 HAMMER_SECONDS = float(os.environ.get("CRAILPY_HAMMER_SECONDS", "5"))
 
 
-def start(program: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+@pytest.fixture
+def start():
+    """Starts Python programs; ends and closes what is left of them."""
+    children = []
+
+    def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
 
 
 def settled(store) -> dict[str, int]:
@@ -49,7 +64,7 @@ def roomy(tmp_path):
         yield cluster, store
 
 
-def test_ctrl_c_ends_a_large_put_within_200_ms_and_leaks_nothing(roomy):
+def test_ctrl_c_ends_a_large_put_within_200_ms_and_leaks_nothing(roomy, start):
     cluster, store = roomy
     before = settled(store)["granules_free"]
     for _ in range(3):
@@ -68,7 +83,7 @@ def test_ctrl_c_ends_a_large_put_within_200_ms_and_leaks_nothing(roomy):
         assert time.perf_counter() - begin < 20
 
 
-def test_a_client_killed_in_a_write_leaves_no_half_and_its_granules_come_back(roomy):
+def test_a_client_killed_in_a_write_leaves_no_half_and_its_granules_come_back(roomy, start):
     cluster, store = roomy
     before = settled(store)["granules_free"]
     child = start(ENDLESS_PUT.replace("/endless", "/half"), cluster.address, 300 << 20)
@@ -108,7 +123,7 @@ print("done")
 """
 
 
-def test_a_forked_child_opens_its_own_session_and_harms_none_of_its_parents(cluster):
+def test_a_forked_child_opens_its_own_session_and_harms_none_of_its_parents(cluster, start):
     child = start(FORKS, cluster.address)
     assert child.communicate(timeout=60)[0] == "done\n"
     assert child.returncode == 0
@@ -144,7 +159,7 @@ print(json.dumps(sum(counts)))
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(64, 1), (1, 64)])
-def test_many_clients_at_once_see_no_error_and_no_wrong_byte(roomy, processes, threads):
+def test_many_clients_at_once_see_no_error_and_no_wrong_byte(roomy, start, processes, threads):
     cluster, store = roomy
     children = [
         start(HAMMER, cluster.address, HAMMER_SECONDS, seed, threads) for seed in range(processes)

@@ -214,9 +214,9 @@ def test_writers_publish_at_close_and_discard_on_exception(store):
         store.open("/t/w", "xb")
 
 
-def test_a_value_larger_than_the_store_is_refused_and_leaks_nothing(cluster, store):
+def test_a_value_larger_than_the_store_is_refused_and_leaks_nothing(dram_bytes, store):
     before = settled(store)
-    huge = numpy.zeros(cluster.dram_bytes + 4096, dtype="uint8")
+    huge = numpy.zeros(dram_bytes + 4096, dtype="uint8")
     with pytest.raises(errors.OutOfSpaceError):
         store.put("/t/huge", huge)
     assert not store.exists("/t/huge")

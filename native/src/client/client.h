@@ -172,6 +172,8 @@ int crail_io_run(struct crail_io *io);
 /* Goes on from the last whole piece, on new data connections. */
 void crail_io_restart(struct crail_io *io);
 void crail_io_end(struct crail_io *io);
+/* Has the lane a data connection to this server? */
+bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server);
 
 /* A pointer into shared memory to the whole value, which must be one extent; the slot stays named until
  * crail_pin_release(). As crail_io_run(); -EOPNOTSUPP if it is not one extent in shared memory; -ENOBUFS if there is

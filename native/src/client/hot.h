@@ -27,7 +27,8 @@
     X(pin_release)                                                                                                     \
     X(client_ref)                                                                                                      \
     X(client_unref)                                                                                                    \
-    X(client_find)
+    X(client_find)                                                                                                     \
+    X(lane_has_data)
 
 struct crail_hot_table {
     uint32_t size; /* of this struct: both sides must agree */

@@ -86,28 +86,6 @@ static int copy_piece(struct crail_io *io, struct crail_attachment *a, uint32_t 
 
 /* ---- TCP ----------------------------------------------------------------- */
 
-int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, int fd) {
-    struct timeval tick = {.tv_usec = TICK_MS * 1000};
-    int on = 1, rc = -EINVAL;
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof(tick));
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tick, sizeof(tick));
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    pthread_mutex_lock(&c->lock);
-    for (uint32_t i = 0; i < CRAIL_CLIENT_LANES_MAX; i++) {
-        struct crail_lane *lane = c->lanes[i];
-        if (!lane || lane->number != number)
-            continue;
-        assert(lane->checked_out);
-        rc = lane->data_count < CRAIL_LANE_DATA_CONNECTIONS ? 0 : -ENOSPC;
-        if (!rc)
-            lane->data[lane->data_count++] = (struct crail_data_connection){server, fd};
-    }
-    pthread_mutex_unlock(&c->lock);
-    if (rc)
-        close(fd);
-    return rc;
-}
-
 static int data_fd(const struct crail_lane *lane, uint32_t server) {
     for (uint32_t i = 0; i < lane->data_count; i++)
         if (lane->data[i].server == server)
@@ -125,6 +103,31 @@ static void data_close(struct crail_lane *lane, uint32_t server) {
         lane->data[i] = lane->data[--lane->data_count];
         return;
     }
+}
+
+bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server) { return data_fd(lane, server) >= 0; }
+
+int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, int fd) {
+    struct timeval tick = {.tv_usec = TICK_MS * 1000};
+    int on = 1, rc = -EINVAL;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof(tick));
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tick, sizeof(tick));
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    pthread_mutex_lock(&c->lock);
+    for (uint32_t i = 0; i < CRAIL_CLIENT_LANES_MAX; i++) {
+        struct crail_lane *lane = c->lanes[i];
+        if (!lane || lane->number != number)
+            continue;
+        assert(lane->checked_out);
+        data_close(lane, server);
+        rc = lane->data_count < CRAIL_LANE_DATA_CONNECTIONS ? 0 : -ENOSPC;
+        if (!rc)
+            lane->data[lane->data_count++] = (struct crail_data_connection){server, fd};
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (rc)
+        close(fd);
+    return rc;
 }
 
 /* 0: try again. A signal ends the attempt: who wants to go on after its handler calls crail_io_restart(). */
@@ -222,7 +225,7 @@ static int take_reply(struct crail_io *io, int fd, uint64_t id, uint64_t n) {
         return -EPIPE;
     if (reply.status)
         return reply.status;
-    return reply.length == n ? 0 : -EPIPE;
+    return reply.length == (io->is_write ? 0 : n) ? 0 : -EPIPE;
 }
 
 static int tcp_read_piece(struct crail_io *io, uint32_t i, uint64_t within) {

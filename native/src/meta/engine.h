@@ -77,7 +77,7 @@ struct crail_names {
 #define CRAIL_NAMES_SEGMENTS_MAX 65536u
 
 /* Directories by the text before the last slash. A slot holds as long as no directory was moved or removed. */
-#define CRAIL_PREFIX_SLOTS 16384u
+#define CRAIL_PREFIX_SLOTS 65536u
 #define CRAIL_PREFIX_BYTES 108u
 struct crail_prefix {
     uint64_t shape;

@@ -2,22 +2,23 @@
 #include "meta/engine.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #define HEAD_BYTES (CRAIL_NAMES_SEGMENTS_MAX * (uint32_t)sizeof(crail_ref))
+#define PREFIX_TABLE_BYTES (CRAIL_PREFIX_SLOTS * sizeof(struct crail_prefix)) /* touched where directories are used */
 
 int crail_meta_new(const struct crail_meta_options *options, struct crail_meta **out) {
     int rc = -ENOMEM;
     struct crail_meta *m = calloc(1, sizeof(*m));
     if (!m)
         return -ENOMEM;
-    m->prefixes = aligned_alloc(sizeof(*m->prefixes), CRAIL_PREFIX_SLOTS * sizeof(*m->prefixes));
-    if (!m->prefixes)
+    m->prefixes = mmap(NULL, PREFIX_TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (m->prefixes == MAP_FAILED)
         goto out_meta;
-    memset(m->prefixes, 0, CRAIL_PREFIX_SLOTS * sizeof(*m->prefixes));
     rc = crail_arena_open(&m->arena, options->arena_bytes_max, HEAD_BYTES);
     if (rc)
-        goto out_meta;
+        goto out_prefixes;
     m->hash_seed = options->hash_seed;
     memcpy(m->mac_key, options->mac_key, sizeof(m->mac_key));
     m->shape = 1; /* the empty slots of the prefixes say 0 */
@@ -34,8 +35,9 @@ int crail_meta_new(const struct crail_meta_options *options, struct crail_meta *
 
 out_arena:
     crail_arena_close(&m->arena);
+out_prefixes:
+    munmap(m->prefixes, PREFIX_TABLE_BYTES);
 out_meta:
-    free(m->prefixes);
     free(m);
     return rc;
 }
@@ -49,7 +51,7 @@ void crail_meta_free(struct crail_meta *m) {
     free(m->sessions);
     crail_servers_close(m);
     crail_arena_close(&m->arena);
-    free(m->prefixes);
+    munmap(m->prefixes, PREFIX_TABLE_BYTES);
     free(m);
 }
 

@@ -1,10 +1,11 @@
-/* The index of all nodes by (parent, name): linear hashing (Litwin 1980). One bucket is split per insert and one
+/* The index of all nodes by (parent, name): linear hashing (Litwin 1980). Two buckets are split per insert and two
  * merged per removal at most, so that no operation ever pays for growth. The chains go through the nodes; with two
  * buckets per node most lookups touch one node only. */
 #include "meta/engine.h"
 
 #define BUCKETS_MIN CRAIL_NAMES_SEGMENT
 #define BUCKETS_MAX (1u << 30)
+#define BUCKETS_PER_NODE 2u /* and as many are split per insert, else it would not be kept */
 #define SPLIT_AHEAD 4u
 
 int crail_names_open(struct crail_meta *m) {
@@ -148,7 +149,8 @@ void crail_names_insert(struct crail_meta *m, crail_ref ref) {
     crail_ref *cell = crail_names_bucket(m, n->hash);
     n->hash_next = *cell;
     *cell = ref;
-    if (++m->names.count > m->names.buckets / 2)
+    m->names.count++;
+    for (uint32_t i = 0; i < BUCKETS_PER_NODE && m->names.count * BUCKETS_PER_NODE > m->names.buckets; i++)
         split_one(m);
 }
 
@@ -161,6 +163,8 @@ void crail_names_remove(struct crail_meta *m, crail_ref ref) {
     }
     *cell = n->hash_next;
     n->hash_next = 0;
-    if (--m->names.count < m->names.buckets / 4 && m->names.buckets > BUCKETS_MIN)
-        merge_one(m);
+    m->names.count--;
+    for (uint32_t i = 0; i < BUCKETS_PER_NODE && m->names.buckets > BUCKETS_MIN; i++)
+        if (m->names.count * BUCKETS_PER_NODE < m->names.buckets / 2)
+            merge_one(m);
 }

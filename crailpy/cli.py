@@ -1,0 +1,41 @@
+"""The `crailpy` command: collects what the wings register.
+
+The commands stand in the wings (entry points `crailpy.commands`); they are imported by name, since
+looking entry points up costs more than all the rest of a start. Exit codes: 0, 1 (failed), 2
+(usage)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+WINGS = ("crailpy.server.commands", "crailpy.client.commands")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from crailpy import __version__
+
+    root = argparse.ArgumentParser(
+        prog="crailpy", description="A fast distributed store for intermediate data."
+    )
+    root.add_argument("--version", action="version", version=f"crailpy {__version__}")
+    subparsers = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for wing in WINGS:
+        importlib.import_module(wing).register(subparsers)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        return int(options.func(options))
+    except KeyboardInterrupt:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

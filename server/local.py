@@ -1,0 +1,380 @@
+"""LocalCluster: a namenode and storage servers of this machine, as real processes.
+
+Nothing stays behind, whatever happens:
+
+- close(), the end of the `with` block, an exception, Ctrl-C: the processes are asked to end, killed
+  if they do not, and the cluster's folder is removed.
+- The parent dies by any death: every child reads the end of its *lifeline*, a pipe whose other end
+  only the parent holds, and ends. All processes hold one lock on the folder; the last one that can
+  have it alone removes the folder.
+- All die at once: the next cluster of this user removes the folder, since nobody holds its lock.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import crailpy
+from crailpy.config import SETTINGS
+from crailpy.errors import ClosedError, InvalidArgumentError, UnavailableError, from_code
+from crailpy.units import parse_size
+
+from .reception import private_folder
+
+BASE = "/dev/shm"
+START_TIMEOUT = 60.0  # seconds; taking much memory takes long
+STOP_TIMEOUT = 5.0
+DURABILITIES = ("sync", "group", "none")
+
+_living: set[LocalCluster] = set()
+
+
+class Server:
+    """One process of a cluster: the namenode or a storage server. stop(), kill() and start() may
+    come in any order; it keeps its port and its folder."""
+
+    def __init__(self, cluster: LocalCluster, name: str, arguments: list[str], port: int) -> None:
+        self.name = name
+        self.port = port
+        self._cluster = cluster
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+        self._ready = -1
+
+    def __repr__(self) -> str:
+        state = f"pid {self.pid}" if self.alive else "not running"
+        return f"<{self.name} of a LocalCluster, {state}>"
+
+    @property
+    def pid(self) -> int:
+        """The id of its process; of its last one, if it does not run."""
+        return self._pid
+
+    @property
+    def alive(self) -> bool:
+        """Does the process run?"""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Starts it and waits until it serves; nothing if it runs. Raises what it fails with,
+        UnavailableError, ClosedError."""
+        if not self.alive:
+            self._launch()
+            self._wait_ready()
+
+    def _launch(self) -> None:
+        if self._cluster.closed:
+            raise ClosedError("the cluster is closed")
+        self._reap()
+        ready, ready_child = os.pipe2(os.O_CLOEXEC)
+        kept = (ready_child, self._cluster._lifeline_child, self._cluster._lock)
+        command = [sys.executable, "-m", "crailpy.cli", *self._arguments]
+        command += ["--port", str(self.port), "--ready-fd", str(ready_child)]
+        command += ["--lifeline-fd", str(kept[1]), "--folder-lock-fd", str(kept[2])]
+        try:
+            # A session of its own: the terminal's Ctrl-C is for the parent, which ends us in order.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, pass_fds=kept, start_new_session=True
+            )
+        except BaseException:
+            os.close(ready)
+            raise
+        finally:
+            os.close(ready_child)
+        self._pid = self._process.pid
+        self._ready = ready
+
+    def _wait_ready(self) -> None:
+        """Reads the one line that the process writes when it serves, or when it cannot."""
+        line = b""
+        deadline = time.monotonic() + START_TIMEOUT
+        try:
+            while not line.endswith(b"\n"):
+                left = deadline - time.monotonic()
+                if left <= 0 or not select.select([self._ready], [], [], left)[0]:
+                    raise UnavailableError(f"{self.name} was not ready in {START_TIMEOUT:g} s")
+                part = os.read(self._ready, 65536)
+                if not part:
+                    code = self._process.wait(STOP_TIMEOUT) if self._process else None
+                    raise UnavailableError(f"{self.name} ended at its start (exit code {code})")
+                line += part
+        finally:
+            os.close(self._ready)
+            self._ready = -1
+        facts = json.loads(line)
+        if "error" in facts:
+            error = facts["error"]
+            self._reap()
+            raise from_code(error["code"], f"{self.name}: {error['message']}", hint=error["hint"])
+        self.port = facts["port"]
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _reap(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Waits for the end; kills if it does not come in time."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def stop(self) -> None:
+        """Asks it to end, and waits until it has. A storage server's memory stays for start()."""
+        self._signal(signal.SIGTERM)
+        self._reap()
+
+    def kill(self) -> None:
+        """Ends it at once, by SIGKILL."""
+        self._signal(signal.SIGKILL)
+        self._reap()
+
+
+class LocalCluster:
+    """A whole store on this machine, for tests, notebooks and jobs on one host.
+
+        with crailpy.LocalCluster(dram="256MiB", servers=2) as cluster:
+            store = cluster.connect()
+
+    `dram` is per storage server. `dir`: a folder for the cluster's files instead of /dev/shm; for
+    the speed of memory it must be on a tmpfs. `tiers`: None or ("dram",). `durability` is what
+    nodes get by default ("sync", "group", "none"); nothing is persistent yet. `options` are settings
+    of crailpy.config: `token`, `host`, `port` (of the namenode), `session_grace`, ...
+
+    `.address`, `.namenode`, `.servers[i]` (Server). It runs when the constructor returns.
+
+    Raises InvalidArgumentError, OutOfSpaceError, UnavailableError."""
+
+    def __init__(
+        self,
+        *,
+        dram: str | int = "256MiB",
+        servers: int = 1,
+        tiers: Any = None,
+        dir: str | os.PathLike[str] | None = None,
+        block_size: str | int = "1MiB",
+        durability: str = "group",
+        **options: Any,
+    ) -> None:
+        if tiers is not None and list(tiers) != ["dram"]:
+            raise InvalidArgumentError(f"tiers: {tiers!r}: there is only the dram tier")
+        if durability not in DURABILITIES:
+            raise InvalidArgumentError(f"durability: {durability!r} is none of {DURABILITIES}")
+        if servers < 0:
+            raise InvalidArgumentError(f"servers: {servers} is negative")
+        parse_size(block_size)
+        self._options = {
+            name: _setting(name, value) for name, value in options.items() if value is not None
+        }
+        self._dram = parse_size(dram)
+        self._owner = os.getpid()
+        self.closed = False
+        self.namenode: Server
+        self.servers: list[Server] = []
+        self._open_folder(os.path.abspath(dir) if dir is not None else BASE)
+        self._lifeline_child, self._lifeline = os.pipe2(os.O_CLOEXEC)
+        _living.add(self)
+        try:
+            self._start(servers)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- the folder ----------------------------------------------------------------------------
+
+    def _open_folder(self, base: str) -> None:
+        self._base = os.path.join(base, f"crailpy-{os.getuid()}")
+        while True:
+            private_folder(self._base)
+            sweep(self._base)
+            self.folder = os.path.join(self._base, f"lc-{secrets.token_hex(4)}")
+            try:
+                self._lock = make_locked(self.folder)
+                return
+            except FileNotFoundError:
+                pass  # another cluster has just removed the base, empty as it was
+
+    # -- processes -----------------------------------------------------------------------------
+
+    def _start(self, servers: int) -> None:
+        port = int(self._options.pop("port", 0))
+        arguments = ["namenode", "--runtime-dir", self.folder, *self._flags()]
+        self.namenode = Server(self, "namenode", arguments, port)
+        self.namenode.start()
+        for _ in range(servers):
+            self.servers.append(self._new_server(self._dram))
+        for server in self.servers:
+            server._launch()
+        for server in self.servers:
+            server._wait_ready()
+
+    def _new_server(self, dram: int) -> Server:
+        name = f"storage-{len(self.servers)}"
+        arguments = [
+            *("storage", "--tier", "dram", "--dram", str(dram), "--id", name),
+            *("--dir", os.path.join(self.folder, name)),
+            *("--namenode", f"crail+unix://{self.folder}/nn-{self.namenode.port}.sock"),
+            *self._flags(),
+        ]
+        return Server(self, name, arguments, 0)
+
+    def _flags(self) -> list[str]:
+        flags = []
+        for name, value in self._options.items():
+            if name not in ("dram_dir", "dram"):
+                flags += ["--set", f"{name}={value}"]
+        return flags
+
+    def add_server(self, *, dram: str | int | None = None) -> Server:
+        """Starts one more storage server. Raises OutOfSpaceError, UnavailableError, ClosedError."""
+        if self.closed:
+            raise ClosedError("the cluster is closed")
+        server = self._new_server(self._dram if dram is None else parse_size(dram))
+        server.start()
+        self.servers.append(server)
+        return server
+
+    # -- use -----------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """What crailpy.connect takes."""
+        host = str(self._options.get("host") or "127.0.0.1")
+        return f"crail://{f'[{host}]' if ':' in host else host}:{self.namenode.port}"
+
+    def connect(self, **options: Any) -> crailpy.Store:
+        """A store of this cluster; `options` are those of crailpy.connect."""
+        options.setdefault("token", self._options.get("token"))
+        return crailpy.connect(self.address, **options)
+
+    def close(self) -> None:
+        """Ends all processes and removes everything. May be called twice; does nothing in a forked
+        child."""
+        if self.closed or os.getpid() != self._owner:
+            return
+        self.closed = True
+        everybody = [*self.servers]
+        if hasattr(self, "namenode"):
+            everybody.append(self.namenode)
+        try:
+            for server in everybody:
+                server._signal(signal.SIGTERM)
+            deadline = time.monotonic() + STOP_TIMEOUT
+            for server in everybody:
+                server._reap(max(0.0, deadline - time.monotonic()))
+        except BaseException:  # Ctrl-C once more
+            for server in everybody:
+                server.kill()
+            raise
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_if_empty(self._base)
+            self._forget()
+            _living.discard(self)
+
+    def _forget(self) -> None:
+        for fd in (self._lifeline, self._lifeline_child, self._lock):
+            os.close(fd)
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"at {self.address}"
+        return f"<crailpy.LocalCluster {state}, {len(self.servers)} storage servers>"
+
+
+def _setting(name: str, value: Any) -> Any:
+    if name not in SETTINGS:
+        raise InvalidArgumentError(
+            f"LocalCluster has no option {name!r}", hint="options: " + ", ".join(SETTINGS)
+        )
+    return SETTINGS[name].parse(value, "LocalCluster")
+
+
+# ---- folders that go with the last process that holds their lock ---------------------------------
+
+
+def make_locked(folder: str) -> int:
+    """Makes the folder with a lock in it; returns the lock's descriptor. It appears under its name
+    only when it is locked."""
+    hidden = f"{folder}.new-{os.getpid()}"
+    os.mkdir(hidden, 0o700)
+    fd = os.open(os.path.join(hidden, "alive"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    os.rename(hidden, folder)
+    return fd
+
+
+def remove_if_unheld(folder: str) -> bool:
+    """Removes the folder of a cluster all of whose processes are gone."""
+    try:
+        fd = os.open(os.path.join(folder, "alive"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    remove_if_empty(os.path.dirname(folder))
+    return True
+
+
+def remove_if_empty(folder: str) -> None:
+    """Removes the folder if nothing is in it."""
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass
+
+
+def sweep(base: str) -> None:
+    """Removes the folders of clusters that were killed as a whole."""
+    try:
+        names = os.listdir(base)
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name.startswith("lc-"):
+            remove_if_unheld(os.path.join(base, name))
+
+
+# ---- the ends of the parent's process ------------------------------------------------------------
+
+
+def _close_all() -> None:
+    for cluster in list(_living):
+        cluster.close()
+
+
+def _after_fork_in_child() -> None:
+    """A forked child must not keep the parent's cluster alive."""
+    for cluster in _living:
+        cluster._forget()
+    _living.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_after_fork_in_child)
