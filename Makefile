@@ -1,6 +1,8 @@
 # One word per habit. Needs python3.11 or later with venv, gcc, and a package registry; nothing else.
 PYTHON ?= python3.11
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 VENV := .venv
 PY := $(VENV)/bin/python
 
@@ -25,10 +27,11 @@ $(NATIVE_STAMP): $(DEPS_STAMP) $(C_FILES) $(H_FILES) native/build_native.py
 	$(PY) setup.py --quiet build_ext --inplace --parallel 2
 	touch $@
 
-# The test build, whose guards can be switched off; beside the ordinary one.
+# The test build, whose guards can be switched off; beside the ordinary one, with the same Python files.
 guards: $(GUARDS)
 $(GUARDS): $(NATIVE_STAMP)
 	CRAILPY_BUILD_GUARDS=1 $(PY) setup.py --quiet build_ext --build-lib build/guards --build-temp build/guards-temp
+	ln -sfn $(CURDIR)/crailpy/*.py $(CURDIR)/client $(CURDIR)/server build/guards/crailpy/
 	touch $@
 
 demo: dev
@@ -46,7 +49,7 @@ format: dev
 	$(VENV)/bin/clang-format -i $(C_FILES) $(H_FILES)
 
 # What CI runs. The last line is pytest's.
-test: dev native-test
+test: dev native-test guards
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 # C alone, warnings are errors: under the address and undefined sanitizers, then under the thread sanitizer.

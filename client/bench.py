@@ -22,7 +22,8 @@ JSON (`--json`): an object with
 
 - `schema` 1, `crailpy` version, `when` (UTC), `quick`, `address`, `cluster` ("own" or "given"),
   `seconds`
-- `machine`: `cores`, `cpu`, `memory_bytes`, `kernel`, `python`, `thp`, `thp_shmem`
+- `machine`: `cores`, `cpu`, `memory_bytes`, `kernel`, `python`, `load` (of one minute, before the
+  run), `thp`, `thp_shmem`
 - `placements`: name -> sentence
 - `rows`: a list of objects with `section`, `placement`, `op`, `size` (bytes of one value), `counts`
   (do its bars count?), `samples`, `p50_ns`, `p99_ns` (null when there are no such samples), `gbps`
@@ -831,6 +832,9 @@ def run(options: argparse.Namespace) -> int:
 
     begin = time.monotonic()
     report = Report(as_json=options.json)
+    about = machine()
+    if about["load"] > 0.5:
+        report.note(f"other work is running here: the load is {about['load']}")
     cores = os.sched_getaffinity(0)
     sizes = choose_sizes(options.sizes, options.quick, report)
     sections = options.only or SECTIONS
@@ -885,7 +889,7 @@ def run(options: argparse.Namespace) -> int:
             "address": address,
             "cluster": "given" if options.address else "own",
             "seconds": round(time.monotonic() - begin, 1),
-            "machine": machine(),
+            "machine": about,
             "placements": {name: placements[name] for name in wanted},
             "rows": [asdict(row) for row in report.rows],
             "notes": report.notes,

@@ -178,6 +178,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": int(words[1]) * KIB if len(words) > 1 else 0,
         "kernel": os.uname().release,
         "python": sys.version.split()[0],
+        "load": round(os.getloadavg()[0], 2),
         "thp": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
         "thp_shmem": _first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
     }

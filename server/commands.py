@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # ---- what a service is given -----------------------------------------------------------------
 
 
-def settings_of(options: argparse.Namespace, **own_defaults: Any) -> Settings:
+def settings_of(options: argparse.Namespace) -> Settings:
     """The settings, the flags of a command above everything. Raises InvalidArgumentError."""
     from crailpy import config
     from crailpy.errors import InvalidArgumentError
@@ -38,11 +38,7 @@ def settings_of(options: argparse.Namespace, **own_defaults: Any) -> Settings:
             raise InvalidArgumentError(f"--set takes NAME=VALUE, not {text!r}")
         if flags.get(name) is None:
             flags[name] = value
-    settings = config.load(flags)
-    for name, value in own_defaults.items():
-        if settings.origin[name] == "default":
-            setattr(settings, name, value)
-    return settings
+    return config.load(flags)
 
 
 class Ready:
@@ -195,10 +191,13 @@ def storage(options: argparse.Namespace) -> int:
 def _storage_service(options: argparse.Namespace) -> StorageService:
     from crailpy.errors import InvalidArgumentError
 
+    from .reception import private_folder
     from .storage.service import StorageService
     from .storage.tiers.dram import DramTier
 
-    settings = settings_of(options, port=0)
+    settings = settings_of(options)
+    if settings.origin["port"] != "flag":
+        settings.port = 0  # else it is the namenode's
     if options.tier != "dram":
         raise InvalidArgumentError(f"--tier {options.tier}: there is only the dram tier")
     server, ephemeral = options.id, options.ephemeral
@@ -212,11 +211,9 @@ def _storage_service(options: argparse.Namespace) -> StorageService:
     user = f"crailpy-{os.getuid()}"
     folder = options.dir or os.path.join("/dev/shm", user, server)
     memory = None
-    if settings.origin["dram_dir"] != "default":
+    if options.dram_dir or (settings.dram_dir != "/dev/shm" and not options.dir):
         memory = os.path.join(settings.dram_dir, f"{user}-{server}")
     if not options.dir:
-        from .reception import private_folder
-
         private_folder(os.path.dirname(folder))
     tier = DramTier(folder, memory, dram=settings.dram, region_max=settings.region_max)
     return StorageService(

@@ -83,10 +83,17 @@ class Server:
         command = [sys.executable, "-m", "crailpy.cli", *self._arguments]
         command += ["--port", str(self.port), "--ready-fd", str(ready_child)]
         command += ["--lifeline-fd", str(kept[1]), "--folder-lock-fd", str(kept[2])]
+        environment = dict(os.environ)
+        if "token" in self._cluster._options:  # never on a command line, where all can read it
+            environment["CRAILPY_TOKEN"] = self._cluster._options["token"]
         try:
             # A session of its own: the terminal's Ctrl-C is for the parent, which ends us in order.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=kept, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=kept,
+                start_new_session=True,
+                env=environment,
             )
         except BaseException:
             os.close(ready)
@@ -154,8 +161,8 @@ class LocalCluster:
 
     `dram` is per storage server. `dir`: a folder for the cluster's files instead of /dev/shm; for
     the speed of memory it must be on a tmpfs. `tiers`: None or ("dram",). `durability` is what
-    nodes get by default ("sync", "group", "none"); nothing is persistent yet. `options` are settings
-    of crailpy.config: `token`, `host`, `port` (of the namenode), `session_grace`, ...
+    nodes get by default ("sync", "group", "none"); nothing is persistent yet. `options` are
+    settings of crailpy.config: `token`, `host`, `port` (of the namenode), `session_grace`, ...
 
     `.address`, `.namenode`, `.servers[i]` (Server). It runs when the constructor returns.
 
@@ -187,7 +194,8 @@ class LocalCluster:
         self.closed = False
         self.namenode: Server
         self.servers: list[Server] = []
-        self._open_folder(os.path.abspath(dir) if dir is not None else BASE)
+        base = self._options.pop("dram_dir", BASE)
+        self._open_folder(os.path.abspath(dir if dir is not None else base))
         self._lifeline_child, self._lifeline = os.pipe2(os.O_CLOEXEC)
         _living.add(self)
         try:
@@ -237,7 +245,7 @@ class LocalCluster:
     def _flags(self) -> list[str]:
         flags = []
         for name, value in self._options.items():
-            if name not in ("dram_dir", "dram"):
+            if name != "token":
                 flags += ["--set", f"{name}={value}"]
         return flags
 
@@ -317,7 +325,7 @@ def _setting(name: str, value: Any) -> Any:
 def make_locked(folder: str) -> int:
     """Makes the folder with a lock in it; returns the lock's descriptor. It appears under its name
     only when it is locked."""
-    hidden = f"{folder}.new-{os.getpid()}"
+    hidden = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}")
     os.mkdir(hidden, 0o700)
     fd = os.open(os.path.join(hidden, "alive"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_SH)

@@ -1,14 +1,37 @@
-"""What many tests share: one running store for all that do not break it."""
+"""What all tests share: a time limit, and one running store for those that do not break it."""
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 from collections.abc import Iterator
+from types import FrameType
+
+import pytest
 
 import crailpy
-import pytest
 from crailpy.units import parse_size
 
 DRAM = "256MiB"
+TIME_LIMIT_S = 120
+SLOW_LIMIT_S = 600
+
+
+@pytest.fixture(autouse=True)
+def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test ends: at its limit with a failure, a little later with the whole run."""
+    limit = SLOW_LIMIT_S if request.node.get_closest_marker("slow") else TIME_LIMIT_S
+
+    def late(number: int, frame: FrameType | None) -> None:
+        pytest.fail(f"no end after {limit} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(limit)
+    faulthandler.dump_traceback_later(limit + 30, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

@@ -159,6 +159,7 @@ class Field:
         self.reads = 0
         self.violations: list[str] = []
         self.restarts = 0
+        self.partial: dict[int, str] = {}
         self.processes: list[subprocess.Popen[bytes]] = []
         self.selector = selectors.DefaultSelector()
         self.cluster = crailpy.LocalCluster(dram=attack.dram)
@@ -179,8 +180,6 @@ class Field:
         command = [sys.executable, __file__, "--role", role, self.cluster.address,
                    self.attack.transport, json.dumps(arguments)]  # fmt: skip
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert process.stdout
-        os.set_blocking(process.stdout.fileno(), False)
         self.selector.register(process.stdout, selectors.EVENT_READ)
         self.processes.append(process)
         return process
@@ -195,11 +194,13 @@ class Field:
 
     def collect(self) -> None:
         for ready, _ in self.selector.select(0):
-            data = ready.fileobj.read()  # type: ignore[union-attr]
+            data = os.read(ready.fd, 65536)
             if not data:
                 self.selector.unregister(ready.fileobj)
                 continue
-            for line in data.decode().splitlines():
+            text = self.partial.get(ready.fd, "") + data.decode()
+            *lines, self.partial[ready.fd] = text.split("\n")
+            for line in lines:
                 if line.startswith("V"):
                     self.violations.append(line[2:])
                 elif line.startswith("R"):

@@ -24,6 +24,7 @@ def attack(name: str, seconds: float, *, guards_off: str = "") -> dict[str, obje
     out = subprocess.run(
         [sys.executable, attacks.__file__, name, "--seconds", str(seconds)],
         env=env, stdout=subprocess.PIPE, timeout=seconds + 120, check=False,
+        cwd=attacks.__file__.rpartition("/")[0],  # `python -m` looks at the current folder first
     )  # fmt: skip
     print(out.stdout.decode())  # the seed, for whoever has to repeat it
     assert out.returncode in (0, 3), out

@@ -15,8 +15,12 @@
 #endif
 #define PAGE_BYTES 4096u
 
-static size_t memory_bytes(uint32_t granules) { return (size_t)granules * CRAIL_GRANULE; }
-static size_t generation_bytes(uint32_t granules) { return (size_t)granules * sizeof(uint64_t); }
+static size_t memory_bytes(uint32_t granules) {
+    return (size_t)granules * CRAIL_GRANULE;
+}
+static size_t generation_bytes(uint32_t granules) {
+    return (size_t)granules * sizeof(uint64_t);
+}
 
 /* Maps `bytes` of the file, which must have them: what lies beyond its end would be a SIGBUS. */
 static int map_file(int fd, size_t bytes, void **out) {
@@ -124,8 +128,7 @@ int crail_storage_generations(crail_storage *s, uint32_t region, uint64_t *out, 
 }
 
 bool crail_region_holds(const struct crail_storage *s, uint32_t region, uint32_t granule, uint32_t granules) {
-    return region < s->region_count && granules > 0 &&
-           (uint64_t)granule + granules <= s->regions[region].granules;
+    return region < s->region_count && granules > 0 && (uint64_t)granule + granules <= s->regions[region].granules;
 }
 
 void crail_regions_free(struct crail_storage *s) {

@@ -220,24 +220,16 @@ static void raise_generations(struct crail_storage *s, const struct crail_retire
     }
 }
 
-/* One whole frame. 0, -EPROTO or -ENOMEM. Nothing is done unless all of it is in order. */
+/* The orders of one whole frame; the index is built and has room. Nothing is done unless all is in order. */
 static int take_orders(struct crail_storage *s, const struct crail_retire *orders, uint32_t n) {
-    struct crail_retire_state *r = &s->retire;
     for (uint32_t i = 0; i < n; i++)
         if (orders[i].reserved || !crail_region_holds(s, orders[i].region, orders[i].granule, orders[i].granules))
             return -EPROTO;
-    int rc = reserve(r, r->count + n);
-    if (rc)
-        return rc;
-    index_build(r);
-    if (!add_orders(r, orders, n))
+    if (!add_orders(&s->retire, orders, n))
         return -EPROTO;
     s->stats.retires_ordered += n;
     raise_generations(s, orders, n);
-    rc = scan(s);
-    if (rc == 0)
-        set_due(s, BACKOFF_FIRST_NS);
-    return rc;
+    return 0;
 }
 
 static int check_head(const struct crail_retire_frame *h) {
@@ -247,23 +239,37 @@ static int check_head(const struct crail_retire_frame *h) {
     return 0;
 }
 
-/* Takes the frames that are whole out of the buffer; the rest moves to its beginning. */
+/* Takes the frames that are whole out of the buffer, with one look at the slots for all of them; the rest moves to
+ * the buffer's beginning. 0, -EPROTO or -ENOMEM. */
 static int take_frames(struct crail_storage *s, struct crail_channel *c) {
+    struct crail_retire_state *r = &s->retire;
+    int rc = reserve(r, r->count + (uint32_t)(c->in_len / sizeof(struct crail_retire)));
+    if (rc)
+        return rc;
+    index_build(r);
     size_t at = 0;
-    int rc = 0;
-    while (rc == 0 && c->in_len - at >= sizeof(struct crail_retire_frame)) {
+    while (c->in_len - at >= sizeof(struct crail_retire_frame)) {
         struct crail_retire_frame head;
         memcpy(&head, c->in.bytes + at, sizeof(head));
         rc = check_head(&head);
-        if (rc || c->in_len - at < head.size)
+        if (rc)
+            return rc;
+        if (c->in_len - at < head.size)
             break;
         /* Frames are multiples of 8 bytes, so the orders lie aligned. */
         const void *orders = c->in.bytes + at + sizeof(head);
         rc = take_orders(s, orders, head.count);
+        if (rc)
+            return rc;
         at += head.size;
     }
+    if (at == 0)
+        return 0;
     memmove(c->in.bytes, c->in.bytes + at, c->in_len - at);
     c->in_len -= at;
+    rc = scan(s);
+    if (rc == 0)
+        set_due(s, BACKOFF_FIRST_NS);
     return rc;
 }
 
@@ -314,7 +320,9 @@ void crail_retire_tick(struct crail_storage *s, uint64_t now_ns) {
         set_due(s, r->backoff_ns * 2 < BACKOFF_LAST_NS ? r->backoff_ns * 2 : BACKOFF_LAST_NS);
 }
 
-void crail_retire_close(struct crail_storage *s) { channel_drop(s); }
+void crail_retire_close(struct crail_storage *s) {
+    channel_drop(s);
+}
 
 static int on_channel(struct crail_storage *s, void *arg) {
     struct crail_channel *c = arg;

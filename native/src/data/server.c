@@ -187,8 +187,8 @@ static int open_sources(struct crail_storage *s) {
     s->wake = (struct crail_source){.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .ready = wake_ready};
     if (s->wake.fd < 0)
         return -errno;
-    s->timer = (struct crail_source){.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK),
-                                     .ready = timer_ready};
+    s->timer =
+        (struct crail_source){.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), .ready = timer_ready};
     if (s->timer.fd < 0)
         return -errno;
     int rc = crail_loop_add(s, &s->wake, EPOLLIN);

@@ -21,8 +21,8 @@
 #ifndef CRAIL_TURN_BYTES
 #define CRAIL_TURN_BYTES (1u << 20)
 #endif
-#define STEPS_PER_TURN 64     /* system calls for one connection before the others have theirs */
-#define DEAD_PEER_MS 60000    /* a peer that takes nothing for so long in mid-transfer is cut off */
+#define STEPS_PER_TURN 64  /* system calls for one connection before the others have theirs */
+#define DEAD_PEER_MS 60000 /* a peer that takes nothing for so long in mid-transfer is cut off */
 #define KEEPALIVE_IDLE_S 30
 #define KEEPALIVE_EVERY_S 10
 #define KEEPALIVE_PROBES 3
@@ -90,8 +90,8 @@ static bool enter(struct crail_storage *s, struct crail_conn *c) {
 }
 
 static void reply_begin(struct crail_conn *c, int status, uint64_t bytes) {
-    c->reply = (struct crail_data_reply){
-        .magic = CRAIL_DATA_MAGIC, .status = -status, .id = c->request.id, .length = bytes};
+    c->reply =
+        (struct crail_data_reply){.magic = CRAIL_DATA_MAGIC, .status = -status, .id = c->request.id, .length = bytes};
     c->state = CONN_SEND;
     c->head_done = 0;
     c->left = bytes;
@@ -151,8 +151,8 @@ static int step_answer(ssize_t n) {
 }
 
 static int step_head(struct crail_storage *s, struct crail_conn *c) {
-    ssize_t n = recv(c->source.fd, (uint8_t *)&c->request + c->head_done, sizeof(c->request) - c->head_done,
-                     MSG_DONTWAIT);
+    ssize_t n =
+        recv(c->source.fd, (uint8_t *)&c->request + c->head_done, sizeof(c->request) - c->head_done, MSG_DONTWAIT);
     if (n > 0) {
         c->head_done += (uint32_t)n;
         if (c->head_done == sizeof(c->request)) {

@@ -107,7 +107,7 @@ static int fill_new_table(int fd, uint64_t session, struct crail_use_table **out
         return -errno;
     if (fallocate(fd, 0, 0, sizeof(struct crail_use_table)) && errno != EOPNOTSUPP)
         return -errno;
-    struct crail_use_table *table;
+    struct crail_use_table *table = NULL;
     int rc = map_table(fd, &table);
     if (rc)
         return rc;
@@ -174,7 +174,7 @@ static int check_left_table(int fd, struct crail_use_table **out) {
         return -errno;
     if (!S_ISREG(st.st_mode) || st.st_size != (off_t)sizeof(struct crail_use_table))
         return -EINVAL;
-    struct crail_use_table *table;
+    struct crail_use_table *table = NULL;
     int rc = map_table(fd, &table);
     if (rc)
         return rc;

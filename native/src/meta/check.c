@@ -15,7 +15,9 @@ struct fsck {
     uint64_t used;             /* granules of nodes on servers that are not lost */
     uint64_t doomed;           /* nodes of removed trees */
     uint64_t ready, building;  /* indexes */
+    uint8_t **seen; /* per server and region, a byte per granule: a run of a node begins there */
 };
+#define REGIONS 64u
 
 __attribute__((format(printf, 2, 3))) static int bad(struct fsck *f, const char *format, ...) {
     va_list args;
@@ -44,11 +46,14 @@ static int check_runs(struct fsck *f, const struct crail_node *n) {
         granules += run[i].granules;
         if (sv->state == CRAIL_SERVER_LOST)
             continue;
-        struct crail_run_record *rec = crail_run_record_of(f->m, &run[i]);
+        CHECK(f, run[i].region < sv->regions_n && run[i].granule < sv->regions[run[i].region].granules,
+              "node %llu lies outside of its server", (ull)n->id);
+        const struct crail_run_record *rec = crail_run_record_of(f->m, &run[i]);
         CHECK(f, rec->state == CRAIL_RUN_USED && rec->len == run[i].granules, "node %llu: a run of it is not used",
               (ull)n->id);
-        CHECK(f, rec->next == 0, "node %llu: a run of it is owned twice", (ull)n->id);
-        rec->next = UINT32_MAX; /* seen; cleared in check_region */
+        uint8_t *seen = &f->seen[(run[i].server - 1) * REGIONS + run[i].region][run[i].granule];
+        CHECK(f, !*seen, "node %llu: a run of it is owned twice", (ull)n->id);
+        *seen = 1;
         f->used += rec->len;
     }
     CHECK(f, !n->extents || granules * CRAIL_GRANULE >= n->size, "node %llu: its runs are too short", (ull)n->id);
@@ -217,8 +222,8 @@ struct region_sums {
 };
 
 static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t region, uint32_t g) {
-    struct crail_region *r = &sv->regions[region];
-    struct crail_run_record *rec = &r->record[g];
+    const struct crail_region *r = &sv->regions[region];
+    const struct crail_run_record *rec = &r->record[g];
     CHECK(f, rec->len && rec->len <= r->granules - g, "server %u: granule %u begins no run", sv->number, g);
     for (uint32_t i = 1; i < rec->len; i++) {
         bool end = rec->state == CRAIL_RUN_FREE && i + 1 == rec->len;
@@ -226,10 +231,9 @@ static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t reg
         CHECK(f, inner->state == (end ? CRAIL_RUN_FREE_END : CRAIL_RUN_INNER) && inner->len == (end ? rec->len : 0),
               "server %u: granule %u within a run is marked", sv->number, g + i);
     }
-    if (rec->state == CRAIL_RUN_USED) {
-        CHECK(f, rec->next == UINT32_MAX, "server %u: granule %u is used by nobody", sv->number, g);
-        rec->next = 0;
-    }
+    if (rec->state == CRAIL_RUN_USED)
+        CHECK(f, f->seen[(sv->number - 1) * REGIONS + region][g], "server %u: granule %u is used by nobody",
+              sv->number, g);
     if (rec->state == CRAIL_RUN_GRANT)
         CHECK(f, grant_known(f->m, sv->number, region, g, rec), "server %u: granule %u is granted to nobody",
               sv->number, g);
@@ -237,7 +241,7 @@ static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t reg
 }
 
 static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t region, struct region_sums *sums) {
-    struct crail_region *r = &sv->regions[region];
+    const struct crail_region *r = &sv->regions[region];
     uint64_t runs[8] = {0};
     bool was_free = false;
     for (uint32_t g = 0; g < r->granules; g += r->record[g].len) {
@@ -302,14 +306,40 @@ static int check_granules(struct fsck *f) {
     return 0;
 }
 
+static void seen_free(struct fsck *f) {
+    for (uint32_t i = 0; f->seen && i < f->m->servers_n * REGIONS; i++)
+        free(f->seen[i]);
+    free(f->seen);
+}
+
+static int seen_make(struct fsck *f) {
+    f->seen = calloc(f->m->servers_n * REGIONS + 1, sizeof(*f->seen));
+    if (!f->seen)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < f->m->servers_n; i++) {
+        const struct crail_server *sv = f->m->servers[i];
+        for (uint32_t k = 0; sv->regions && k < sv->regions_n; k++) {
+            f->seen[i * REGIONS + k] = calloc(sv->regions[k].granules, 1);
+            if (!f->seen[i * REGIONS + k])
+                return -ENOMEM;
+        }
+    }
+    return 0;
+}
+
 int crail_meta_check(const struct crail_meta *m, char *why, size_t why_bytes) {
     struct fsck f = {.m = m, .why = why, .why_bytes = why_bytes};
-    int rc = check_tree(&f);
+    int rc = seen_make(&f);
+    if (rc)
+        bad(&f, "no memory for the check");
+    if (!rc)
+        rc = check_tree(&f);
     if (!rc)
         rc = check_names(&f);
     if (!rc)
         rc = check_totals(&f);
     if (!rc)
         rc = check_granules(&f);
+    seen_free(&f);
     return rc;
 }

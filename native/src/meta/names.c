@@ -164,7 +164,8 @@ void crail_names_remove(struct crail_meta *m, crail_ref ref) {
     *cell = n->hash_next;
     n->hash_next = 0;
     m->names.count--;
-    for (uint32_t i = 0; i < BUCKETS_PER_NODE && m->names.buckets > BUCKETS_MIN; i++)
-        if (m->names.count * BUCKETS_PER_NODE < m->names.buckets / 2)
-            merge_one(m);
+    /* A segment to spare, so that one node to and fro does not move segments. */
+    uint64_t wanted = m->names.count * BUCKETS_PER_NODE + BUCKETS_MIN;
+    for (uint32_t i = 0; i < BUCKETS_PER_NODE && m->names.buckets > wanted; i++)
+        merge_one(m);
 }
