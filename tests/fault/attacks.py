@@ -261,7 +261,7 @@ ATTACKS = {
         dram="48MiB", sizes=[MIB, 2 * MIB], readers=["view", "view"], chaos=stop_somebody,
     ),
     "late-readers": Attack(
-        guards=["generation", "retire-generation"],
+        guards=["generation"],
         dram="4MiB", sizes=[8192, 16384], readers=["into"] * 4, chaos=stop_somebody,
     ),
     "paused-writers": Attack(
@@ -288,7 +288,7 @@ ATTACKS = {
         chaos=stop_somebody,
     ),
     "tcp-late-readers": Attack(
-        guards=["tcp-generation", "retire-generation"],
+        guards=["tcp-generation"],
         transport="tcp", dram="4MiB", sizes=[8192, 16384], readers=["into"] * 4,
         chaos=stop_somebody,
     ),

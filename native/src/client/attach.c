@@ -10,7 +10,6 @@
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
-#define MADV_POPULATE_WRITE 23
 #endif
 
 unsigned crail_fork_epoch;
@@ -258,8 +257,10 @@ void crail_attachment_leave(struct crail_attachment *a, uint32_t slot) {
 /* ---- population ---------------------------------------------------------- */
 
 /* Page faults one by one cost more than the copy: the kernel fills the page tables of a whole block in one call.
- * Whole blocks, so that small extents soon find theirs filled. A refusal is no error: then faults do it. */
-void crail_mapping_populate(struct crail_mapping *m, uint64_t region_bytes, uint64_t at, uint64_t n, bool for_write) {
+ * Whole blocks, so that small extents soon find theirs filled. Asking as a reader is right for writing too: the pages
+ * exist (the server allocated them), a shared mapping gets them with all its rights, and only read faults are served
+ * sixteen pages at a time: four times faster. A refusal is no error: then faults do it. */
+void crail_mapping_populate(struct crail_mapping *m, uint64_t region_bytes, uint64_t at, uint64_t n) {
     uint64_t first = at / CRAIL_POPULATE_BLOCK, last = (at + n - 1) / CRAIL_POPULATE_BLOCK;
     for (uint64_t b = first; b <= last; b++) {
         uint64_t bit = 1ull << (b % 64);
@@ -267,7 +268,7 @@ void crail_mapping_populate(struct crail_mapping *m, uint64_t region_bytes, uint
             continue;
         uint64_t from = b * CRAIL_POPULATE_BLOCK;
         uint64_t bytes = region_bytes - from < CRAIL_POPULATE_BLOCK ? region_bytes - from : CRAIL_POPULATE_BLOCK;
-        madvise(m->base + from, bytes, for_write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+        madvise(m->base + from, bytes, MADV_POPULATE_READ);
         atomic_fetch_or_explicit(&m->populated[b / 64], bit, memory_order_relaxed);
     }
 }

@@ -194,7 +194,7 @@ struct crail_attachment *crail_client_find(crail_client *c, uint32_t server);
 /* Names the extent in a free slot, if more than `reserve` are free. 0, -ENOBUFS, -CRAIL_E_STALE_LOCATION. */
 int crail_attachment_enter(struct crail_attachment *a, const struct crail_extent *e, uint32_t reserve, uint32_t *slot);
 void crail_attachment_leave(struct crail_attachment *a, uint32_t slot);
-void crail_mapping_populate(struct crail_mapping *m, uint64_t region_bytes, uint64_t at, uint64_t n, bool for_write);
+void crail_mapping_populate(struct crail_mapping *m, uint64_t region_bytes, uint64_t at, uint64_t n);
 void crail_client_ref(crail_client *c);
 void crail_client_unref(crail_client *c);
 

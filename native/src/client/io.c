@@ -75,7 +75,7 @@ static int copy_piece(struct crail_io *io, struct crail_attachment *a, uint32_t 
     struct crail_mapping *m = io->is_write ? &r->writable : &r->readable;
     uint64_t at = (uint64_t)e->granule * CRAIL_GRANULE + within;
     assert(at + n <= r->bytes);
-    crail_mapping_populate(m, r->bytes, at, n, io->is_write);
+    crail_mapping_populate(m, r->bytes, at, n);
     if (io->is_write)
         crail_copy(m->base + at, io->buffer + io->done, n, io->length);
     else
