@@ -136,6 +136,7 @@ class Settings:
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
 
 def config_file(env: Mapping[str, str]) -> str | None:

@@ -59,7 +59,8 @@ int crail_namenode_start(const crail_namenode_options *options, crail_namenode *
 /* Ends the thread, closes every connection, frees everything. The pointer is dead afterwards. */
 void crail_namenode_stop(crail_namenode *nn);
 
-/* A session exists from here until BYE, or until it has had no connection for the grace. -EEXIST. */
+/* A session exists from here until BYE, or until it has had no connection for the grace (at most a second of it if the
+ * last one was a unix socket). -EEXIST. */
 int crail_namenode_session_open(crail_namenode *nn, uint64_t session);
 /* Hands over a connection whose hello is done: it is lane `lane` of the session from now on. An older connection of
  * the same lane is closed. Takes the descriptor in any case. CRAIL_E_SESSION_LOST if the session is unknown. */

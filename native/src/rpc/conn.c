@@ -37,7 +37,7 @@ int crail_rpc_conn_open(crail_namenode *nn, int fd, struct crail_rpc_lane *lane)
     c->lane = lane;
     lane->conn = c;
     nn->stats.lanes++;
-    crail_rpc_session_conn_gained(nn, lane->session);
+    crail_rpc_session_conn_gained(lane->session, fd);
     return 0;
 }
 

@@ -12,6 +12,8 @@
 #include "rpc/rpc.h"
 
 #define EVENTS_PER_LOOK 64
+/* On this host a socket closes when its holder closes it or is gone; there is no network that could have done it. */
+#define GRACE_LOCAL_NS_MAX 1000000000u
 #define STEP_NS_MIN 30000u /* background work goes on under any load */
 
 const struct crail_rpc_tuning crail_rpc_tuning_default = {
@@ -126,9 +128,10 @@ static uint64_t next_deadline(crail_namenode *nn) {
     if (!crail_list_empty(&nn->large))
         at = min_u64(at, CRAIL_LIST_OF(nn->large.next, struct crail_rpc_conn, large)->large_since +
                              nn->tuning.idle_ns);
-    if (!crail_list_empty(&nn->grace))
-        at = min_u64(at, CRAIL_LIST_OF(nn->grace.next, struct crail_rpc_session, grace)->grace_since +
-                             nn->grace_ns);
+    for (int reach = 0; reach < 2; reach++)
+        if (!crail_list_empty(&nn->grace[reach]))
+            at = min_u64(at, CRAIL_LIST_OF(nn->grace[reach].next, struct crail_rpc_session, grace)->grace_since +
+                                 nn->grace_ns[reach]);
     return at;
 }
 
@@ -209,9 +212,10 @@ int crail_rpc_start(const crail_namenode_options *options, const struct crail_rp
     if (!nn)
         return -ENOMEM;
     nn->tuning = *tuning;
-    nn->grace_ns = options->session_grace_ms * 1000000u;
-    struct crail_list *lists[] = {&nn->ready, &nn->wait_step, &nn->wait_space, &nn->drain,
-                                  &nn->large, &nn->grace,     &nn->channels,   &nn->grave};
+    nn->grace_ns[0] = options->session_grace_ms * 1000000u;
+    nn->grace_ns[1] = min_u64(nn->grace_ns[0], GRACE_LOCAL_NS_MAX);
+    struct crail_list *lists[] = {&nn->ready, &nn->wait_step, &nn->wait_space, &nn->drain,   &nn->large,
+                                  &nn->grace[0], &nn->grace[1], &nn->channels,   &nn->grave};
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         crail_list_init(lists[i]);
     int rc = crail_rpc_sessions_init(nn);

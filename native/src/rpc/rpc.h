@@ -120,6 +120,7 @@ struct crail_rpc_session {
     uint32_t conns;
     struct crail_list grace; /* in nn->grace while conns is 0; in the order of grace_since */
     uint64_t grace_since;
+    bool is_local; /* its last connection was a unix socket: index of nn->grace and nn->grace_ns */
 };
 
 /* ---- servers ------------------------------------------------------------- */
@@ -180,7 +181,7 @@ struct crail_rpc_events {
 struct crail_namenode {
     struct crail_meta *meta;
     struct crail_rpc_tuning tuning;
-    uint64_t grace_ns;
+    uint64_t grace_ns[2]; /* of sessions far away, and on this host */
     int epoll_fd;
     pthread_t thread;
     bool stopping;
@@ -195,7 +196,7 @@ struct crail_namenode {
 
     struct crail_list ready, wait_step, wait_space; /* lanes */
     struct crail_list drain, large;                 /* connections */
-    struct crail_list grace;                        /* sessions */
+    struct crail_list grace[2];                     /* sessions: far away, and on this host */
     struct crail_list channels;
     struct crail_list grave; /* endpoints */
 
@@ -272,7 +273,7 @@ void crail_rpc_sessions_destroy(crail_namenode *nn);
 int crail_rpc_session_open(crail_namenode *nn, uint64_t id);
 /* Closes its connections, frees its grants, tells the world. Every lane of it is gone afterwards. */
 void crail_rpc_session_end(crail_namenode *nn, struct crail_rpc_session *s);
-void crail_rpc_session_conn_gained(crail_namenode *nn, struct crail_rpc_session *s);
+void crail_rpc_session_conn_gained(struct crail_rpc_session *s, int fd);
 void crail_rpc_session_conn_lost(crail_namenode *nn, struct crail_rpc_session *s);
 int crail_rpc_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t number);
 void crail_rpc_session_deadlines(crail_namenode *nn);

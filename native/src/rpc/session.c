@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -71,7 +72,7 @@ void crail_rpc_sessions_destroy(crail_namenode *nn) {
 
 static void grace_from_now(crail_namenode *nn, struct crail_rpc_session *s) {
     s->grace_since = nn->now_ns;
-    crail_list_push(&nn->grace, &s->grace);
+    crail_list_push(&nn->grace[s->is_local], &s->grace);
 }
 
 int crail_rpc_session_open(crail_namenode *nn, uint64_t id) {
@@ -113,8 +114,11 @@ void crail_rpc_session_end(crail_namenode *nn, struct crail_rpc_session *s) {
     free(s);
 }
 
-void crail_rpc_session_conn_gained(crail_namenode *nn, struct crail_rpc_session *s) {
-    (void)nn;
+void crail_rpc_session_conn_gained(struct crail_rpc_session *s, int fd) {
+    int domain = 0;
+    socklen_t n = sizeof domain;
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &n);
+    s->is_local = domain == AF_UNIX;
     s->conns++;
     crail_list_remove(&s->grace);
 }
@@ -126,13 +130,15 @@ void crail_rpc_session_conn_lost(crail_namenode *nn, struct crail_rpc_session *s
 }
 
 void crail_rpc_session_deadlines(crail_namenode *nn) {
-    while (!crail_list_empty(&nn->grace)) {
-        struct crail_rpc_session *s = CRAIL_LIST_OF(nn->grace.next, struct crail_rpc_session, grace);
-        if (s->grace_since + nn->grace_ns > nn->now_ns)
-            break;
-        crail_rpc_session_end(nn, s);
-        if (crail_clock_ns() >= nn->turn_end_ns)
-            break; /* the rest in the next turn: a crowd may die at once */
+    for (int reach = 0; reach < 2; reach++) {
+        while (!crail_list_empty(&nn->grace[reach])) {
+            struct crail_rpc_session *s = CRAIL_LIST_OF(nn->grace[reach].next, struct crail_rpc_session, grace);
+            if (s->grace_since + nn->grace_ns[reach] > nn->now_ns)
+                break;
+            crail_rpc_session_end(nn, s);
+            if (crail_clock_ns() >= nn->turn_end_ns)
+                return; /* the rest in the next turn: a crowd may die at once */
+        }
     }
 }
 
