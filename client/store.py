@@ -413,6 +413,14 @@ class Store:
         result: dict[str, Any] = self._session.admin("status", {}, time.monotonic() + limit)
         return result
 
+    def check(self, *, timeout: float | None = None) -> str | None:
+        """Has the namenode walk its whole tree and every granule; requests wait meanwhile.
+
+        Returns None, or the sentence that says which invariant is broken."""
+        limit = self._timeout if timeout is None else timeout
+        found = self._session.admin("check", {}, time.monotonic() + limit)
+        return None if found["ok"] else str(found["why"])
+
     def client_stats(self) -> dict[str, int]:
         """Counters of this process's client core."""
         return self._session.core.stats()

@@ -24,13 +24,15 @@ static int64_t time_left(struct call *c) {
     return deadline - ((int64_t)t.tv_sec * 1000000000 + t.tv_nsec);
 }
 
-static double deadline_seconds(struct call *c) { return (double)call_deadline(c) / 1e9; }
+static double deadline_seconds(struct call *c) {
+    return (double)call_deadline(c) / 1e9;
+}
 
 /* ---- errors -------------------------------------------------------------- */
 
 PyObject *call_error(struct call *c, int status, uint32_t server) {
-    return PyObject_CallMethod(c->self->owner, "_error", "is#I", status < 0 ? -status : status,
-                               c->path ? c->path : "", c->path ? c->path_len : (Py_ssize_t)0, server);
+    return PyObject_CallMethod(c->self->owner, "_error", "is#I", status < 0 ? -status : status, c->path ? c->path : "",
+                               c->path ? c->path_len : (Py_ssize_t)0, server);
 }
 
 int call_fail(struct call *c, int status, uint32_t server) {
@@ -80,12 +82,9 @@ static int wait_for_lane(struct call *c) {
     if (left > 50000000)
         left = 50000000; /* then look at the signals */
     T->client_ref(client);
-    Py_BEGIN_ALLOW_THREADS
-    T->lane_wait(client, left);
+    Py_BEGIN_ALLOW_THREADS T->lane_wait(client, left);
     T->client_unref(client);
-    Py_END_ALLOW_THREADS
-    if (!c->self->client)
-        return call_fail(c, CRAIL_E_CLOSED, 0);
+    Py_END_ALLOW_THREADS if (!c->self->client) return call_fail(c, CRAIL_E_CLOSED, 0);
     return PyErr_CheckSignals();
 }
 
@@ -117,7 +116,9 @@ int call_begin(struct call *c, HotClient *self, PyObject *timeout) {
     return rc ? call_fail(c, -rc, 0) : 0;
 }
 
-void call_end(struct call *c) { T->lane_checkin(c->lane); }
+void call_end(struct call *c) {
+    T->lane_checkin(c->lane);
+}
 
 /* ---- requests ------------------------------------------------------------ */
 
@@ -179,8 +180,7 @@ static int send_request(struct call *c) {
         if (c->lane->out.len - c->lane->out_sent <= KEEP_LOCK_BYTES_MAX && !c->lane->patience) {
             rc = T->lane_send(c->lane);
         } else {
-            Py_BEGIN_ALLOW_THREADS
-            rc = T->lane_send(c->lane);
+            Py_BEGIN_ALLOW_THREADS rc = T->lane_send(c->lane);
             Py_END_ALLOW_THREADS
         }
         if (rc == 0 || rc == -EPIPE)
@@ -202,15 +202,13 @@ static int await_reply(struct call *c, int64_t resend_ns) {
         rc = T->lane_receive(lane, 0);
     if (rc == 0 || rc == -EPIPE)
         return rc;
+    /* Without the lock: one more tick by the bare receive, which costs no poll, then as long as it takes. */
     int64_t left = time_left(c), resend_at = left - resend_ns;
-    while (left > 0 && left > resend_at) {
-        int64_t wait = left - (resend_at > 0 ? resend_at : 0);
+    for (int64_t wait = 0; left > 0 && left > resend_at; wait = left - (resend_at > 0 ? resend_at : 0)) {
         if (rc == -EINTR && PyErr_CheckSignals())
             return -1;
-        Py_BEGIN_ALLOW_THREADS
-        rc = T->lane_receive(lane, wait);
-        Py_END_ALLOW_THREADS
-        if (rc == 0) {
+        Py_BEGIN_ALLOW_THREADS rc = T->lane_receive(lane, wait);
+        Py_END_ALLOW_THREADS if (rc == 0) {
             lane->patience = lane->patience ? lane->patience - 1 : LATE_CALLS;
             return 0;
         }
@@ -270,8 +268,8 @@ int call_extents(struct call *c, const struct crail_result *r, const void *data,
 /* ---- bulk data ----------------------------------------------------------- */
 
 int call_attach(struct call *c, uint32_t server, int need) {
-    PyObject *r = PyObject_CallMethod(c->self->owner, "_attach", "IIid", server, c->lane->number, need,
-                                      deadline_seconds(c));
+    PyObject *r =
+        PyObject_CallMethod(c->self->owner, "_attach", "IIid", server, c->lane->number, need, deadline_seconds(c));
     Py_XDECREF(r);
     return r ? 0 : -1;
 }
@@ -280,10 +278,8 @@ static int run_io(struct crail_io *io) {
     int rc;
     if (io->length - io->done <= KEEP_LOCK_BYTES_MAX && T->client_find(io->client, io->extents[0].server))
         return T->io_run(io);
-    Py_BEGIN_ALLOW_THREADS
-    rc = T->io_run(io);
-    Py_END_ALLOW_THREADS
-    return rc;
+    Py_BEGIN_ALLOW_THREADS rc = T->io_run(io);
+    Py_END_ALLOW_THREADS return rc;
 }
 
 /* What an answer of the core asks for before the transfer can go on. 0: go on; 1, -1 as call_transfer. */

@@ -24,8 +24,7 @@
 extern const struct crail_hot_table *T; /* the core */
 
 typedef struct {
-    PyObject_HEAD
-    crail_client *client;
+    PyObject_HEAD crail_client *client;
     PyObject *owner; /* borrowed: the Store, which owns us. Answers _open_lane, _attach, _error, _after_fork */
     int64_t timeout_ns;
     uint16_t prefix_len;

@@ -97,8 +97,8 @@ static PyMethodDef functions[] = {
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, .m_name = "crailpy._hot", .m_doc = "The hot door of the native core.", .m_size = -1,
-    .m_methods = functions,
+    PyModuleDef_HEAD_INIT, .m_name = "crailpy._hot", .m_doc = "The hot door of the native core.",
+    .m_size = -1,          .m_methods = functions,
 };
 
 PyMODINIT_FUNC PyInit__hot(void) {

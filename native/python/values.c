@@ -115,8 +115,8 @@ PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n) 
     int64_t offset = PyLong_AsLongLong(args[1]), length = PyLong_AsLongLong(args[2]);
     if (PyErr_Occurred() || start(&c, self, args[0], args[3]))
         return NULL;
-    PyObject *b = offset < 0 || length < 0 ? (call_fail(&c, CRAIL_E_INVALID_ARGUMENT, 0), NULL)
-                                           : read_bytes(&c, offset, length);
+    PyObject *b =
+        offset < 0 || length < 0 ? (call_fail(&c, CRAIL_E_INVALID_ARGUMENT, 0), NULL) : read_bytes(&c, offset, length);
     finish(&c);
     return b;
 }
@@ -198,8 +198,7 @@ static PyObject *read_view(struct call *c) {
         PyObject *b = f.is_inline ? PyBytes_FromStringAndSize(f.data, (Py_ssize_t)f.size) : new_bytes(f.size);
         if (!b)
             return NULL;
-        rc = f.is_inline ? 0
-                         : call_transfer(c, f.extents, f.count, f.size, 0, f.size, PyBytes_AsString(b), false);
+        rc = f.is_inline ? 0 : call_transfer(c, f.extents, f.count, f.size, 0, f.size, PyBytes_AsString(b), false);
         if (rc == 0)
             return view_from_bytes(b, f.version);
         Py_DECREF(b);
@@ -346,7 +345,7 @@ PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         return NULL;
     }
     int rc = (uint64_t)b.len <= c.self->client->options.inline_max ? put_inline(&c, &b, flags, if_version, &version)
-                                                                  : put_extents(&c, &b, flags, if_version, &version);
+                                                                   : put_extents(&c, &b, flags, if_version, &version);
     finish(&c);
     PyBuffer_Release(&b);
     return rc ? NULL : PyLong_FromUnsignedLongLong(version);

@@ -86,7 +86,8 @@ static int take_values(struct call *c, PyObject *keys, Py_ssize_t from, Py_ssize
     return 0;
 }
 
-/* get_many(keys: list, none_if_missing, timeout) -> (values: list of bytes, None or CrailError, indexes to ask again) */
+/* get_many(keys: list, none_if_missing, timeout) -> (values: list of bytes, None or CrailError, indexes to ask again)
+ */
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     if (!arguments("get_many", n, 3))
@@ -124,8 +125,8 @@ static int add_item(struct call *c, PyObject *items, Py_ssize_t i, uint16_t flag
         PyErr_SetString(PyExc_TypeError, "put_many takes pairs of key and data");
         return -1;
     }
-    if (call_set_path(c, PyTuple_GetItem(item, 0)) || PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b,
-                                                                         PyBUF_C_CONTIGUOUS))
+    if (call_set_path(c, PyTuple_GetItem(item, 0)) ||
+        PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b, PyBUF_C_CONTIGUOUS))
         return -1;
     int rc = (uint64_t)b.len > c->self->client->options.inline_max
                  ? 2
@@ -142,8 +143,8 @@ static int take_versions(struct call *c, PyObject *items, Py_ssize_t from, Py_ss
             return -1;
         if (r->status && call_set_path(c, PyTuple_GetItem(PyList_GetItem(items, i), 0)))
             return -1;
-        if (append_owned(out, r->status ? call_error(c, r->status, r->server)
-                                        : PyLong_FromUnsignedLongLong(r->version)))
+        if (append_owned(out,
+                         r->status ? call_error(c, r->status, r->server) : PyLong_FromUnsignedLongLong(r->version)))
             return -1;
     }
     return 0;

@@ -5,9 +5,8 @@
 PyTypeObject *view_type;
 
 typedef struct {
-    PyObject_HEAD
-    struct crail_pin pin; /* .client NULL: none */
-    PyObject *bytes;      /* the copy, where no pin could be had */
+    PyObject_HEAD struct crail_pin pin; /* .client NULL: none */
+    PyObject *bytes;                    /* the copy, where no pin could be had */
     const void *data;
     Py_ssize_t nbytes;
     uint64_t version;
@@ -103,14 +102,18 @@ static PyObject *view_enter(PyObject *self, PyObject *unused) {
     return Py_NewRef(self);
 }
 
-static PyObject *view_exit(PyObject *self, PyObject *args) { return view_release(self, args); }
+static PyObject *view_exit(PyObject *self, PyObject *args) {
+    return view_release(self, args);
+}
 
 static PyObject *view_tobytes(PyObject *self, PyObject *unused) {
     (void)unused;
     return PyBytes_FromObject(self);
 }
 
-static Py_ssize_t view_length(PyObject *self) { return ((View *)self)->nbytes; }
+static Py_ssize_t view_length(PyObject *self) {
+    return ((View *)self)->nbytes;
+}
 
 static PyObject *get_version(PyObject *self, void *unused) {
     (void)unused;

@@ -90,8 +90,7 @@ static void bench_listing(uint32_t all) {
         sprintf(full, "/flat/object-%08u", order[i]);
         assert(kit_put(&k, 0, full, value, 16).status == 0);
     }
-    printf("%-44s %7.0f ns\n", "create in one directory, random names",
-           (double)(kit_clock_ns() - start) / (double)all);
+    printf("%-44s %7.0f ns\n", "create in one directory, random names", (double)(kit_clock_ns() - start) / (double)all);
     uint64_t seen = 0, steps = 0;
     longest_ns = 0;
     start = kit_clock_ns();

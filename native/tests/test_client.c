@@ -255,13 +255,19 @@ static int run(struct crail_io *io) {
 static void values_are_cut_by_extent(void) {
     crail_client *c = new_client(1);
     struct shared s = attach(c, 3);
-    struct crail_extent e[2] = {{.server = 3, .granule = 100, .granules = 2}, {.server = 3, .granule = 7, .granules = 3}};
+    struct crail_extent e[2] = {{.server = 3, .granule = 100, .granules = 2},
+                                {.server = 3, .granule = 7, .granules = 3}};
     size_t size = 5 * CRAIL_GRANULE - 100;
     uint8_t *from = malloc(size), *to = malloc(size);
     for (size_t i = 0; i < size; i++)
         from[i] = (uint8_t)(i * 7 + i / 251);
-    struct crail_io out = {.client = c, .extents = e, .extents_count = 2, .is_write = true, .value_bytes = size,
-                           .length = size, .buffer = from};
+    struct crail_io out = {.client = c,
+                           .extents = e,
+                           .extents_count = 2,
+                           .is_write = true,
+                           .value_bytes = size,
+                           .length = size,
+                           .buffer = from};
     assert(crail_io_run(&out) == CRAIL_NEED_WRITABLE && out.server == 3);
     assert(crail_client_server_writable(c, 3, 1, &s.memory) == 0);
     assert(run(&out) == 0);
@@ -271,8 +277,13 @@ static void values_are_cut_by_extent(void) {
     assert(memcmp(s.bytes + 100 * CRAIL_GRANULE, from, 2 * CRAIL_GRANULE) == 0);
     assert(memcmp(s.bytes + 7 * CRAIL_GRANULE, from + 2 * CRAIL_GRANULE, size - 2 * CRAIL_GRANULE) == 0);
     for (size_t at = 0; at < size; at += 3001) {
-        struct crail_io in = {.client = c, .extents = e, .extents_count = 2, .value_bytes = size, .offset = at,
-                              .length = size - at, .buffer = to};
+        struct crail_io in = {.client = c,
+                              .extents = e,
+                              .extents_count = 2,
+                              .value_bytes = size,
+                              .offset = at,
+                              .length = size - at,
+                              .buffer = to};
         assert(run(&in) == 0);
         crail_io_end(&in);
         assert(memcmp(to, from + at, size - at) == 0);
@@ -295,8 +306,13 @@ static void a_raised_generation_is_refused(void) {
     assert(s.table->slot[0] == crail_use_word(0, 5) && s.table->high_water == 1);
     s.generation[5] = 1;
     assert(crail_pin_take(c, &e, 64, &refused) == -CRAIL_E_STALE_LOCATION);
-    struct crail_io io = {.client = c, .lane = lane, .extents = &e, .extents_count = 1, .value_bytes = 64,
-                          .length = 64, .buffer = buffer};
+    struct crail_io io = {.client = c,
+                          .lane = lane,
+                          .extents = &e,
+                          .extents_count = 1,
+                          .value_bytes = 64,
+                          .length = 64,
+                          .buffer = buffer};
     assert(crail_io_run(&io) == -CRAIL_E_STALE_LOCATION);
     crail_io_end(&io);
     assert(slots_named(&s) == 1);

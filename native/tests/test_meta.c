@@ -8,13 +8,13 @@
 
 #define OK 0
 #define E(name) CRAIL_E_##name
-#define WANT(answer, status_wanted)                                                                                   \
-    do {                                                                                                              \
-        int got_ = (answer).status;                                                                                   \
-        if (got_ != (status_wanted)) {                                                                                \
-            fprintf(stderr, "%s:%d: status %d, wanted %d\n", __FILE__, __LINE__, got_, (status_wanted));              \
-            abort();                                                                                                  \
-        }                                                                                                             \
+#define WANT(answer, status_wanted)                                                                      \
+    do {                                                                                                 \
+        int got_ = (answer).status;                                                                      \
+        if (got_ != (status_wanted)) {                                                                   \
+            fprintf(stderr, "%s:%d: status %d, wanted %d\n", __FILE__, __LINE__, got_, (status_wanted)); \
+            abort();                                                                                     \
+        }                                                                                                \
     } while (0)
 
 static struct crail_extent extent_at(const struct answer *a, uint32_t i) {
@@ -35,9 +35,25 @@ static struct crail_meta_stats stats_of(const struct kit *k) {
 static void malformed_paths_are_refused(void) {
     struct kit k;
     kit_open(&k, 64 << 20);
-    static const char *const bad[] = {"a",       "a/b",   "//",       "/a/",       "/a//b",     "/.",
-                                      "/..",     "/a/..", "/a/./b",   "/\xff",     "/\xc0\xaf", "/\xed\xa0\x80",
-                                      "/\xe2\x82", "/../a", "/ab\x80""cdefghij", "/\xf4\x90\x80\x80", "/a\x80""/b"};
+    static const char *const bad[] = {"a",
+                                      "a/b",
+                                      "//",
+                                      "/a/",
+                                      "/a//b",
+                                      "/.",
+                                      "/..",
+                                      "/a/..",
+                                      "/a/./b",
+                                      "/\xff",
+                                      "/\xc0\xaf",
+                                      "/\xed\xa0\x80",
+                                      "/\xe2\x82",
+                                      "/../a",
+                                      "/ab\x80"
+                                      "cdefghij",
+                                      "/\xf4\x90\x80\x80",
+                                      "/a\x80"
+                                      "/b"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         WANT(kit_get(&k, bad[i]), E(INVALID_PATH));
         WANT(kit_put(&k, CRAIL_OPF_PARENTS, bad[i], "x", 1), E(INVALID_PATH));
@@ -812,10 +828,17 @@ static void damage_is_found_by_the_check(void) {
     struct {
         void *at;
         uint8_t flip;
-    } damage[] = {{&root->size, 1},    {&dir->parent, 1},     {&dir->hash, 4},
-                  {&dir->name, 1},     {&rec->state, 1},      {&rec->len, 1},
-                  {&k.m->nodes, 1},    {&k.m->inline_bytes, 1}, {&k.m->arena.bytes_used, 16},
-                  {&k.m->names.count, 1}, {&k.m->servers[0]->count[CRAIL_COUNT_FREE], 1}};
+    } damage[] = {{&root->size, 1},
+                  {&dir->parent, 1},
+                  {&dir->hash, 4},
+                  {&dir->name, 1},
+                  {&rec->state, 1},
+                  {&rec->len, 1},
+                  {&k.m->nodes, 1},
+                  {&k.m->inline_bytes, 1},
+                  {&k.m->arena.bytes_used, 16},
+                  {&k.m->names.count, 1},
+                  {&k.m->servers[0]->count[CRAIL_COUNT_FREE], 1}};
     for (size_t i = 0; i < sizeof(damage) / sizeof(damage[0]); i++) {
         *(uint8_t *)damage[i].at ^= damage[i].flip;
         if (crail_meta_check(k.m, why, sizeof(why)) != -EUCLEAN) {

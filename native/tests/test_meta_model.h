@@ -33,7 +33,9 @@ struct model {
     uint8_t taken[MODEL_SERVERS + 1][2][MODEL_GRANULES];
 };
 
-static uint32_t pick(struct model *w, uint32_t below) { return kit_random(&w->seed, below); }
+static uint32_t pick(struct model *w, uint32_t below) {
+    return kit_random(&w->seed, below);
+}
 
 static struct entry *model_find(struct model *w, const char *path) {
     for (uint32_t i = 0; i < w->n; i++)
@@ -87,13 +89,14 @@ static void model_add_parents(struct model *w, const char *path) {
     }
 }
 
-static void model_remove(struct model *w, struct entry *e) { *e = w->entry[--w->n]; }
+static void model_remove(struct model *w, struct entry *e) {
+    *e = w->entry[--w->n];
+}
 
 /* One to four components of few names, one of them long; or a name in the wide directory. */
 static void random_path(struct model *w, char *out) {
-    static const char *const names[] = {
-        "a", "b", "cc", "\xc3\xa9t\xc3\xa9",
-        "a-name-that-does-not-fit-into-a-node-because-it-is-longer-than-48-bytes"};
+    static const char *const names[] = {"a", "b", "cc", "\xc3\xa9t\xc3\xa9",
+                                        "a-name-that-does-not-fit-into-a-node-because-it-is-longer-than-48-bytes"};
     if (pick(w, 3) == 0) {
         sprintf(out, "/wide/common-%u", pick(w, 700));
         return;
@@ -197,7 +200,9 @@ static bool on_lost(const struct model *w, const struct crail_extent *e, uint32_
     return false;
 }
 
-static void forget_grant(struct model *w, uint32_t i) { w->grant[i] = w->grant[--w->grants_n]; }
+static void forget_grant(struct model *w, uint32_t i) {
+    w->grant[i] = w->grant[--w->grants_n];
+}
 
 static void do_commit(struct model *w) {
     char path[400];
@@ -471,8 +476,8 @@ static void model_end(struct model *w) {
 
 static void a_random_life_agrees_with_the_model(uint64_t seed, uint32_t steps) {
     static void (*const likely[])(struct model *) = {
-        do_put,    do_put,    do_put,    do_put,    do_alloc,  do_alloc, do_commit, do_commit, do_commit, do_get,
-        do_get,    do_get,    do_mkdir,  do_remove, do_remove, do_list,  do_retire, do_retire, do_rename, do_release,
+        do_put, do_put, do_put,   do_put,    do_alloc,  do_alloc, do_commit, do_commit, do_commit, do_get,
+        do_get, do_get, do_mkdir, do_remove, do_remove, do_list,  do_retire, do_retire, do_rename, do_release,
     };
     static void (*const rare[])(struct model *) = {do_rmtree, do_servers, do_session, do_servers, do_rename};
     struct model *w = calloc(1, sizeof(*w));

@@ -15,12 +15,12 @@
 #include "base/siphash.h"
 #include "rpc/rpc.h"
 
-#define CHECK(x)                                                                                   \
-    do {                                                                                           \
-        if (!(x)) {                                                                                \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);                                \
-            abort();                                                                               \
-        }                                                                                          \
+#define CHECK(x)                                                    \
+    do {                                                            \
+        if (!(x)) {                                                 \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); \
+            abort();                                                \
+        }                                                           \
     } while (0)
 
 /* ---- a namenode and a client, as small as possible ------------------------ */
@@ -191,8 +191,8 @@ static void test_ping_put_get(void) {
     CHECK(result(&R, 0)->status == 0 && result(&R, 0)->data_len == 5 && !memcmp(result(&R, 0) + 1, "hello", 5));
     CHECK(result(&R, 1)->status == -CRAIL_E_NOT_FOUND && result(&R, 2)->status == 0);
     crail_namenode_stats st = stats();
-    CHECK(st.requests == 3 && st.operations == 5 && st.gets == 2 && st.puts == 1 && st.lanes == 1 &&
-          st.sessions == 1 && st.protocol_errors == 0 && st.loop_cpu_ns > 0);
+    CHECK(st.requests == 3 && st.operations == 5 && st.gets == 2 && st.puts == 1 && st.lanes == 1 && st.sessions == 1 &&
+          st.protocol_errors == 0 && st.loop_cpu_ns > 0);
     close(fd);
     end();
 }
@@ -261,26 +261,54 @@ static void garbage(void (*spoil)(struct request *)) {
     close(fd);
 }
 
-static struct crail_frame *head_of(struct request *r) { return (void *)r->b.data; }
-static struct crail_op *op_of(struct request *r) { return (void *)(r->b.data + sizeof(struct crail_frame)); }
-static void spoil_magic(struct request *r) { head_of(r)->magic++; }
-static void spoil_size(struct request *r) { head_of(r)->size--; }
-static void spoil_size_max(struct request *r) { head_of(r)->size = CRAIL_FRAME_BYTES_MAX + 8; }
-static void spoil_size_min(struct request *r) { head_of(r)->size = 32; }
-static void spoil_count(struct request *r) { head_of(r)->count = 3; }
-static void spoil_count_less(struct request *r) { head_of(r)->count = 1; }
-static void spoil_count_zero(struct request *r) { head_of(r)->count = 0; }
-static void spoil_count_max(struct request *r) { head_of(r)->count = 1025; }
-static void spoil_flags(struct request *r) { head_of(r)->flags = 1; }
-static void spoil_path(struct request *r) { op_of(r)->path_len = 60000; }
-static void spoil_data(struct request *r) { op_of(r)->data_len = 0xfffffff8; }
-static void spoil_reserved(struct request *r) { op_of(r)->reserved = 1; }
+static struct crail_frame *head_of(struct request *r) {
+    return (void *)r->b.data;
+}
+static struct crail_op *op_of(struct request *r) {
+    return (void *)(r->b.data + sizeof(struct crail_frame));
+}
+static void spoil_magic(struct request *r) {
+    head_of(r)->magic++;
+}
+static void spoil_size(struct request *r) {
+    head_of(r)->size--;
+}
+static void spoil_size_max(struct request *r) {
+    head_of(r)->size = CRAIL_FRAME_BYTES_MAX + 8;
+}
+static void spoil_size_min(struct request *r) {
+    head_of(r)->size = 32;
+}
+static void spoil_count(struct request *r) {
+    head_of(r)->count = 3;
+}
+static void spoil_count_less(struct request *r) {
+    head_of(r)->count = 1;
+}
+static void spoil_count_zero(struct request *r) {
+    head_of(r)->count = 0;
+}
+static void spoil_count_max(struct request *r) {
+    head_of(r)->count = 1025;
+}
+static void spoil_flags(struct request *r) {
+    head_of(r)->flags = 1;
+}
+static void spoil_path(struct request *r) {
+    op_of(r)->path_len = 60000;
+}
+static void spoil_data(struct request *r) {
+    op_of(r)->data_len = 0xfffffff8;
+}
+static void spoil_reserved(struct request *r) {
+    op_of(r)->reserved = 1;
+}
 
 static void test_garbage_closes_the_connection(void) {
     start(1000);
-    void (*spoils[])(struct request *) = {spoil_magic,      spoil_size,       spoil_size_max,  spoil_size_min,
-                                          spoil_count,      spoil_count_less, spoil_count_zero, spoil_count_max,
-                                          spoil_flags,      spoil_path,       spoil_data,       spoil_reserved};
+    void (*spoils[])(struct request *) = {spoil_magic, spoil_size,       spoil_size_max,   spoil_size_min,
+                                          spoil_count, spoil_count_less, spoil_count_zero, spoil_count_max,
+                                          spoil_flags, spoil_path,       spoil_data,       spoil_reserved};
     for (size_t i = 0; i < sizeof spoils / sizeof *spoils; i++)
         garbage(spoils[i]);
     end();
@@ -686,7 +714,7 @@ static void test_channels_break_and_come_back(void) {
     CHECK(crail_namenode_server_channel(nn, number, pair[1]) == 0);
     channel = pair[0];
     CHECK(crail_namenode_server_set(nn, number, CRAIL_SERVER_UP) == 0); /* said twice: no harm */
-    CHECK(orders(channel, &b)); /* again */
+    CHECK(orders(channel, &b));                                         /* again */
     CHECK(stats().granules_retiring == 8);
     /* Down and up while the orders are under way: confirmed twice, taken once. */
     CHECK(crail_namenode_server_set(nn, number, CRAIL_SERVER_DOWN) == 0);
@@ -740,8 +768,8 @@ static void test_many_retirements(void) {
         CHECK(alloc(fd, ++seq, CRAIL_GRANULE, &n) == 0);
         frame(&Q, seq + 1, seq + 1);
         seq++;
-        op_full(&Q, (struct crail_op){.code = CRAIL_OP_COMMIT, .flags = CRAIL_OPF_PARENTS, .count = n, .arg1 = 100}, path,
-                X, (uint32_t)(n * sizeof *X));
+        op_full(&Q, (struct crail_op){.code = CRAIL_OP_COMMIT, .flags = CRAIL_OPF_PARENTS, .count = n, .arg1 = 100},
+                path, X, (uint32_t)(n * sizeof *X));
         call(fd, &Q, &R);
         CHECK(result(&R, 0)->status == 0);
     }

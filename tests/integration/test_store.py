@@ -202,6 +202,7 @@ def test_writers_publish_at_close_and_discard_on_exception(store):
         file.write(b"d" * 100_000)
         assert not store.exists("/t/w")
     assert store.get("/t/w") == b"abc" + b"d" * 100_000
+
     def leave_by_an_exception():
         with store.open("/t/w2", "wb") as file:
             file.write(b"half")

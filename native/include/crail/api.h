@@ -37,9 +37,9 @@ typedef struct {
     /* connections */
     uint64_t sessions, lanes;
     /* since the start */
-    uint64_t requests;    /* frames answered */
-    uint64_t operations;  /* in them */
-    uint64_t replays;     /* mutating vectors answered from a lane's record */
+    uint64_t requests;   /* frames answered */
+    uint64_t operations; /* in them */
+    uint64_t replays;    /* mutating vectors answered from a lane's record */
     uint64_t gets, puts, commits, allocs;
     uint64_t bytes_in, bytes_out;
     uint64_t protocol_errors; /* connections dropped for what they sent */
@@ -69,8 +69,8 @@ int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uin
 /* A new incarnation of a storage server: `regions` sizes in granules, optionally the generations of each region
  * (NULL: all 0), and the description that CRAIL_OP_SERVER gives to clients. *number names it for ever. */
 int crail_namenode_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
-                              const uint64_t *const *generations, const void *description,
-                              uint32_t description_size, uint32_t *number);
+                              const uint64_t *const *generations, const void *description, uint32_t description_size,
+                              uint32_t *number);
 /* Replaces the description (after a restart on another port). */
 int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size);
 /* state: enum crail_meta_server_state: 1 up, 2 down, 3 lost for ever. */
@@ -137,7 +137,7 @@ typedef struct crail_client crail_client;
 
 typedef struct {
     uint32_t lanes_max;
-    uint32_t inline_max;  /* bytes up to which a value travels with its request */
+    uint32_t inline_max;   /* bytes up to which a value travels with its request */
     uint32_t grants_ahead; /* 1: keep extents granted ahead */
 } crail_client_options;
 
@@ -145,7 +145,7 @@ typedef struct {
     uint64_t requests, retries, reconnects;
     uint64_t stale_locations; /* generation mismatches seen before or while touching an extent */
     uint64_t bytes_in, bytes_out;
-    uint64_t slots_used;   /* use slots named right now */
+    uint64_t slots_used; /* use slots named right now */
     uint64_t lanes;
     uint64_t grants_held;
 } crail_client_stats;

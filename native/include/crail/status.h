@@ -8,27 +8,27 @@
 
 #define CRAIL_STATUS_BASE 1000
 
-#define CRAIL_STATUS_LIST(X)                                                                        \
-    X(NOT_FOUND, 1)                                                                                 \
-    X(EXISTS, 2)                                                                                    \
-    X(NOT_EMPTY, 3)                                                                                 \
-    X(IS_CONTAINER, 4)                                                                              \
-    X(NOT_CONTAINER, 5)                                                                             \
-    X(INVALID_PATH, 6)                                                                              \
-    X(INVALID_ARGUMENT, 7)                                                                          \
-    X(VERSION_CONFLICT, 8)                                                                          \
-    X(OUT_OF_SPACE, 9)                                                                              \
-    X(QUOTA_EXCEEDED, 10)                                                                           \
-    X(AUTH, 11)                                                                                     \
-    X(DEADLINE, 12)                                                                                 \
-    X(UNAVAILABLE, 13)                                                                              \
-    X(SESSION_LOST, 14)                                                                             \
-    X(STALE_LOCATION, 15)                                                                           \
-    X(DATA_LOST, 16)                                                                                \
-    X(CHECKSUM, 17)                                                                                 \
-    X(BARRIER_BROKEN, 18)                                                                           \
-    X(CLOSED, 19)                                                                                   \
-    X(PROTOCOL, 20)                                                                                 \
+#define CRAIL_STATUS_LIST(X) \
+    X(NOT_FOUND, 1)          \
+    X(EXISTS, 2)             \
+    X(NOT_EMPTY, 3)          \
+    X(IS_CONTAINER, 4)       \
+    X(NOT_CONTAINER, 5)      \
+    X(INVALID_PATH, 6)       \
+    X(INVALID_ARGUMENT, 7)   \
+    X(VERSION_CONFLICT, 8)   \
+    X(OUT_OF_SPACE, 9)       \
+    X(QUOTA_EXCEEDED, 10)    \
+    X(AUTH, 11)              \
+    X(DEADLINE, 12)          \
+    X(UNAVAILABLE, 13)       \
+    X(SESSION_LOST, 14)      \
+    X(STALE_LOCATION, 15)    \
+    X(DATA_LOST, 16)         \
+    X(CHECKSUM, 17)          \
+    X(BARRIER_BROKEN, 18)    \
+    X(CLOSED, 19)            \
+    X(PROTOCOL, 20)          \
     X(NO_MEMORY, 21)
 
 enum crail_status {

@@ -10,19 +10,19 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire is little-en
 
 /* ---- limits -------------------------------------------------------------- */
 
-#define CRAIL_GRANULE 4096u                 /* bytes; unit of accounting */
-#define CRAIL_NAME_MAX 255u                 /* bytes of one path component */
-#define CRAIL_PATH_MAX 4096u                /* bytes of a path */
-#define CRAIL_INLINE_MAX 4096u              /* bytes of a value kept inside its node */
-#define CRAIL_VECTOR_OPS_MAX 1024u          /* operations in one request */
-#define CRAIL_FRAME_BYTES_MAX (8u << 20)    /* bytes of one request: a full vector of inline puts fits */
-#define CRAIL_EXTENTS_MAX 64u               /* extents of one value */
-#define CRAIL_LIST_ENTRIES_MAX 1024u        /* entries of one page of a listing */
-#define CRAIL_RETIRES_MAX 1024u             /* extents in one retire frame */
+#define CRAIL_GRANULE 4096u              /* bytes; unit of accounting */
+#define CRAIL_NAME_MAX 255u              /* bytes of one path component */
+#define CRAIL_PATH_MAX 4096u             /* bytes of a path */
+#define CRAIL_INLINE_MAX 4096u           /* bytes of a value kept inside its node */
+#define CRAIL_VECTOR_OPS_MAX 1024u       /* operations in one request */
+#define CRAIL_FRAME_BYTES_MAX (8u << 20) /* bytes of one request: a full vector of inline puts fits */
+#define CRAIL_EXTENTS_MAX 64u            /* extents of one value */
+#define CRAIL_LIST_ENTRIES_MAX 1024u     /* entries of one page of a listing */
+#define CRAIL_RETIRES_MAX 1024u          /* extents in one retire frame */
 
 /* ---- metadata: client <-> namenode --------------------------------------- */
 
-#define CRAIL_FRAME_MAGIC 0x314c5243u       /* "CRL1" */
+#define CRAIL_FRAME_MAGIC 0x314c5243u /* "CRL1" */
 
 /* Head of a request and of its reply. A reply repeats id and count. */
 struct crail_frame {
@@ -36,32 +36,32 @@ struct crail_frame {
 _Static_assert(sizeof(struct crail_frame) == 32, "wire");
 
 enum crail_op_code {
-    CRAIL_OP_PING = 1,    /* nothing, but a round trip */
-    CRAIL_OP_GET = 2,     /* path -> the value (inline) or its extents */
-    CRAIL_OP_STAT = 3,    /* path -> struct crail_stat [+ extents] */
-    CRAIL_OP_LIST = 4,    /* path, data = last name seen, arg0 = entries wanted -> struct crail_dirent ... */
-    CRAIL_OP_SERVER = 5,  /* arg0 = server number -> the description its registration left (opaque) */
-    CRAIL_OP_PUT = 16,    /* path, data = value of at most CRAIL_INLINE_MAX bytes -> version */
-    CRAIL_OP_COMMIT = 17, /* path, data = count extents, arg1 = size -> version [+ extents granted anew] */
-    CRAIL_OP_ALLOC = 18,  /* arg1 = bytes -> extents granted to the session */
+    CRAIL_OP_PING = 1,     /* nothing, but a round trip */
+    CRAIL_OP_GET = 2,      /* path -> the value (inline) or its extents */
+    CRAIL_OP_STAT = 3,     /* path -> struct crail_stat [+ extents] */
+    CRAIL_OP_LIST = 4,     /* path, data = last name seen, arg0 = entries wanted -> struct crail_dirent ... */
+    CRAIL_OP_SERVER = 5,   /* arg0 = server number -> the description its registration left (opaque) */
+    CRAIL_OP_PUT = 16,     /* path, data = value of at most CRAIL_INLINE_MAX bytes -> version */
+    CRAIL_OP_COMMIT = 17,  /* path, data = count extents, arg1 = size -> version [+ extents granted anew] */
+    CRAIL_OP_ALLOC = 18,   /* arg1 = bytes -> extents granted to the session */
     CRAIL_OP_RELEASE = 19, /* data = count extents of this session's grants, given back */
-    CRAIL_OP_MKDIR = 20,  /* path */
-    CRAIL_OP_RENAME = 21, /* path = from, data = to (a path) */
-    CRAIL_OP_REMOVE = 22, /* path: a leaf, or (unless LEAF_ONLY) an empty container */
-    CRAIL_OP_RMTREE = 23, /* path: anything and all below it */
-    CRAIL_OP_BYE = 24,    /* the session ends now, by its own wish */
+    CRAIL_OP_MKDIR = 20,   /* path */
+    CRAIL_OP_RENAME = 21,  /* path = from, data = to (a path) */
+    CRAIL_OP_REMOVE = 22,  /* path: a leaf, or (unless LEAF_ONLY) an empty container */
+    CRAIL_OP_RMTREE = 23,  /* path: anything and all below it */
+    CRAIL_OP_BYE = 24,     /* the session ends now, by its own wish */
 };
 #define CRAIL_OP_MUTATING_FIRST 16
 
 enum crail_op_flags {
-    CRAIL_OPF_IF_ABSENT = 1 << 0,  /* PUT, COMMIT: create-exclusive */
-    CRAIL_OPF_IF_VERSION = 1 << 1, /* PUT, COMMIT: only if the version is arg0 (0: only if absent) */
-    CRAIL_OPF_PARENTS = 1 << 2,    /* PUT, COMMIT, MKDIR: make missing directories above */
-    CRAIL_OPF_EXIST_OK = 1 << 3,   /* MKDIR: an existing directory is fine */
-    CRAIL_OPF_OVERWRITE = 1 << 4,  /* RENAME: replace an existing leaf, or an empty directory by a directory */
-    CRAIL_OPF_LEAF_ONLY = 1 << 5,  /* REMOVE: a container is CRAIL_E_IS_CONTAINER */
+    CRAIL_OPF_IF_ABSENT = 1 << 0,   /* PUT, COMMIT: create-exclusive */
+    CRAIL_OPF_IF_VERSION = 1 << 1,  /* PUT, COMMIT: only if the version is arg0 (0: only if absent) */
+    CRAIL_OPF_PARENTS = 1 << 2,     /* PUT, COMMIT, MKDIR: make missing directories above */
+    CRAIL_OPF_EXIST_OK = 1 << 3,    /* MKDIR: an existing directory is fine */
+    CRAIL_OPF_OVERWRITE = 1 << 4,   /* RENAME: replace an existing leaf, or an empty directory by a directory */
+    CRAIL_OPF_LEAF_ONLY = 1 << 5,   /* REMOVE: a container is CRAIL_E_IS_CONTAINER */
     CRAIL_OPF_GRANT_AGAIN = 1 << 6, /* COMMIT: grant arg1 bytes anew in the reply, if space is plenty */
-    CRAIL_OPF_ONE_EXTENT = 1 << 7, /* ALLOC: one contiguous run or CRAIL_E_OUT_OF_SPACE */
+    CRAIL_OPF_ONE_EXTENT = 1 << 7,  /* ALLOC: one contiguous run or CRAIL_E_OUT_OF_SPACE */
 };
 
 /* One operation: this head, path_len bytes of path, data_len bytes of data, zeros up to a multiple of 8. */
@@ -190,7 +190,9 @@ struct crail_retire {
 };
 _Static_assert(sizeof(struct crail_retire) == 24, "wire");
 
-static inline uint32_t crail_pad8(uint32_t n) { return (n + 7u) & ~7u; }
+static inline uint32_t crail_pad8(uint32_t n) {
+    return (n + 7u) & ~7u;
+}
 
 static inline uint32_t crail_granules(uint64_t bytes) {
     return (uint32_t)((bytes + CRAIL_GRANULE - 1) / CRAIL_GRANULE);

@@ -6,12 +6,14 @@
 #include "crail/api.h"
 #include "crail/status.h"
 
-int crail_api_version(void) { return CRAIL_API_VERSION; }
+int crail_api_version(void) {
+    return CRAIL_API_VERSION;
+}
 
 const char *crail_status_name(int status) {
     switch (status) {
-#define CRAIL_STATUS_CASE(name, number)                                                                                \
-    case CRAIL_E_##name:                                                                                               \
+#define CRAIL_STATUS_CASE(name, number) \
+    case CRAIL_E_##name:                \
         return #name;
         CRAIL_STATUS_LIST(CRAIL_STATUS_CASE)
 #undef CRAIL_STATUS_CASE
@@ -28,15 +30,16 @@ int crail_test_guards(void) {
 #endif
 }
 
-uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size) { return crail_siphash(key16, data, size); }
+uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size) {
+    return crail_siphash(key16, data, size);
+}
 
 const void *crail_hot_table(void) {
-    static const struct crail_hot_table table = {
-        .size = sizeof(table),
-        .api_version = CRAIL_API_VERSION,
-        .fork_child_epoch = &crail_fork_child_epoch,
+    static const struct crail_hot_table table = {.size = sizeof(table),
+                                                 .api_version = CRAIL_API_VERSION,
+                                                 .fork_child_epoch = &crail_fork_child_epoch,
 #define CRAIL_HOT_VALUE(name) .name = crail_##name,
-        CRAIL_HOT_FUNCTIONS(CRAIL_HOT_VALUE)
+                                                 CRAIL_HOT_FUNCTIONS(CRAIL_HOT_VALUE)
 #undef CRAIL_HOT_VALUE
     };
     return &table;

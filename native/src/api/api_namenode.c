@@ -15,7 +15,9 @@
 
 /* ---- descriptors --------------------------------------------------------- */
 
-static void set_option(int fd, int level, int name, int value) { setsockopt(fd, level, name, &value, sizeof value); }
+static void set_option(int fd, int level, int name, int value) {
+    setsockopt(fd, level, name, &value, sizeof value);
+}
 
 /* Makes a connection fit for the loop. A failure closes it. */
 static int prepare(int fd) {
@@ -46,7 +48,9 @@ static int prepare(int fd) {
 
 /* ---- sessions and lanes -------------------------------------------------- */
 
-static int session_open(crail_namenode *nn, void *args) { return crail_rpc_session_open(nn, *(uint64_t *)args); }
+static int session_open(crail_namenode *nn, void *args) {
+    return crail_rpc_session_open(nn, *(uint64_t *)args);
+}
 
 int crail_namenode_session_open(crail_namenode *nn, uint64_t session) {
     return crail_rpc_post(nn, session_open, &session);
@@ -87,13 +91,15 @@ static int server_add(crail_namenode *nn, void *args) {
 }
 
 int crail_namenode_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
-                              const uint64_t *const *generations, const void *description,
-                              uint32_t description_size, uint32_t *number) {
-    if (!granules || !number || (description_size && !description) ||
-        description_size > CRAIL_RPC_DESCRIPTION_MAX)
+                              const uint64_t *const *generations, const void *description, uint32_t description_size,
+                              uint32_t *number) {
+    if (!granules || !number || (description_size && !description) || description_size > CRAIL_RPC_DESCRIPTION_MAX)
         return -CRAIL_E_INVALID_ARGUMENT;
-    struct server s = {.regions = regions, .granules = granules, .generations = generations,
-                       .description = description, .description_size = description_size};
+    struct server s = {.regions = regions,
+                       .granules = granules,
+                       .generations = generations,
+                       .description = description,
+                       .description_size = description_size};
     int rc = crail_rpc_post(nn, server_add, &s);
     if (!rc)
         *number = s.number;
@@ -207,7 +213,9 @@ int crail_namenode_check(crail_namenode *nn, char *why, uint32_t why_size) {
 
 /* ---- events -------------------------------------------------------------- */
 
-int crail_namenode_event_fd(crail_namenode *nn) { return nn->events.fd; }
+int crail_namenode_event_fd(crail_namenode *nn) {
+    return nn->events.fd;
+}
 
 int crail_namenode_events_take(crail_namenode *nn, crail_namenode_event *out, uint32_t max) {
     return out ? (int)crail_rpc_events_take(&nn->events, out, max) : -CRAIL_E_INVALID_ARGUMENT;

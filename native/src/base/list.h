@@ -10,11 +10,15 @@ struct crail_list {
     struct crail_list *next, *prev;
 };
 
-#define CRAIL_LIST_OF(link, type, member) ((type *)(void *)((char *)(link)-offsetof(type, member)))
+#define CRAIL_LIST_OF(link, type, member) ((type *)(void *)((char *)(link) - offsetof(type, member)))
 
-static inline void crail_list_init(struct crail_list *l) { l->next = l->prev = l; }
+static inline void crail_list_init(struct crail_list *l) {
+    l->next = l->prev = l;
+}
 
-static inline bool crail_list_empty(const struct crail_list *l) { return l->next == l; }
+static inline bool crail_list_empty(const struct crail_list *l) {
+    return l->next == l;
+}
 
 static inline void crail_list_remove(struct crail_list *l) {
     l->next->prev = l->prev;

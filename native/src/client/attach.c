@@ -15,14 +15,18 @@
 unsigned crail_fork_epoch;
 unsigned crail_fork_child_epoch;
 
-static void forked_parent(void) { crail_fork_epoch++; }
+static void forked_parent(void) {
+    crail_fork_epoch++;
+}
 
 static void forked_child(void) {
     crail_fork_epoch++;
     crail_fork_child_epoch++;
 }
 
-static void watch_forks(void) { pthread_atfork(NULL, forked_parent, forked_child); }
+static void watch_forks(void) {
+    pthread_atfork(NULL, forked_parent, forked_child);
+}
 
 /* ---- clients ------------------------------------------------------------- */
 
@@ -70,7 +74,9 @@ static void attachment_free(struct crail_attachment *a) {
     free(a);
 }
 
-void crail_client_ref(crail_client *c) { atomic_fetch_add(&c->refs, 1); }
+void crail_client_ref(crail_client *c) {
+    atomic_fetch_add(&c->refs, 1);
+}
 
 void crail_client_unref(crail_client *c) {
     if (atomic_fetch_sub(&c->refs, 1) != 1)
@@ -91,8 +97,12 @@ void crail_client_free(crail_client *c) {
 
 int crail_client_stats_read(crail_client *c, crail_client_stats *out) {
     crail_client_stats s = {
-        .requests = c->requests, .retries = c->retries, .reconnects = c->reconnects,
-        .stale_locations = c->stale_locations, .bytes_in = c->bytes_in, .bytes_out = c->bytes_out,
+        .requests = c->requests,
+        .retries = c->retries,
+        .reconnects = c->reconnects,
+        .stale_locations = c->stale_locations,
+        .bytes_in = c->bytes_in,
+        .bytes_out = c->bytes_out,
         .slots_used = c->slots_used,
     };
     pthread_mutex_lock(&c->lock);
@@ -227,8 +237,7 @@ int crail_client_server_drop(crail_client *c, uint32_t server) {
 
 /* ---- use slots ----------------------------------------------------------- */
 
-int crail_attachment_enter(struct crail_attachment *a, const struct crail_extent *e, uint32_t reserve,
-                           uint32_t *slot) {
+int crail_attachment_enter(struct crail_attachment *a, const struct crail_extent *e, uint32_t reserve, uint32_t *slot) {
     if (e->region >= a->regions || e->granule >= a->region[e->region].granules ||
         e->granules > a->region[e->region].granules - e->granule)
         return -CRAIL_E_STALE_LOCATION;

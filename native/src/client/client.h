@@ -31,8 +31,8 @@
 
 /* Answers of the client core beside -errno and status codes: what the caller must do before it goes on. */
 enum crail_client_need {
-    CRAIL_NEED_SERVER = 1,   /* attach io->server for reading */
-    CRAIL_NEED_WRITABLE = 2, /* the same for writing */
+    CRAIL_NEED_SERVER = 1,     /* attach io->server for reading */
+    CRAIL_NEED_WRITABLE = 2,   /* the same for writing */
     CRAIL_NEED_CALL_AGAIN = 3, /* a piece is done; look at signals and come back */
 };
 
@@ -74,13 +74,13 @@ struct crail_lane {
     uint32_t number;
     int fd; /* -1: broken, needs a new connection */
     bool checked_out;
-    bool is_mutating;     /* the frame in `out` carries a sequence number */
-    uint8_t patience;     /* calls left for which the interpreter's lock is given up before waiting */
+    bool is_mutating; /* the frame in `out` carries a sequence number */
+    uint8_t patience; /* calls left for which the interpreter's lock is given up before waiting */
     uint64_t id_last, seq_last;
     struct crail_buf out; /* the request; kept whole until its reply is here, so that it can be sent again */
     size_t out_sent;
     struct crail_buf in;
-    size_t in_at;         /* where the next result starts */
+    size_t in_at; /* where the next result starts */
     uint32_t grants_count;
     struct crail_extent grants[CRAIL_LANE_GRANTS];
     uint32_t data_count;
@@ -95,8 +95,8 @@ struct crail_client {
     bool is_closed;
     unsigned fork_epoch; /* of the process that made it */
     crail_client_options options;
-    uint32_t lanes_count;  /* numbers in use, checked out or not */
-    uint32_t lane_next;    /* the next number never used */
+    uint32_t lanes_count; /* numbers in use, checked out or not */
+    uint32_t lane_next;   /* the next number never used */
     struct crail_lane *lanes[CRAIL_CLIENT_LANES_MAX];
     struct crail_lane *free_lanes;
     _Atomic uint32_t servers_count;
@@ -153,13 +153,13 @@ struct crail_io {
     uint32_t extents_count;
     bool is_write;
     uint64_t value_bytes;
-    uint64_t offset;  /* in the value */
-    uint64_t length;  /* offset + length <= value_bytes */
+    uint64_t offset; /* in the value */
+    uint64_t length; /* offset + length <= value_bytes */
     uint8_t *buffer;
     int64_t deadline_ns; /* CLOCK_MONOTONIC */
 
     uint64_t done;
-    uint32_t server;  /* what a need or an error is about */
+    uint32_t server; /* what a need or an error is about */
     struct crail_attachment *slot_of;
     uint32_t slot;
     uint32_t slot_extent;

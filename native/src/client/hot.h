@@ -5,29 +5,29 @@
 
 #include "client.h"
 
-#define CRAIL_HOT_FUNCTIONS(X)                                                                                         \
-    X(lane_checkout)                                                                                                   \
-    X(lane_checkin)                                                                                                    \
-    X(lane_discard)                                                                                                    \
-    X(lane_wait)                                                                                                       \
-    X(lane_begin)                                                                                                      \
-    X(lane_op)                                                                                                         \
-    X(lane_ops)                                                                                                        \
-    X(lane_send)                                                                                                       \
-    X(lane_send_again)                                                                                                 \
-    X(lane_receive)                                                                                                    \
-    X(lane_result)                                                                                                     \
-    X(lane_grant_take)                                                                                                 \
-    X(lane_grant_keep)                                                                                                 \
-    X(lane_grant_drop)                                                                                                 \
-    X(io_run)                                                                                                          \
-    X(io_restart)                                                                                                      \
-    X(io_end)                                                                                                          \
-    X(pin_take)                                                                                                        \
-    X(pin_release)                                                                                                     \
-    X(client_ref)                                                                                                      \
-    X(client_unref)                                                                                                    \
-    X(client_find)                                                                                                     \
+#define CRAIL_HOT_FUNCTIONS(X) \
+    X(lane_checkout)           \
+    X(lane_checkin)            \
+    X(lane_discard)            \
+    X(lane_wait)               \
+    X(lane_begin)              \
+    X(lane_op)                 \
+    X(lane_ops)                \
+    X(lane_send)               \
+    X(lane_send_again)         \
+    X(lane_receive)            \
+    X(lane_result)             \
+    X(lane_grant_take)         \
+    X(lane_grant_keep)         \
+    X(lane_grant_drop)         \
+    X(io_run)                  \
+    X(io_restart)              \
+    X(io_end)                  \
+    X(pin_take)                \
+    X(pin_release)             \
+    X(client_ref)              \
+    X(client_unref)            \
+    X(client_find)             \
     X(lane_has_data)
 
 struct crail_hot_table {

@@ -105,7 +105,9 @@ static void data_close(struct crail_lane *lane, uint32_t server) {
     }
 }
 
-bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server) { return data_fd(lane, server) >= 0; }
+bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server) {
+    return data_fd(lane, server) >= 0;
+}
 
 int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, int fd) {
     struct timeval tick = {.tv_usec = TICK_MS * 1000};

@@ -35,11 +35,17 @@ static uint32_t class_asked(uint32_t bytes) {
     return bytes == CRAIL_ARENA_CHUNK ? WHOLE + 1 : class_of(bytes);
 }
 
-static uint32_t record_bytes(uint32_t class) { return class > WHOLE ? CRAIL_ARENA_CHUNK : class_bytes(class); }
+static uint32_t record_bytes(uint32_t class) {
+    return class > WHOLE ? CRAIL_ARENA_CHUNK : class_bytes(class);
+}
 
-static uint32_t chunk_records(uint32_t class) { return CRAIL_ARENA_CHUNK / record_bytes(class); }
+static uint32_t chunk_records(uint32_t class) {
+    return CRAIL_ARENA_CHUNK / record_bytes(class);
+}
 
-uint32_t crail_arena_cost(uint32_t bytes) { return record_bytes(class_asked(bytes)); }
+uint32_t crail_arena_cost(uint32_t bytes) {
+    return record_bytes(class_asked(bytes));
+}
 
 int crail_arena_open(struct crail_arena *a, uint64_t bytes_max, uint32_t head_bytes) {
     int rc;
@@ -132,7 +138,9 @@ static uint32_t *partial_list(struct crail_arena *a, uint32_t class) {
     return &a->partial[class - 1];
 }
 
-static crail_ref chunk_ref(uint32_t i) { return i * (CRAIL_ARENA_CHUNK / 16); }
+static crail_ref chunk_ref(uint32_t i) {
+    return i * (CRAIL_ARENA_CHUNK / 16);
+}
 
 static uint32_t chunk_start(struct crail_arena *a, uint32_t class) {
     uint32_t i = chunk_take(a);

@@ -32,7 +32,9 @@ struct want {
     uint32_t len;
 };
 
-static struct tree_node *tree_at(const struct crail_meta *m, crail_ref ref) { return crail_arena_at(&m->arena, ref); }
+static struct tree_node *tree_at(const struct crail_meta *m, crail_ref ref) {
+    return crail_arena_at(&m->arena, ref);
+}
 
 /* ---- order ------------------------------------------------------------------- */
 
@@ -111,8 +113,7 @@ struct way {
     uint32_t branch[DEPTH_MAX]; /* in the leaf: the place */
 };
 
-static void find_way(const struct crail_meta *m, const struct crail_index *ix, const struct want *w,
-                     struct way *way) {
+static void find_way(const struct crail_meta *m, const struct crail_index *ix, const struct want *w, struct way *way) {
     crail_ref ref = ix->root;
     way->depth = 0;
     for (;;) {
@@ -359,7 +360,7 @@ uint64_t crail_btree_dying_bytes(const struct crail_meta *m) {
 struct check {
     const struct crail_meta *m;
     const struct crail_index *ix;
-    crail_ref last;      /* child seen last */
+    crail_ref last; /* child seen last */
     crail_ref last_leaf;
     uint64_t entries, bytes;
 };

@@ -10,12 +10,12 @@ struct fsck {
     char *why;
     size_t why_bytes;
     uint64_t nodes, files, directories, inline_bytes;
-    uint64_t in_hash;          /* nodes reached that have to be in the hash */
-    uint64_t bytes;            /* of the arena, by what was reached */
-    uint64_t used;             /* granules of nodes on servers that are not lost */
-    uint64_t doomed;           /* nodes of removed trees */
-    uint64_t ready, building;  /* indexes */
-    uint8_t **seen; /* per server and region, a byte per granule: a run of a node begins there */
+    uint64_t in_hash;         /* nodes reached that have to be in the hash */
+    uint64_t bytes;           /* of the arena, by what was reached */
+    uint64_t used;            /* granules of nodes on servers that are not lost */
+    uint64_t doomed;          /* nodes of removed trees */
+    uint64_t ready, building; /* indexes */
+    uint8_t **seen;           /* per server and region, a byte per granule: a run of a node begins there */
 };
 #define REGIONS 64u
 
@@ -27,10 +27,10 @@ __attribute__((format(printf, 2, 3))) static int bad(struct fsck *f, const char 
     return -EUCLEAN;
 }
 
-#define CHECK(f, condition, ...)                                                                                      \
-    do {                                                                                                              \
-        if (!(condition))                                                                                             \
-            return bad(f, __VA_ARGS__);                                                                               \
+#define CHECK(f, condition, ...)        \
+    do {                                \
+        if (!(condition))               \
+            return bad(f, __VA_ARGS__); \
     } while (0)
 
 typedef unsigned long long ull;
@@ -186,8 +186,8 @@ static int check_totals(struct fsck *f) {
           "the lists of indexes are wrong");
     CHECK(f, f->nodes == m->nodes && f->files == m->files && f->directories == m->directories,
           "%llu nodes are counted, %llu are there", (ull)m->nodes, (ull)f->nodes);
-    CHECK(f, f->inline_bytes == m->inline_bytes, "inline values: %llu bytes counted, %llu there",
-          (ull)m->inline_bytes, (ull)f->inline_bytes);
+    CHECK(f, f->inline_bytes == m->inline_bytes, "inline values: %llu bytes counted, %llu there", (ull)m->inline_bytes,
+          (ull)f->inline_bytes);
     CHECK(f, m->doomed_nodes <= f->doomed && !m->doomed_nodes == !f->doomed, "removed nodes: %llu counted, %llu there",
           (ull)m->doomed_nodes, (ull)f->doomed);
     CHECK(f, f->bytes == m->arena.bytes_used, "arena: %llu bytes in use, %llu reached", (ull)m->arena.bytes_used,
@@ -232,8 +232,8 @@ static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t reg
               "server %u: granule %u within a run is marked", sv->number, g + i);
     }
     if (rec->state == CRAIL_RUN_USED)
-        CHECK(f, f->seen[(sv->number - 1) * REGIONS + region][g], "server %u: granule %u is used by nobody",
-              sv->number, g);
+        CHECK(f, f->seen[(sv->number - 1) * REGIONS + region][g], "server %u: granule %u is used by nobody", sv->number,
+              g);
     if (rec->state == CRAIL_RUN_GRANT)
         CHECK(f, grant_known(f->m, sv->number, region, g, rec), "server %u: granule %u is granted to nobody",
               sv->number, g);
@@ -249,7 +249,8 @@ static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t 
         if (rc)
             return rc;
         const struct crail_run_record *rec = &r->record[g];
-        CHECK(f, rec->state < 8 && rec->state != CRAIL_RUN_INNER && rec->state != CRAIL_RUN_FREE_END &&
+        CHECK(f,
+              rec->state < 8 && rec->state != CRAIL_RUN_INNER && rec->state != CRAIL_RUN_FREE_END &&
                   rec->state != CRAIL_RUN_MARKED,
               "server %u: granule %u has no state", sv->number, g);
         CHECK(f, !(was_free && rec->state == CRAIL_RUN_FREE), "server %u: granule %u is free and was not joined",
@@ -266,7 +267,8 @@ static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t 
         listed += list_length(r, &r->free[c], CRAIL_RUN_FREE);
     }
     CHECK(f, listed == runs[CRAIL_RUN_FREE], "server %u: free runs are not all listed", sv->number);
-    CHECK(f, list_length(r, &r->due, CRAIL_RUN_DUE) == runs[CRAIL_RUN_DUE] &&
+    CHECK(f,
+          list_length(r, &r->due, CRAIL_RUN_DUE) == runs[CRAIL_RUN_DUE] &&
               list_length(r, &r->pending, CRAIL_RUN_PENDING) == runs[CRAIL_RUN_PENDING],
           "server %u: orders are not all listed", sv->number);
     return 0;
@@ -280,7 +282,8 @@ static int check_server(struct fsck *f, const struct crail_server *sv, uint64_t 
             return rc;
     }
     const uint64_t *g = sums.granules;
-    CHECK(f, sv->count[CRAIL_COUNT_FREE] == g[CRAIL_RUN_FREE] && sv->count[CRAIL_COUNT_USED] == g[CRAIL_RUN_USED] &&
+    CHECK(f,
+          sv->count[CRAIL_COUNT_FREE] == g[CRAIL_RUN_FREE] && sv->count[CRAIL_COUNT_USED] == g[CRAIL_RUN_USED] &&
               sv->count[CRAIL_COUNT_GRANTED] == g[CRAIL_RUN_GRANT] &&
               sv->count[CRAIL_COUNT_RETIRING] == g[CRAIL_RUN_DUE] + g[CRAIL_RUN_PENDING],
           "server %u: the counts of granules are wrong", sv->number);

@@ -26,8 +26,8 @@ static int compare_children(const void *a, const void *b, void *context) {
     return crail_name_compare(crail_node_name(m, x), x->name_len, crail_node_name(m, y), y->name_len);
 }
 
-static uint32_t page_sorted(struct crail_meta *m, const struct crail_node *dir, const char *after,
-                            uint32_t after_len, uint32_t max, crail_ref *out) {
+static uint32_t page_sorted(struct crail_meta *m, const struct crail_node *dir, const char *after, uint32_t after_len,
+                            uint32_t max, crail_ref *out) {
     crail_ref child[CRAIL_INDEX_SORT_MAX];
     uint32_t n = 0;
     for (crail_ref ref = dir->first_child; ref; ref = crail_node_at(m, ref)->sib_next) {

@@ -16,8 +16,8 @@
 
 /* ---- nodes ---------------------------------------------------------------- */
 
-#define CRAIL_NODE_NAME 48u /* bytes of a name that fit in the node */
-#define CRAIL_NODE_TINY 16u /* bytes of a value that fit in the node */
+#define CRAIL_NODE_NAME 48u        /* bytes of a name that fit in the node */
+#define CRAIL_NODE_TINY 16u        /* bytes of a value that fit in the node */
 #define CRAIL_NODE_INDEX_FAILED 1u /* of a directory: its index ran out of memory since it was last listed */
 
 /* A node never moves: children name their parent by its ref. The first cache line is all that a lookup that passes
@@ -125,9 +125,9 @@ struct crail_meta {
     uint32_t sessions_n;
 
     /* work for crail_meta_step() */
-    crail_ref doomed;        /* tops of removed trees, linked through sib_next */
-    uint64_t doomed_nodes;   /* known to be in them */
-    crail_ref dying_trees;   /* B+tree nodes to be freed with all below, linked through `next` */
+    crail_ref doomed;      /* tops of removed trees, linked through sib_next */
+    uint64_t doomed_nodes; /* known to be in them */
+    crail_ref dying_trees; /* B+tree nodes to be freed with all below, linked through `next` */
     uint64_t indexes_building;
     crail_ref building;                  /* indexes, linked through `next` */
     crail_ref index_recent, index_stale; /* ends of the list of ready ones */
@@ -144,7 +144,9 @@ static inline const char *crail_node_name(const struct crail_meta *m, const stru
     return n->name_len <= CRAIL_NODE_NAME ? n->name : crail_arena_at(&m->arena, n->name_ref);
 }
 
-static inline bool crail_node_is_dir(const struct crail_node *n) { return n->kind == CRAIL_KIND_DIRECTORY; }
+static inline bool crail_node_is_dir(const struct crail_node *n) {
+    return n->kind == CRAIL_KIND_DIRECTORY;
+}
 
 /* Byte order of names; a prefix comes first. */
 static inline int crail_name_compare(const char *a, uint32_t a_len, const char *b, uint32_t b_len) {
@@ -159,8 +161,7 @@ int crail_names_open(struct crail_meta *m); /* 0 or -ENOMEM */
 uint32_t crail_names_hash(const struct crail_meta *m, crail_ref parent, const char *name, uint32_t len);
 uint64_t crail_names_hash_text(const struct crail_meta *m, const char *name, uint32_t len);
 uint32_t crail_names_hash_in(const struct crail_meta *m, crail_ref parent, uint64_t text);
-crail_ref crail_names_find(const struct crail_meta *m, crail_ref parent, uint32_t hash, const char *name,
-                           uint32_t len);
+crail_ref crail_names_find(const struct crail_meta *m, crail_ref parent, uint32_t hash, const char *name, uint32_t len);
 /* The node has its hash, parent and name. Cannot fail: without memory the chains just grow longer. */
 void crail_names_insert(struct crail_meta *m, crail_ref ref);
 void crail_names_remove(struct crail_meta *m, crail_ref ref);
@@ -191,8 +192,8 @@ crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *nam
                             enum crail_kind kind, int64_t now_ns);
 /* Makes the missing directories of a walk that ended with a gap and corrects the walk. CRAIL_E_NO_MEMORY changes
  * nothing. *made counts them, for crail_tree_unmake. */
-int crail_tree_make_parents(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w,
-                            int64_t now_ns, uint32_t *made);
+int crail_tree_make_parents(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w, int64_t now_ns,
+                            uint32_t *made);
 /* Undoes crail_tree_make_parents, from `dir` upwards. */
 void crail_tree_unmake(struct crail_meta *m, crail_ref dir, uint32_t made);
 /* Takes the node out of its directory, the hash and the index. It still exists. */
@@ -201,8 +202,8 @@ void crail_tree_detach(struct crail_meta *m, crail_ref ref);
 void crail_tree_free(struct crail_meta *m, crail_ref ref);
 /* Moves a node; what was there is gone already. 0 or CRAIL_E_NO_MEMORY. */
 int crail_tree_move_prepare(struct crail_meta *m, uint32_t name_len, crail_ref *name_ref);
-void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const char *name, uint32_t len,
-                     uint32_t hash, crail_ref name_ref, int64_t now_ns);
+void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
+                     crail_ref name_ref, int64_t now_ns);
 
 /* Values: made ready, published, dropped. 0 or CRAIL_E_NO_MEMORY. */
 int crail_value_inline(struct crail_meta *m, const void *bytes, uint32_t size, struct crail_value *v);
@@ -229,7 +230,7 @@ struct crail_index {
     char prefix[CRAIL_NAME_MAX];
 };
 
-#define CRAIL_INDEX_SORT_MAX 64u  /* children of a directory that is sorted on the spot */
+#define CRAIL_INDEX_SORT_MAX 64u   /* children of a directory that is sorted on the spot */
 #define CRAIL_INDEX_BUILD_MAX 256u /* children of a directory whose index is built within one operation */
 #define CRAIL_INDEX_COLD_NS (60ll * 1000000000)
 
@@ -244,7 +245,7 @@ void crail_index_drop(struct crail_meta *m, struct crail_node *dir);
 bool crail_index_step(struct crail_meta *m); /* a few microseconds of building; true if some is left */
 void crail_index_drop_cold(struct crail_meta *m);
 
-int crail_btree_insert(struct crail_meta *m, struct crail_index *ix, crail_ref child); /* 0 or -ENOMEM */
+int crail_btree_insert(struct crail_meta *m, struct crail_index *ix, crail_ref child);  /* 0 or -ENOMEM */
 bool crail_btree_remove(struct crail_meta *m, struct crail_index *ix, crail_ref child); /* false: was not in it */
 uint32_t crail_btree_after(const struct crail_meta *m, const struct crail_index *ix, const char *name, uint32_t len,
                            uint32_t max, crail_ref *out);
@@ -315,6 +316,8 @@ int crail_leaf_publish(struct crail_call *c, int walked, struct crail_walk *w, c
 /* A walk to something that must exist. */
 int crail_walk_existing(struct crail_call *c, struct crail_walk *w);
 
-static inline bool crail_flag(const struct crail_call *c, uint16_t flag) { return c->op->flags & flag; }
+static inline bool crail_flag(const struct crail_call *c, uint16_t flag) {
+    return c->op->flags & flag;
+}
 
 #endif

@@ -1,7 +1,9 @@
 /* ALLOC, COMMIT, RELEASE: grants of a session, and how they become values. */
 #include "meta/engine.h"
 
-static uint64_t granules_of(uint64_t bytes) { return bytes / CRAIL_GRANULE + (bytes % CRAIL_GRANULE != 0); }
+static uint64_t granules_of(uint64_t bytes) {
+    return bytes / CRAIL_GRANULE + (bytes % CRAIL_GRANULE != 0);
+}
 
 static struct crail_run run_of(const struct crail_extent *e) {
     return (struct crail_run){e->server, e->region, e->granule, e->granules};
@@ -116,8 +118,8 @@ static uint32_t kept_runs(const struct crail_extent *e, uint32_t n, uint64_t siz
 }
 
 /* The grants stop being grants: `kept` become the node's, the rest is retired. */
-static void turn_to_value(struct crail_call *c, const struct crail_extent *e, uint32_t n,
-                          const struct crail_run *kept, uint32_t kept_n) {
+static void turn_to_value(struct crail_call *c, const struct crail_extent *e, uint32_t n, const struct crail_run *kept,
+                          uint32_t kept_n) {
     for (uint32_t i = 0; i < n; i++) {
         struct crail_run run = run_of(&e[i]);
         crail_session_drop(c->m, c->s, &run);

@@ -22,7 +22,7 @@ struct crail_buf;          /* base/buf.h: growing bytes of a reply */
 struct crail_meta_options {
     uint64_t arena_bytes_max; /* refuse with CRAIL_E_NO_MEMORY beyond; at most 64 GiB */
     uint64_t hash_seed;
-    uint8_t mac_key[16];      /* shared with the storage servers; see crail_extent_key() */
+    uint8_t mac_key[16]; /* shared with the storage servers; see crail_extent_key() */
 };
 
 /* 0, -ENOMEM, -errno of memfd_create or mmap. */
@@ -46,8 +46,8 @@ void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s);
  * -ENOMEM if the reply buffer could not grow, and then nothing was changed.
  * The caller has checked that path_len and data_len lie inside the frame, and nothing else.
  * PING, SERVER and BYE never come here: they belong to the rpc room. `now_ns` is CLOCK_REALTIME. */
-int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op,
-                       const char *path, const void *data, int64_t now_ns, struct crail_buf *reply);
+int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op, const char *path,
+                       const void *data, int64_t now_ns, struct crail_buf *reply);
 
 /* Fetches what a later crail_meta_execute() of a read will touch; called for a few operations ahead. */
 void crail_meta_prefetch(struct crail_meta *m, const struct crail_op *op, const char *path);
@@ -88,12 +88,12 @@ int crail_meta_retires_done(struct crail_meta *m, uint32_t number, const struct 
 /* ---- facts --------------------------------------------------------------- */
 
 struct crail_meta_stats {
-    uint64_t nodes, files, directories;  /* the root counts as a directory */
-    uint64_t arena_bytes_used;           /* by living records, rounding included */
-    uint64_t arena_bytes_reserved;       /* taken from the machine */
+    uint64_t nodes, files, directories; /* the root counts as a directory */
+    uint64_t arena_bytes_used;          /* by living records, rounding included */
+    uint64_t arena_bytes_reserved;      /* taken from the machine */
     uint64_t granules_total, granules_free, granules_used, granules_granted, granules_retiring;
     uint64_t values_inline_bytes;
-    uint64_t background_pending;         /* nodes of removed trees still to be freed + indexes in building */
+    uint64_t background_pending; /* nodes of removed trees still to be freed + indexes in building */
 };
 void crail_meta_stats(const struct crail_meta *m, struct crail_meta_stats *out);
 /* Per server: the same five granule counts. -ENOENT. */

@@ -164,8 +164,9 @@ void crail_names_remove(struct crail_meta *m, crail_ref ref) {
     *cell = n->hash_next;
     n->hash_next = 0;
     m->names.count--;
-    /* A segment to spare, so that one node to and fro does not move segments. */
-    uint64_t wanted = m->names.count * BUCKETS_PER_NODE + BUCKETS_MIN;
-    for (uint32_t i = 0; i < BUCKETS_PER_NODE && m->names.buckets > wanted; i++)
+    /* The exact inverse of the insert, so that the memory depends on the number of nodes alone. */
+    for (uint32_t i = 0;
+         i < BUCKETS_PER_NODE && m->names.buckets > BUCKETS_MIN && m->names.buckets > m->names.count * BUCKETS_PER_NODE;
+         i++)
         merge_one(m);
 }

@@ -215,8 +215,8 @@ static int execute_list(struct crail_call *c, struct crail_buf *reply) {
     return rc;
 }
 
-int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op,
-                       const char *path, const void *data, int64_t now_ns, struct crail_buf *reply) {
+int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op, const char *path,
+                       const void *data, int64_t now_ns, struct crail_buf *reply) {
     if (crail_buf_reserve(reply, sizeof(struct crail_result) + CRAIL_REPLY_BYTES_MAX))
         return -ENOMEM;
     struct crail_result *r = (struct crail_result *)(reply->data + reply->len);

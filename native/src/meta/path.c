@@ -8,7 +8,9 @@
 
 /* ---- syntax --------------------------------------------------------------- */
 
-static bool is_continuation(uint8_t c) { return (c & 0xc0) == 0x80; }
+static bool is_continuation(uint8_t c) {
+    return (c & 0xc0) == 0x80;
+}
 
 /* Bytes of the UTF-8 sequence that begins at p with a byte above 0x7f; 0 if it is malformed, overlong, a surrogate
  * or beyond U+10FFFF. */
@@ -108,7 +110,9 @@ static void prefix_keep(struct crail_meta *m, uint32_t hash, const char *text, u
     memcpy(p->text, text, len);
 }
 
-void crail_path_forget(struct crail_meta *m) { m->shape++; }
+void crail_path_forget(struct crail_meta *m) {
+    m->shape++;
+}
 
 /* ---- walking ------------------------------------------------------------------ */
 

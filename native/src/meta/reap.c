@@ -15,7 +15,9 @@ static void doom(struct crail_meta *m, crail_ref top) {
     m->doomed_nodes += n->size;
 }
 
-static bool has_children(const struct crail_node *n) { return crail_node_is_dir(n) && n->first_child; }
+static bool has_children(const struct crail_node *n) {
+    return crail_node_is_dir(n) && n->first_child;
+}
 
 void crail_reap_tree(struct crail_meta *m, crail_ref top) {
     if (!has_children(crail_node_at(m, top))) {

@@ -59,8 +59,7 @@ static void set_state(struct crail_server *sv, struct crail_run_record *rec, enu
 
 /* ---- taking --------------------------------------------------------------------- */
 
-static void taken(struct crail_server *sv, uint32_t region, uint32_t first, uint32_t granules,
-                  struct crail_run *out) {
+static void taken(struct crail_server *sv, uint32_t region, uint32_t first, uint32_t granules, struct crail_run *out) {
     struct crail_run_record *rec = &sv->regions[region].record[first];
     *rec = (struct crail_run_record){.len = granules};
     set_state(sv, rec, CRAIL_RUN_GRANT);
@@ -206,8 +205,8 @@ static void order_take(struct crail_server *sv, uint32_t region, struct crail_re
     set_state(sv, rec, CRAIL_RUN_PENDING);
     sv->due_extents--;
     sv->due_granules -= rec->len;
-    *out = (struct crail_retire){
-        .region = region, .granule = g, .granules = rec->len, .generation = r->generation[g] + 1};
+    *out =
+        (struct crail_retire){.region = region, .granule = g, .granules = rec->len, .generation = r->generation[g] + 1};
 }
 
 uint32_t crail_meta_retires_take(struct crail_meta *m, uint32_t number, struct crail_retire *out, uint32_t max) {
@@ -237,8 +236,8 @@ static struct crail_run_record *order_find(const struct crail_server *sv, const 
         return NULL;
     const struct crail_region *r = &sv->regions[d->region];
     struct crail_run_record *rec = &r->record[d->granule];
-    bool ordered = rec->state == CRAIL_RUN_PENDING && rec->len == d->granules &&
-                   r->generation[d->granule] + 1 == d->generation;
+    bool ordered =
+        rec->state == CRAIL_RUN_PENDING && rec->len == d->granules && r->generation[d->granule] + 1 == d->generation;
     return ordered ? rec : NULL;
 }
 

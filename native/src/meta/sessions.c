@@ -84,8 +84,7 @@ int crail_session_reserve(struct crail_meta_session *s, uint32_t n) {
     return 0;
 }
 
-void crail_session_grant(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *runs,
-                         uint32_t n) {
+void crail_session_grant(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *runs, uint32_t n) {
     assert(s->n + n <= s->cap);
     for (uint32_t i = 0; i < n; i++) {
         struct crail_run_record *rec = crail_run_record_of(m, &runs[i]);
@@ -96,8 +95,7 @@ void crail_session_grant(struct crail_meta *m, struct crail_meta_session *s, con
     }
 }
 
-bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_session *s,
-                        const struct crail_extent *e) {
+bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_session *s, const struct crail_extent *e) {
     const struct crail_server *sv = crail_server_find(m, e->server);
     if (!sv || sv->state == CRAIL_SERVER_LOST || e->region >= sv->regions_n)
         return false;

@@ -4,7 +4,9 @@
  * parent's ordered index if there is one. */
 #include "meta/engine.h"
 
-static bool name_is_apart(uint32_t len) { return len > CRAIL_NODE_NAME; }
+static bool name_is_apart(uint32_t len) {
+    return len > CRAIL_NODE_NAME;
+}
 
 /* ---- making and linking ------------------------------------------------------ */
 
@@ -55,8 +57,7 @@ void crail_tree_detach(struct crail_meta *m, crail_ref ref) {
 }
 
 /* Stores the name; `name_ref` is a record for it where it does not fit. */
-static void name_set(struct crail_meta *m, struct crail_node *n, const char *name, uint32_t len,
-                     crail_ref name_ref) {
+static void name_set(struct crail_meta *m, struct crail_node *n, const char *name, uint32_t len, crail_ref name_ref) {
     n->name_len = (uint8_t)len;
     if (name_is_apart(len)) {
         n->name_ref = name_ref;
@@ -120,14 +121,14 @@ void crail_tree_free(struct crail_meta *m, crail_ref ref) {
     crail_arena_free(&m->arena, ref, sizeof(*n));
 }
 
-int crail_tree_make_parents(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w,
-                            int64_t now_ns, uint32_t *made) {
+int crail_tree_make_parents(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w, int64_t now_ns,
+                            uint32_t *made) {
     const char *p = path + w->gap;
     *made = 0;
     while (p < w->name) {
         uint32_t n = (uint32_t)((const char *)memchr(p, '/', (size_t)(path + len - p)) - p);
-        crail_ref dir = crail_tree_create(m, w->dir, p, n, crail_names_hash(m, w->dir, p, n),
-                                          CRAIL_KIND_DIRECTORY, now_ns);
+        crail_ref dir =
+            crail_tree_create(m, w->dir, p, n, crail_names_hash(m, w->dir, p, n), CRAIL_KIND_DIRECTORY, now_ns);
         if (!dir) {
             crail_tree_unmake(m, w->dir, *made);
             return CRAIL_E_NO_MEMORY;
@@ -159,8 +160,8 @@ int crail_tree_move_prepare(struct crail_meta *m, uint32_t name_len, crail_ref *
     return *name_ref ? 0 : CRAIL_E_NO_MEMORY;
 }
 
-void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const char *name, uint32_t len,
-                     uint32_t hash, crail_ref name_ref, int64_t now_ns) {
+void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
+                     crail_ref name_ref, int64_t now_ns) {
     struct crail_node *n = crail_node_at(m, ref);
     crail_node_at(m, n->parent)->mtime_ns = now_ns;
     crail_tree_detach(m, ref);
@@ -188,7 +189,9 @@ int crail_value_inline(struct crail_meta *m, const void *bytes, uint32_t size, s
     return 0;
 }
 
-static uint32_t runs_bytes(uint32_t n) { return n * (uint32_t)sizeof(struct crail_run); }
+static uint32_t runs_bytes(uint32_t n) {
+    return n * (uint32_t)sizeof(struct crail_run);
+}
 
 int crail_value_runs(struct crail_meta *m, const struct crail_run *runs, uint32_t n, uint64_t size,
                      struct crail_value *v) {
@@ -210,7 +213,9 @@ static void data_free(struct crail_meta *m, crail_ref data, uint32_t extents, ui
         crail_arena_free(&m->arena, data, extents ? runs_bytes(extents) : (uint32_t)size);
 }
 
-void crail_value_discard(struct crail_meta *m, struct crail_value *v) { data_free(m, v->data, v->extents, v->size); }
+void crail_value_discard(struct crail_meta *m, struct crail_value *v) {
+    data_free(m, v->data, v->extents, v->size);
+}
 
 const void *crail_value_bytes(const struct crail_meta *m, const struct crail_node *n) {
     assert(!n->extents);

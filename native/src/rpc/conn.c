@@ -115,8 +115,8 @@ bool crail_rpc_conn_receive(crail_namenode *nn, struct crail_rpc_conn *c) {
         return false;
     }
     size_t room = c->in_cap - c->in_len;
-    ssize_t n = recv(c->end.fd, c->in + c->in_len, room < CRAIL_RPC_CHUNK_BYTES ? room : CRAIL_RPC_CHUNK_BYTES,
-                     MSG_DONTWAIT);
+    ssize_t n =
+        recv(c->end.fd, c->in + c->in_len, room < CRAIL_RPC_CHUNK_BYTES ? room : CRAIL_RPC_CHUNK_BYTES, MSG_DONTWAIT);
     if (n > 0) {
         c->in_len += (uint32_t)n;
         nn->stats.bytes_in += (uint64_t)n;
@@ -154,8 +154,7 @@ enum crail_rpc_frame crail_rpc_conn_frame(struct crail_rpc_conn *c, const uint8_
     const struct crail_frame *head = (const void *)p;
     assert((uintptr_t)p % 8 == 0);
     if (head->magic != CRAIL_FRAME_MAGIC || head->flags || head->size % 8 || head->size > CRAIL_FRAME_BYTES_MAX ||
-        head->size < sizeof *head + sizeof(struct crail_op) || !head->count ||
-        head->count > CRAIL_VECTOR_OPS_MAX)
+        head->size < sizeof *head + sizeof(struct crail_op) || !head->count || head->count > CRAIL_VECTOR_OPS_MAX)
         return CRAIL_RPC_FRAME_GARBAGE;
     if (there < head->size)
         return CRAIL_RPC_FRAME_NONE;

@@ -22,8 +22,7 @@ const char *crail_rpc_lane_state_name(enum crail_rpc_lane_state state) {
 /* Those who wait for memory stand in the order of their deadlines, also when they come back after a try. */
 static void push_by_deadline(struct crail_list *head, struct crail_rpc_lane *lane) {
     struct crail_list *after = head->prev;
-    while (after != head &&
-           CRAIL_LIST_OF(after, struct crail_rpc_lane, link)->vec.space_until > lane->vec.space_until)
+    while (after != head && CRAIL_LIST_OF(after, struct crail_rpc_lane, link)->vec.space_until > lane->vec.space_until)
         after = after->prev;
     crail_list_push(after->next, &lane->link); /* before the next one */
 }

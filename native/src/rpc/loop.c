@@ -115,7 +115,9 @@ static void background(crail_namenode *nn) {
     crail_rpc_lanes_wake(nn, &nn->wait_step);
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static uint64_t min_u64(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
 
 /* When something has to be done even if nobody sends anything. The lists are in the order of time. */
 static uint64_t next_deadline(crail_namenode *nn) {
@@ -123,11 +125,10 @@ static uint64_t next_deadline(crail_namenode *nn) {
     if (!crail_list_empty(&nn->wait_space))
         at = min_u64(at, CRAIL_LIST_OF(nn->wait_space.next, struct crail_rpc_lane, link)->vec.space_until);
     if (!crail_list_empty(&nn->drain))
-        at = min_u64(at, CRAIL_LIST_OF(nn->drain.next, struct crail_rpc_conn, drain)->drain_since +
-                             nn->tuning.drain_ns);
+        at =
+            min_u64(at, CRAIL_LIST_OF(nn->drain.next, struct crail_rpc_conn, drain)->drain_since + nn->tuning.drain_ns);
     if (!crail_list_empty(&nn->large))
-        at = min_u64(at, CRAIL_LIST_OF(nn->large.next, struct crail_rpc_conn, large)->large_since +
-                             nn->tuning.idle_ns);
+        at = min_u64(at, CRAIL_LIST_OF(nn->large.next, struct crail_rpc_conn, large)->large_since + nn->tuning.idle_ns);
     for (int reach = 0; reach < 2; reach++)
         if (!crail_list_empty(&nn->grace[reach]))
             at = min_u64(at, CRAIL_LIST_OF(nn->grace[reach].next, struct crail_rpc_session, grace)->grace_since +
@@ -214,8 +215,8 @@ int crail_rpc_start(const crail_namenode_options *options, const struct crail_rp
     nn->tuning = *tuning;
     nn->grace_ns[0] = options->session_grace_ms * 1000000u;
     nn->grace_ns[1] = min_u64(nn->grace_ns[0], GRACE_LOCAL_NS_MAX);
-    struct crail_list *lists[] = {&nn->ready, &nn->wait_step, &nn->wait_space, &nn->drain,   &nn->large,
-                                  &nn->grace[0], &nn->grace[1], &nn->channels,   &nn->grave};
+    struct crail_list *lists[] = {&nn->ready,    &nn->wait_step, &nn->wait_space, &nn->drain, &nn->large,
+                                  &nn->grace[0], &nn->grace[1],  &nn->channels,   &nn->grave};
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         crail_list_init(lists[i]);
     int rc = crail_rpc_sessions_init(nn);

@@ -77,4 +77,6 @@ void crail_rpc_mailbox_serve(crail_namenode *nn) {
     serve(nn, false);
 }
 
-void crail_rpc_mailbox_end(crail_namenode *nn) { serve(nn, true); }
+void crail_rpc_mailbox_end(crail_namenode *nn) {
+    serve(nn, true);
+}

@@ -14,10 +14,10 @@
 #include "base/clock.h"
 #include "rpc/rpc.h"
 
-#define ORDER_EXTENTS 256u     /* so many are worth a frame */
-#define ORDER_PART 64u         /* so is this part of the server's memory */
-#define SHORT_PART 8u          /* less than this part free: memory is short */
-#define FRAMES_PER_TURN 2u     /* per channel */
+#define ORDER_EXTENTS 256u /* so many are worth a frame */
+#define ORDER_PART 64u     /* so is this part of the server's memory */
+#define SHORT_PART 8u      /* less than this part free: memory is short */
+#define FRAMES_PER_TURN 2u /* per channel */
 
 /* ---- the channel --------------------------------------------------------- */
 
@@ -73,8 +73,7 @@ static bool memory_is_short(crail_namenode *nn, const struct crail_rpc_server *s
     return crail_meta_server_stats(nn->meta, s->number, &st) == 0 && st.granules_free < s->granules / SHORT_PART;
 }
 
-static bool worth_a_frame(crail_namenode *nn, const struct crail_rpc_channel *ch, uint32_t extents,
-                          uint64_t granules) {
+static bool worth_a_frame(crail_namenode *nn, const struct crail_rpc_channel *ch, uint32_t extents, uint64_t granules) {
     return extents >= ORDER_EXTENTS || granules > ch->server->granules / ORDER_PART ||
            ch->due_since + nn->tuning.order_wait_ns <= nn->now_ns || memory_is_short(nn, ch->server);
 }
@@ -233,8 +232,7 @@ static int grow(crail_namenode *nn) {
 }
 
 int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
-                         const uint64_t *const *generations, const void *description, uint32_t size,
-                         uint32_t *number) {
+                         const uint64_t *const *generations, const void *description, uint32_t size, uint32_t *number) {
     struct crail_meta_region mr[64] = {0};
     if (!regions || regions > sizeof mr / sizeof *mr)
         return -EINVAL;

@@ -29,16 +29,16 @@
 
 /* ---- bounds and times ---------------------------------------------------- */
 
-#define CRAIL_RPC_INPUT_BYTES (16u << 10)    /* first input buffer of a connection */
-#define CRAIL_RPC_CHUNK_BYTES (256u << 10)   /* at most this much in one recv or send: they hold the loop */
-#define CRAIL_RPC_LARGE_BYTES (64u << 10)    /* buffers beyond this are given back when the connection is idle */
-#define CRAIL_RPC_RECORD_BYTES (256u << 10)  /* a record beyond this is given back when the next one comes */
+#define CRAIL_RPC_INPUT_BYTES (16u << 10)     /* first input buffer of a connection */
+#define CRAIL_RPC_CHUNK_BYTES (256u << 10)    /* at most this much in one recv or send: they hold the loop */
+#define CRAIL_RPC_LARGE_BYTES (64u << 10)     /* buffers beyond this are given back when the connection is idle */
+#define CRAIL_RPC_RECORD_BYTES (256u << 10)   /* a record beyond this is given back when the next one comes */
 #define CRAIL_RPC_REPLY_BYTES_MAX (64u << 20) /* a vector of listings stops being answered there */
-#define CRAIL_RPC_LANES_MAX 4096u            /* lane numbers of one session */
+#define CRAIL_RPC_LANES_MAX 4096u             /* lane numbers of one session */
 #define CRAIL_RPC_DESCRIPTION_MAX (64u << 10)
 #define CRAIL_RPC_EVENTS_MAX 4096u
-#define CRAIL_RPC_AHEAD 8u                   /* operations that are prefetched ahead of the present one */
-#define CRAIL_RPC_CLOCK_EVERY 16u            /* operations between two looks at the clock */
+#define CRAIL_RPC_AHEAD 8u                               /* operations that are prefetched ahead of the present one */
+#define CRAIL_RPC_CLOCK_EVERY 16u                        /* operations between two looks at the clock */
 #define CRAIL_RPC_IN_FLIGHT_MAX (4u * CRAIL_RETIRES_MAX) /* extents ordered and not confirmed, per channel */
 
 /* Times of the loop; tests shorten them. */
@@ -58,8 +58,8 @@ enum crail_rpc_kind { CRAIL_RPC_MAILBOX, CRAIL_RPC_CONN, CRAIL_RPC_CHANNEL };
 
 struct crail_rpc_endpoint {
     enum crail_rpc_kind kind;
-    int fd;                  /* -1: closed, waits in the grave for the end of the turn */
-    uint32_t armed;          /* the epoll events asked for */
+    int fd;         /* -1: closed, waits in the grave for the end of the turn */
+    uint32_t armed; /* the epoll events asked for */
     struct crail_list grave;
 };
 
@@ -67,13 +67,13 @@ struct crail_rpc_endpoint {
 
 /* A request in execution. */
 struct crail_rpc_vector {
-    const uint8_t *frame; /* NULL: none */
-    uint32_t count, next; /* operations, and the one that comes next */
-    uint32_t offset;      /* of the next one in the frame */
+    const uint8_t *frame;         /* NULL: none */
+    uint32_t count, next;         /* operations, and the one that comes next */
+    uint32_t offset;              /* of the next one in the frame */
     uint32_t ahead, ahead_offset; /* the next one to prefetch */
-    bool recorded;        /* it has a sequence number: its reply is the lane's record */
-    bool bye;             /* the session wishes to end */
-    uint64_t space_until; /* 0: did not yet wait for memory */
+    bool recorded;                /* it has a sequence number: its reply is the lane's record */
+    bool bye;                     /* the session wishes to end */
+    uint64_t space_until;         /* 0: did not yet wait for memory */
     struct crail_buf *reply;
 };
 
@@ -82,13 +82,13 @@ struct crail_rpc_conn {
     struct crail_rpc_lane *lane;   /* NULL once closed */
     uint8_t *in;                   /* in_cap bytes, in_len of them received, those before in_pos done with */
     uint32_t in_cap, in_len, in_pos;
-    bool readable;                 /* epoll says so, and nobody has read since */
-    bool blocked;                  /* the kernel takes no more; EPOLLOUT is armed */
-    const uint8_t *tx;             /* what is left of a reply: in `out` or in the lane's record */
+    bool readable;     /* epoll says so, and nobody has read since */
+    bool blocked;      /* the kernel takes no more; EPOLLOUT is armed */
+    const uint8_t *tx; /* what is left of a reply: in `out` or in the lane's record */
     size_t tx_left;
     struct crail_buf out;
-    struct crail_list drain;       /* while the client keeps a reply waiting; in the order of drain_since */
-    struct crail_list large;       /* while a buffer is large and unused; in the order of large_since */
+    struct crail_list drain; /* while the client keeps a reply waiting; in the order of drain_since */
+    struct crail_list large; /* while a buffer is large and unused; in the order of large_since */
     uint64_t drain_since, large_since;
 };
 
@@ -107,7 +107,7 @@ struct crail_rpc_lane {
     struct crail_list of_session;
     struct crail_rpc_conn *conn; /* NULL: none at the moment */
     struct crail_rpc_vector vec;
-    uint8_t *orphan;         /* the input that `vec` lies in, taken over from a connection that died */
+    uint8_t *orphan; /* the input that `vec` lies in, taken over from a connection that died */
     uint64_t last_seq;
     struct crail_buf record; /* the whole reply to last_seq; empty: lost for want of memory */
 };
@@ -128,14 +128,14 @@ struct crail_rpc_session {
 struct crail_rpc_server;
 
 struct crail_rpc_channel {
-    struct crail_rpc_endpoint end; /* first: epoll's pointer */
+    struct crail_rpc_endpoint end;   /* first: epoll's pointer */
     struct crail_rpc_server *server; /* NULL once closed */
     struct crail_list link;          /* in nn->channels */
     uint32_t in_len;
-    uint32_t tx_pos, tx_len;         /* of `out` */
-    uint32_t in_flight;              /* extents ordered here and not confirmed */
-    uint32_t doubtful;               /* extents that may be confirmed twice (see crail_rpc_server_set) */
-    uint64_t due_since;              /* 0: nothing is due */
+    uint32_t tx_pos, tx_len; /* of `out` */
+    uint32_t in_flight;      /* extents ordered here and not confirmed */
+    uint32_t doubtful;       /* extents that may be confirmed twice (see crail_rpc_server_set) */
+    uint64_t due_since;      /* 0: nothing is due */
     union {
         struct crail_retire_frame head;
         uint8_t bytes[sizeof(struct crail_retire_frame) + CRAIL_RETIRES_MAX * sizeof(struct crail_retire)];
@@ -213,8 +213,7 @@ struct crail_namenode {
 
 /* ---- loop.c -------------------------------------------------------------- */
 
-int crail_rpc_start(const crail_namenode_options *options, const struct crail_rpc_tuning *tuning,
-                    crail_namenode **out);
+int crail_rpc_start(const crail_namenode_options *options, const struct crail_rpc_tuning *tuning, crail_namenode **out);
 /* Asks epoll for other events. */
 void crail_rpc_arm(crail_namenode *nn, struct crail_rpc_endpoint *end, uint32_t events);
 int crail_rpc_endpoint_open(crail_namenode *nn, struct crail_rpc_endpoint *end, enum crail_rpc_kind kind, int fd);
@@ -309,8 +308,7 @@ int crail_rpc_vector_refuse(const uint8_t *frame, int status, struct crail_buf *
 /* ---- retire.c ------------------------------------------------------------ */
 
 int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
-                         const uint64_t *const *generations, const void *description, uint32_t size,
-                         uint32_t *number);
+                         const uint64_t *const *generations, const void *description, uint32_t size, uint32_t *number);
 int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size);
 int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
 /* Takes the descriptor in any case. */

@@ -7,7 +7,9 @@
 #include "base/clock.h"
 #include "rpc/rpc.h"
 
-static const struct crail_frame *head_of(const struct crail_rpc_vector *v) { return (const void *)v->frame; }
+static const struct crail_frame *head_of(const struct crail_rpc_vector *v) {
+    return (const void *)v->frame;
+}
 
 static uint32_t bytes_of(const struct crail_op *op) {
     return crail_pad8((uint32_t)sizeof *op + op->path_len + op->data_len);
@@ -26,15 +28,16 @@ static int answer(struct crail_buf *b, int status, const void *data, uint32_t n)
 }
 
 static int begin_reply(struct crail_buf *b, const struct crail_frame *asked) {
-    struct crail_frame head = {.magic = CRAIL_FRAME_MAGIC, .count = asked->count, .id = asked->id,
-                               .seq = asked->seq};
+    struct crail_frame head = {.magic = CRAIL_FRAME_MAGIC, .count = asked->count, .id = asked->id, .seq = asked->seq};
     b->len = 0;
     /* Room for a bare result of each: what fails for want of memory later can still say so. */
     int rc = crail_buf_reserve(b, sizeof head + asked->count * sizeof(struct crail_result));
     return rc ? rc : crail_buf_append_padded(b, &head, sizeof head);
 }
 
-static void end_reply(struct crail_buf *b) { ((struct crail_frame *)(void *)b->data)->size = (uint32_t)b->len; }
+static void end_reply(struct crail_buf *b) {
+    ((struct crail_frame *)(void *)b->data)->size = (uint32_t)b->len;
+}
 
 int crail_rpc_vector_refuse(const uint8_t *frame, int status, struct crail_buf *reply) {
     const struct crail_frame *head = (const void *)frame;
@@ -82,8 +85,7 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
         return answer(v->reply, 0, NULL, 0);
     }
     const char *path = (const char *)(op + 1);
-    return crail_meta_execute(nn->meta, lane->session->meta, op, path, path + op->path_len, nn->realtime_ns,
-                              v->reply);
+    return crail_meta_execute(nn->meta, lane->session->meta, op, path, path + op->path_len, nn->realtime_ns, v->reply);
 }
 
 /* A lone ALLOC that found no memory, while some is on its way back: takes the result away again and waits. This is
