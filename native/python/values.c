@@ -249,13 +249,14 @@ static int allocate(struct call *c, uint64_t size, struct grant *g) {
     return r->status ? call_fail(c, r->status, r->server) : call_extents(c, r, data, g->extents, &g->count);
 }
 
-/* The write came to nothing: what was granted is kept for the next one, or given back. An exception may be set and
- * stays; a failure to give back adds nothing to it: the session's end will do it. */
-static void give_back(struct call *c, const struct grant *g) {
+/* The write came to nothing: what was granted is kept for the next one, or given back. Nothing may be kept into which
+ * an aborted transfer may still write: then it goes by way of the namenode, whose retire order waits for that. An
+ * exception may be set and stays; a failure to give back adds nothing to it: the session's end will do it. */
+static void give_back(struct call *c, const struct grant *g, bool is_at_rest) {
     PyObject *type, *value, *trace;
     if (!c->lane)
         return;
-    if (g->count == 1 && g->extents[0].granules <= GRANT_AHEAD_BYTES_MAX / CRAIL_GRANULE &&
+    if (is_at_rest && g->count == 1 && g->extents[0].granules <= GRANT_AHEAD_BYTES_MAX / CRAIL_GRANULE &&
         T->lane_grant_keep(c->lane, g->extents))
         return;
     PyErr_Fetch(&type, &value, &trace);
@@ -288,7 +289,7 @@ static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t
         return 1;
     if (r->status) {
         call_fail(c, r->status, r->server);
-        give_back(c, g);
+        give_back(c, g, true);
         return -1;
     }
     *version = r->version;
@@ -306,12 +307,14 @@ static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint6
         if (allocate(c, (uint64_t)b->len, &g))
             return -1;
         int rc = call_transfer(c, g.extents, g.count, (uint64_t)b->len, 0, (uint64_t)b->len, b->buf, true);
-        if (rc < 0)
-            give_back(c, &g);
-        if (rc == 0)
-            rc = commit(c, &g, (uint64_t)b->len, flags, if_version, version);
+        if (rc)
+            give_back(c, &g, rc < 0 && T->client_find(c->self->client, g.extents[0].server));
+        if (rc == 0 && (rc = commit(c, &g, (uint64_t)b->len, flags, if_version, version)) == 1)
+            give_back(c, &g, false); /* some of it may be ours still */
         if (rc <= 0)
             return rc;
+        if (!c->lane)
+            return call_fail(c, CRAIL_E_UNAVAILABLE, 0);
     }
 }
 

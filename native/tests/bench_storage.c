@@ -94,9 +94,12 @@ static double transfer(int fd, uint16_t code, struct crail_extent e, size_t byte
     for (int i = 0; i < repeats; i++) {
         struct crail_data_request q = {.magic = CRAIL_DATA_MAGIC, .code = code, .extent = e, .length = bytes};
         struct crail_data_reply reply;
-        send_all(fd, &q, sizeof(q), sizeof(q));
-        if (code == CRAIL_DATA_WRITE)
-            send_all(fd, buffer, bytes, MIB);
+        size_t body = code == CRAIL_DATA_WRITE ? bytes : 0, first = body < MIB ? body : MIB;
+        struct iovec part[2] = {{&q, sizeof(q)}, {buffer, first}};
+        struct msghdr m = {.msg_iov = part, .msg_iovlen = 2};
+        ssize_t n = sendmsg(fd, &m, MSG_NOSIGNAL);
+        assert(n >= (ssize_t)sizeof(q));
+        send_all(fd, buffer + n - sizeof(q), body - ((size_t)n - sizeof(q)), MIB);
         recv_all(fd, &reply, sizeof(reply));
         assert(reply.status == 0);
         if (code == CRAIL_DATA_READ)

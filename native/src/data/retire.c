@@ -61,7 +61,7 @@ static uint32_t index_place(const struct crail_retire_state *r, uint64_t word) {
 
 /* Room for `n` orders: the list, the marks and an index at most half full. */
 static int reserve(struct crail_retire_state *r, uint32_t n) {
-    if (n > r->cap) {
+    if (n > r->cap || !r->cap) {
         uint32_t cap = r->cap ? r->cap : CRAIL_RETIRES_MAX;
         while (cap < n)
             cap *= 2;
