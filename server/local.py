@@ -277,15 +277,16 @@ class LocalCluster:
         if self.closed or os.getpid() != self._owner:
             return
         self.closed = True
-        everybody = [*self.servers]
-        if hasattr(self, "namenode"):
-            everybody.append(self.namenode)
+        storages: list[Any] = [*self.servers]
+        everybody = [*storages, *([self.namenode] if hasattr(self, "namenode") else [])]
+        deadline = time.monotonic() + STOP_TIMEOUT
         try:
-            for server in everybody:
-                server._signal(signal.SIGTERM)
-            deadline = time.monotonic() + STOP_TIMEOUT
-            for server in everybody:
-                server._reap(max(0.0, deadline - time.monotonic()))
+            # storage servers take their leave while there is somebody to take it of
+            for group in (storages, everybody[len(storages) :]):
+                for server in group:
+                    server._signal(signal.SIGTERM)
+                for server in group:
+                    server._reap(max(0.0, deadline - time.monotonic()))
         except BaseException:  # Ctrl-C once more
             for server in everybody:
                 server.kill()
