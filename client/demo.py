@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from crailpy.config import child_environment
 from crailpy.errors import CrailError
 
 if TYPE_CHECKING:
@@ -174,13 +175,16 @@ class DemoError(CrailError):
 class Workers:
     """The worker processes, and one task at a time for each."""
 
-    def __init__(self, count: int, arguments: Sequence[str]) -> None:
+    def __init__(self, count: int, arguments: Sequence[str], token: str | None) -> None:
         command = [sys.executable, "-m", "crailpy.client.demo", "worker", *arguments]
+        environment = child_environment(token)
         self._selector = selectors.DefaultSelector()
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
             for _ in range(count):
-                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+                )
                 self._processes.append(process)
                 assert process.stdout
                 self._selector.register(process.stdout, selectors.EVENT_READ, process)
@@ -272,7 +276,14 @@ def report_facts(store: Any, base: str) -> dict[str, float]:
 
 
 def word_count(
-    store: Any, address: str, base: str, folder: str, workers: int, maps: int, reduces: int
+    store: Any,
+    address: str,
+    base: str,
+    folder: str,
+    workers: int,
+    maps: int,
+    reduces: int,
+    token: str | None = None,
 ) -> dict[str, Any]:
     """Runs the job and the check. Returns the facts that `crailpy demo` prints."""
     files = source_files(folder)
@@ -285,7 +296,7 @@ def word_count(
     for name in ("reports", "result"):
         store.mkdir(f"{base}/{name}", parents=True, exist_ok=True)
     planned = time.perf_counter()
-    pool = Workers(workers, [address, base, str(maps), str(reduces)])
+    pool = Workers(workers, [address, base, str(maps), str(reduces)], token)
     with contextlib.closing(pool):
         started = time.perf_counter()
         pool.run("map", maps)
@@ -376,7 +387,9 @@ def run(options: argparse.Namespace) -> int:
             crailpy.connect(address, timeout=options.timeout or 30.0, **given)
         )
         try:
-            facts = word_count(store, address, base, folder, workers, options.maps, options.reduces)
+            facts = word_count(
+                store, address, base, folder, workers, options.maps, options.reduces, options.token
+            )
         finally:
             if store.exists(base):
                 store.rmtree(base)

@@ -8,17 +8,15 @@ namenode stands: in a process of its own, asleep between requests.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from crailpy.native import ffi, lib
-
+from crailpy import native
 from crailpy.errors import CrailError
 
 SMALL_BYTES = 64
@@ -32,14 +30,13 @@ class ProbeError(CrailError):
     """A probe could not be run; the message says why."""
 
 
-def _check(rc: int, what: str) -> int:
-    if rc < 0:
-        raise ProbeError(f"{what}: {os.strerror(-rc)}")
-    return rc
-
-
-def _samples(count: int) -> array.array[int]:
-    return array.array("Q", bytes(8 * count))
+@contextlib.contextmanager
+def _probing(what: str) -> Iterator[None]:
+    """What the core says becomes a ProbeError."""
+    try:
+        yield
+    except CrailError as error:
+        raise ProbeError(f"{what}: {error}") from error
 
 
 class Echo:
@@ -51,19 +48,20 @@ class Echo:
 
     def __init__(self, family: str, bytes_max: int = 1 << 20) -> None:
         self.family = family
-        ours, theirs = _pair(family)
-        self._socket = ours
+        self._socket, theirs = _pair(family)
         with theirs:
+            try:
+                with _probing("echo probe"):
+                    self._probe = native.Probe(self._socket.fileno(), bytes_max)
+            except BaseException:
+                self._socket.close()
+                raise
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "crailpy.client.probes", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        self._handle = ffi.NULL
         try:
-            out = ffi.new("crail_probe **")
-            _check(lib.crail_probe_open(ours.fileno(), bytes_max, out), "echo probe")
-            self._handle = out[0]
             self.round_trips(SMALL_BYTES, SMALL_BYTES, 1)
         except BaseException:
             self.close()
@@ -74,26 +72,20 @@ class Echo:
         """The process of the echo."""
         return self._process.pid
 
-    def round_trips(self, request: int, reply: int, count: int) -> array.array[int]:
+    def round_trips(self, request: int, reply: int, count: int) -> list[int]:
         """Nanoseconds of each of `count` round trips of `request` bytes there and `reply` bytes
         back.
 
         Both are at least 16. Raises `ProbeError` when the echo has gone or takes longer than
         `TIMEOUT`.
         """
-        out = _samples(count)
-        with ffi.from_buffer("uint64_t[]", out, require_writable=True) as ns:
-            rc = lib.crail_probe_round_trips(
-                self._handle, max(request, 16), max(reply, 16), count, ns
-            )
-        _check(rc, f"{self.family} round trip")
-        return out
+        with _probing(f"{self.family} round trip"):
+            return self._probe.round_trips(max(request, 16), max(reply, 16), count)
 
     def close(self) -> None:
         """Ends the echo process. May be called twice."""
-        handle, self._handle = self._handle, ffi.NULL
         self._socket.close()
-        lib.crail_probe_close(handle)
+        self._probe.close()
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -137,31 +129,20 @@ class Memory:
     """
 
     def __init__(self, bytes_total: int = 1 << 30) -> None:
-        self.area_bytes = bytes_total // 2
-        out = ffi.new("crail_probe_memory **")
-        _check(lib.crail_probe_memory_open(bytes_total, out), f"memory of {bytes_total} bytes")
-        self._handle = out[0]
-        source = ffi.buffer(lib.crail_probe_memory_source(self._handle), self.area_bytes)
-        target = ffi.buffer(lib.crail_probe_memory_target(self._handle), self.area_bytes)
-        self.source = memoryview(source)
-        self.target = memoryview(target)
+        with _probing(f"memory of {bytes_total} bytes"):
+            self._memory = native.ProbeMemory(bytes_total)
+        self.source = self._memory.source
+        self.target = self._memory.target
+        self.area_bytes = len(self.source)
 
-    def copies(self, size: int, count: int, span: int | None = None) -> array.array[int]:
+    def copies(self, size: int, count: int, span: int | None = None) -> list[int]:
         """Nanoseconds of `count` memcpys, going round in the first `span` bytes (None: all)."""
-        out = _samples(count)
-        with ffi.from_buffer("uint64_t[]", out, require_writable=True) as ns:
-            rc = lib.crail_probe_memory_copies(
-                self._handle, size, span or self.area_bytes, count, ns
-            )
-        _check(rc, "memcpy")
-        return out
+        with _probing("memcpy"):
+            return self._memory.copies(size, span or self.area_bytes, count)
 
     def close(self) -> None:
         """Gives the memory back. May be called twice."""
-        self.source.release()
-        self.target.release()
-        handle, self._handle = self._handle, ffi.NULL
-        lib.crail_probe_memory_close(handle)
+        self._memory.close()
 
     def __enter__(self) -> Self:
         return self
@@ -181,13 +162,8 @@ def run_frames(fd: int, frames: bytes, rounds: int) -> tuple[int, int]:
 
     `fd` is a lane whose hello is done. Returns (operations done, operations that failed).
     """
-    operations = ffi.new("uint64_t *")
-    failures = ffi.new("uint64_t *")
-    rc = lib.crail_probe_frames(
-        fd, ffi.from_buffer(frames), len(frames), rounds, operations, failures
-    )
-    _check(rc, "metadata frames")
-    return int(operations[0]), int(failures[0])
+    with _probing("metadata frames"):
+        return native.probe_frames(fd, frames, rounds)
 
 
 def main(arguments: list[str]) -> int:
@@ -197,7 +173,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.closing(socket.socket(fileno=int(arguments[0]))) as end:
         end.setblocking(True)
-        return 0 if lib.crail_probe_echo_serve(end.fileno()) == 0 else 1
+        try:
+            native.probe_echo_serve(end.fileno())
+        except CrailError:
+            return 1
+    return 0
 
 
 if __name__ == "__main__":

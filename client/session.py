@@ -10,20 +10,29 @@ from __future__ import annotations
 import os
 import socket
 import time
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
 
 from crailpy import hello, native
-from crailpy.errors import CrailError, ProtocolError, SessionLostError, UnavailableError
+from crailpy.errors import (
+    CrailError,
+    DeadlineError,
+    ProtocolError,
+    SessionLostError,
+    UnavailableError,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    Describe = Callable[[int, float], bytes]  # (server, timeout in seconds)
+
 RETRY_FIRST = 0.01  # seconds until the next attempt to reach somebody who is not there; doubles
 RETRY_MAX = 0.5
 DEFAULT_PORT = 9060
 LANES_MAX = 128
+LOCK_MAX = 86400.0 * 365  # what a lock can wait
 
 # what the core needs of a server (native/src/client/client.h)
 NEED_SERVER = 1
@@ -60,6 +69,25 @@ class Address:
             self.hosts.append((host.strip("[]"), int(port)))
 
 
+class _Held:
+    """A lock held for a `with` block. Raises DeadlineError, also for a signal handler that
+    interrupted the holder."""
+
+    __slots__ = ("_deadline", "_lock")
+
+    def __init__(self, lock: LockType, deadline: float) -> None:
+        self._lock = lock
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        left = min(self._deadline - time.monotonic(), LOCK_MAX)
+        if not self._lock.acquire(timeout=max(0.0, left)):
+            raise DeadlineError("another call of this store is still connecting")
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
 class Session:
     """One process's session: dials, says hello, hands descriptors to the core."""
 
@@ -75,6 +103,7 @@ class Session:
         self._key = b""
         self._lane_sessions: dict[int, int] = {}
         self._lock = allocate_lock()
+        self._describe_lock = allocate_lock()
         self._unix: str | None = address.unix
         self._presences: list[socket.socket] = []
         self._described: dict[int, dict[str, Any]] = {}
@@ -97,7 +126,6 @@ class Session:
                 if not self._established or left <= pause:
                     raise UnavailableError(
                         f"cannot reach {what}: {error}",
-                        server=what,
                         hint="is it running there? `crailpy up` starts a store on this machine",
                     ) from error
             time.sleep(pause)
@@ -133,60 +161,93 @@ class Session:
         """
         if attempt > 2:  # it is answering, and closing again: do not spin
             time.sleep(min(0.05 * attempt, max(0.0, deadline - time.monotonic()), RETRY_MAX))
-        with self._lock:
-            old = self._lane_sessions.get(number)
-            sock = self._retry(
-                deadline,
-                self.address.text,
-                lambda: self._open_lane_once(number, old, mutating, deadline),
-            )
-            fresh = old != self.number
-            self._lane_sessions[number] = self.number
-            self._established = True
-        self.core.lane_add(number, sock.detach(), fresh)
+        old = self._lane_sessions.get(number)
+        sock, session = self._retry(
+            deadline,
+            self.address.text,
+            lambda: self._open_lane_once(number, old, mutating, deadline),
+        )
+        self._lane_sessions[number] = session
+        self._established = True
+        self.core.lane_add(number, sock.detach(), old != session)
+
+    def connect_lane(self, number: int, deadline: float) -> socket.socket:
+        """A connection of lane `number` whose hello is done, for a caller that speaks wire.h
+        itself: the core does not get it. Raises what `connect` raises, and OSError."""
+        return self._open_lane_once(number, None, False, deadline)[0]
+
+    def _locked(self, deadline: float) -> _Held:
+        return _Held(self._lock, deadline)
+
+    def _describing(self, deadline: float) -> _Held:
+        return _Held(self._describe_lock, deadline)
 
     def _open_lane_once(
         self, number: int, old: int | None, mutating: bool, deadline: float
-    ) -> socket.socket:
+    ) -> tuple[socket.socket, int]:
+        """A connection of the lane, and the session that it belongs to."""
         no_unix = self.transport not in (None, "shm") and self.address.unix is None
         for _ in range(4):  # a redirect, a session that is gone, a socket that is not there
-            if mutating and old is not None and old != self.number:
+            session = self.number
+            if mutating and old is not None and old != session:
                 raise _outcome_unknown(self.address.text)
-            fields = {"role": "lane", "lane": number, "host": hello.host_identity()}
-            if no_unix:
-                fields["no_unix"] = True
-            if self.number:
-                fields |= {"session": self.number, "session_key": self._key}
             try:
-                sock = self._dial(deadline, no_unix=no_unix)
-            except OSError:
-                if self._unix and self.address.hosts and not no_unix:
-                    no_unix = True
-                    continue
-                raise
-            try:
-                reply = self._say(sock, deadline, fields)
+                if session:
+                    found = self._say_lane(number, session, no_unix, deadline)
+                else:
+                    with self._locked(deadline):  # one caller opens the session for all
+                        found = self._say_lane(number, self.number, no_unix, deadline)
             except SessionLostError:
                 if mutating:
                     raise _outcome_unknown(self.address.text) from None
-                self._forget()
+                with self._locked(deadline):
+                    if self.number == session:
+                        self.number, self._key = 0, b""
                 continue
-            if "redirect" in reply:
-                sock.close()
-                self._unix = reply["redirect"]
+            except OSError as error:
+                if isinstance(error, CrailError) or no_unix:
+                    raise
+                if not (self._unix and self.address.hosts):
+                    raise
+                no_unix = True
                 continue
-            self.number, self._key = reply["session"], reply["session_key"]
-            self.cluster = reply.get("cluster", "")
-            return sock
+            if found:
+                return found
         raise UnavailableError(f"no session to be had at {self.address.text}")
 
-    def _forget(self) -> None:
-        self.number, self._key = 0, b""
+    def _say_lane(
+        self, number: int, session: int, no_unix: bool, deadline: float
+    ) -> tuple[socket.socket, int] | None:
+        """One hello of a lane; None after a redirect. `session` 0 opens one: under the lock."""
+        fields = {"role": "lane", "lane": number, "host": hello.host_identity()}
+        if no_unix:
+            fields["no_unix"] = True
+        if session:
+            fields |= {"session": session, "session_key": self._key}
+        sock = self._dial(deadline, no_unix=no_unix)
+        reply = self._say(sock, deadline, fields)
+        if "redirect" in reply:
+            sock.close()
+            self._unix = reply["redirect"]
+            return None
+        if not session:
+            self._enter_cluster(reply.get("cluster", ""))
+            self._key = reply["session_key"]
+            self.number = reply["session"]
+        return sock, reply["session"]
+
+    def _enter_cluster(self, cluster: str) -> None:
+        """A namenode that was started anew counts its servers anew: what we know by their numbers
+        is of another life."""
+        if self.cluster and self.cluster != cluster:
+            self.core.forget_servers()
+            self._described.clear()
+        self.cluster = cluster
 
     # -- storage servers ----------------------------------------------------
 
     def attach(
-        self, server: int, lane: int, need: int, deadline: float, describe: Callable[[int], bytes]
+        self, server: int, lane: int, need: int, deadline: float, describe: Describe
     ) -> None:
         """Brings a storage server within reach of the core: shared memory, else TCP.
 
@@ -211,15 +272,19 @@ class Session:
             pause = min(pause * 2, RETRY_MAX)
 
     def _attach_once(
-        self, server: int, lane: int, need: int, deadline: float, describe: Callable[[int], bytes]
+        self, server: int, lane: int, need: int, deadline: float, describe: Describe
     ) -> None:
         about = self._described.get(server)
         if about is None:
-            about = self._described[server] = hello.unpack(describe(server))
+            with self._describing(deadline):  # one caller asks, on the one lane kept for that
+                about = self._described.get(server)
+                if about is None:
+                    left = max(0.0, deadline - time.monotonic())
+                    about = self._described[server] = hello.unpack(describe(server, left))
         unix: str = about.get("unix") or ""
         shares = unix and about.get("host_identity") == hello.host_identity()
         if shares and self.transport in (None, "shm"):
-            with self._lock:
+            with self._locked(deadline):
                 if need == NEED_SERVER and not self.core.has_server(server):
                     self._attach_shm(server, unix, deadline)
                 elif need == NEED_WRITABLE and not self.core.is_writable(server):

@@ -114,8 +114,8 @@ class Store:
     def _attach(self, server: int, lane: int, need: int, deadline: float) -> None:
         self._session.attach(server, lane, need, deadline, self._describe)
 
-    def _describe(self, server: int) -> bytes:
-        return self._call(_SERVER, 0, None, arg0=server)[5]
+    def _describe(self, server: int, timeout: float) -> bytes:
+        return self._call(_SERVER, 0, None, arg0=server, timeout=timeout)[5]
 
     def _error(self, status: int, path: str, server: int) -> CrailError:
         return from_status(status, path=path or None, server=str(server) if server else None)
@@ -140,7 +140,13 @@ class Store:
                 self._call(_BYE, 0, None, timeout=min(1.0, self._timeout))
             except CrailError:
                 pass  # then the namenode learns it from the sockets
-        hot.rebind(0)
+            finally:
+                self._disconnect()
+        else:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        self._hot.rebind(0)
         self._session.close()
 
     def __enter__(self) -> Store:
@@ -273,7 +279,7 @@ class Store:
         Raises BatchError, whose `.results` has a value or an error for each key."""
         if missing not in ("raise", "none"):
             raise InvalidArgumentError(f'missing={missing!r}: "raise" or "none"')
-        keys = keys if type(keys) is list else list(keys)
+        keys = list(keys)  # ours: the caller may change his own meanwhile
         values, again = self._hot.get_many(keys, missing == "none", timeout)
         for i in again:  # overwritten between the answer and the copy
             try:

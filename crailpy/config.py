@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["SETTINGS", "Setting", "Settings", "client_settings", "load"]
+__all__ = ["SETTINGS", "Setting", "Settings", "child_environment", "client_settings", "load"]
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -213,3 +213,10 @@ def client_settings() -> dict[str, Any]:
         "timeout": settings.timeout,
         "transport": settings.transport or None,
     }
+
+
+def child_environment(token: str | None) -> dict[str, str]:
+    """The environment for a process that is to connect with this token (None: as it finds it).
+
+    A token never goes on a command line, where all can read it."""
+    return {**os.environ, "CRAILPY_TOKEN": token} if token else dict(os.environ)

@@ -7,7 +7,7 @@ ClosedError.
 
 from __future__ import annotations
 
-from os import getpid
+from os import close, getpid
 
 from crailpy import _hot, _native, errors
 from crailpy._hot import Client as Client
@@ -32,6 +32,17 @@ EVENT_SESSION_ENDED: int = lib.CRAIL_EVENT_SESSION_ENDED
 EVENT_CHANNEL_CLOSED: int = lib.CRAIL_EVENT_SERVER_CHANNEL_CLOSED
 
 
+def status_names() -> dict[int, str]:
+    """The statuses that the core knows, and their names."""
+    names = {}
+    for number in range(errors.STATUS_BASE + 1, errors.STATUS_BASE + 100):
+        name = lib.crail_status_name(number)
+        if name == ffi.NULL:
+            break
+        names[number] = ffi.string(name).decode()
+    return names
+
+
 def _compare_with_core() -> None:
     """The core and this package must be of one build. Raises ImportError."""
     if lib.crail_api_version() != API_VERSION or lib.CRAIL_API_VERSION != API_VERSION:
@@ -39,12 +50,7 @@ def _compare_with_core() -> None:
             f"crailpy._native has api version {lib.crail_api_version()}, this is {API_VERSION}:"
             " reinstall crailpy (in a checkout: make dev)"
         )
-    known = {}
-    for number in range(errors.STATUS_BASE + 1, errors.STATUS_BASE + 100):
-        name = lib.crail_status_name(number)
-        if name == ffi.NULL:
-            break
-        known[number] = ffi.string(name).decode()
+    known = status_names()
     ours = {number: cls.code for number, cls in errors.BY_STATUS.items()}
     if known != ours:
         wrong = sorted(known.items() ^ ours.items())
@@ -81,13 +87,15 @@ def _fields(struct: Any) -> dict[str, int]:
 class _Handle:
     """A pointer of the core that lives until close()."""
 
+    what = "store"  # in messages
+
     def __init__(self, pointer: Any) -> None:
         self._pointer: Any = pointer
 
     @property
     def _open(self) -> Any:
         if self._pointer is None:
-            raise ClosedError(f"the {type(self).__name__.lower()} is closed")
+            raise ClosedError(f"the {self.what} is closed")
         return self._pointer
 
     @property
@@ -204,6 +212,7 @@ class Storage(_Handle):
         out = ffi.new("crail_storage **")
         check(lib.crail_storage_start(out))
         super().__init__(out[0])
+        self.regions = 0  # how many it has
 
     def close(self) -> None:
         """Ends the thread and every connection, unmaps the regions. May be called twice."""
@@ -214,9 +223,11 @@ class Storage(_Handle):
     def region_add(self, fd: int, generations_fd: int, granules: int, *, populate: bool) -> int:
         """Maps a region and its generations; the caller keeps the descriptors. Returns its number.
         Only before the first connection."""
-        return check(
+        number = check(
             lib.crail_storage_region_add(self._open, fd, generations_fd, granules, populate)
         )
+        self.regions = number + 1
+        return number
 
     def identity(self, number: int, mac_key: bytes) -> None:
         """What registration gave."""
@@ -289,9 +300,25 @@ class ClientHandle(_Handle):
         if pointer is not None:
             lib.crail_client_free(pointer)
 
+    def __del__(self) -> None:
+        if getattr(self, "_pid", 0) == getpid():
+            self.close()
+
+    def _open_or_close(self, fd: int) -> Any:
+        if self.closed:
+            close(fd)
+        return self._open
+
     def lane_add(self, lane: int, fd: int, fresh: bool) -> None:
         """Gives a lane its connection. Takes the descriptor in any case."""
-        check(lib.crail_client_lane_add(self._open, lane, fd, fresh))
+        check(lib.crail_client_lane_add(self._open_or_close(fd), lane, fd, fresh))
+
+    def forget_servers(self) -> None:
+        """Drops every attached server: their numbers mean others from now on."""
+        for server in self._attached:
+            check(lib.crail_client_server_drop(self._open, server))
+        self._attached.clear()
+        self._writable.clear()
 
     def has_server(self, server: int) -> bool:
         """Is this server attached by shared memory?"""
@@ -329,10 +356,80 @@ class ClientHandle(_Handle):
 
     def server_tcp(self, server: int, lane: int, fd: int) -> None:
         """Gives a lane a data connection. Takes the descriptor in any case."""
-        check(lib.crail_client_server_tcp(self._open, server, lane, fd), server=server)
+        pointer = self._open_or_close(fd)
+        check(lib.crail_client_server_tcp(pointer, server, lane, fd), server=server)
 
     def stats(self) -> dict[str, int]:
         """The fields of crail_client_stats."""
         out = ffi.new("crail_client_stats *")
         check(lib.crail_client_stats_read(self._open, out))
         return _fields(out[0])
+
+
+# ---- probes ------------------------------------------------------------------------------------
+
+
+class Probe(_Handle):
+    """The calling end of an echo, over a connected socket that the caller keeps and closes.
+
+    For one thread at a time. `bytes_max` bounds requests and replies."""
+
+    def __init__(self, fd: int, bytes_max: int) -> None:
+        out = ffi.new("crail_probe **")
+        check(lib.crail_probe_open(fd, bytes_max, out))
+        super().__init__(out[0])
+
+    def close(self) -> None:
+        """Gives the buffers back. May be called twice."""
+        pointer = self._take()
+        if pointer is not None:
+            lib.crail_probe_close(pointer)
+
+    def round_trips(self, request: int, reply: int, count: int) -> list[int]:
+        """Nanoseconds of each of `count` round trips; both sizes in bytes, at least 16."""
+        ns = ffi.new("uint64_t[]", count)
+        check(lib.crail_probe_round_trips(self._open, request, reply, count, ns))
+        return list(ffi.unpack(ns, count))
+
+
+class ProbeMemory(_Handle):
+    """Two private, touched areas of half of `bytes_total` each: `source` and `target`, views that
+    are valid until close()."""
+
+    def __init__(self, bytes_total: int) -> None:
+        out = ffi.new("crail_probe_memory **")
+        check(lib.crail_probe_memory_open(bytes_total, out))
+        super().__init__(out[0])
+        size = bytes_total // 2
+        self.source = memoryview(ffi.buffer(lib.crail_probe_memory_source(out[0]), size))
+        self.target = memoryview(ffi.buffer(lib.crail_probe_memory_target(out[0]), size))
+
+    def close(self) -> None:
+        """Gives the memory back. May be called twice."""
+        self.source.release()
+        self.target.release()
+        pointer = self._take()
+        if pointer is not None:
+            lib.crail_probe_memory_close(pointer)
+
+    def copies(self, size: int, span: int, count: int) -> list[int]:
+        """Nanoseconds of each of `count` memcpys, going round in the first `span` bytes."""
+        ns = ffi.new("uint64_t[]", count)
+        check(lib.crail_probe_memory_copies(self._open, size, span, count, ns))
+        return list(ffi.unpack(ns, count))
+
+
+def probe_frames(fd: int, frames: bytes, rounds: int) -> tuple[int, int]:
+    """Drives a lane whose hello is done with frames (wire.h) that lie one behind the other.
+
+    Returns (operations done, operations that failed)."""
+    done = ffi.new("uint64_t *")
+    failed = ffi.new("uint64_t *")
+    data = ffi.from_buffer(frames)
+    check(lib.crail_probe_frames(fd, data, len(frames), rounds, done, failed))
+    return int(done[0]), int(failed[0])
+
+
+def probe_echo_serve(fd: int) -> None:
+    """The other end of a Probe, in another process: answers until that end closes."""
+    check(lib.crail_probe_echo_serve(fd))

@@ -70,8 +70,56 @@ def test_arrows_point_to_the_ground(name: str, path: Path) -> None:
         wing = next((w for w in wings if other == w or other.startswith(w + ".")), None)
         assert wing is None or wing == own or face, f"{name} imports {other}"
         assert other.split(".")[0] not in ("server", "client"), f"{name} imports {other}"
-        if other in ("crailpy._native", "crailpy._hot"):
-            assert name == "crailpy.native", f"{name} enters a door: only crailpy.native may"
+
+
+def doors_entered(name: str, path: Path) -> set[str]:
+    """What of the two native modules the file takes for itself: by importing it, or as an
+    attribute of another module."""
+    imported = {
+        other
+        for other in imports(name, path)
+        if {"_native", "_hot"} & set(other.split(".")) or other.rpartition(".")[2] in ("ffi", "lib")
+    }
+    return imported | {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and (
+            node.attr in ("ffi", "lib", "_native")
+            or (node.attr == "_hot" and ast.unparse(node.value) in ("crailpy", "native"))
+        )
+    }
+
+
+def everything() -> list[tuple[str, Path]]:
+    """modules(), and the tests."""
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    return [*modules(), *((f"tests.{path.stem}", path) for path in tests)]
+
+
+@pytest.mark.parametrize(("name", "path"), everything())
+def test_only_one_file_enters_the_native_doors(name: str, path: Path) -> None:
+    if name != "crailpy.native":
+        assert not doors_entered(name, path), f"{name} enters a door: only crailpy.native may"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from crailpy.native import ffi",
+        "from crailpy.native import lib as c",
+        "from crailpy._native import ffi",
+        "from crailpy import _hot",
+        "import crailpy._native",
+        "from . import _native",
+        "native.lib.crail_mac",
+        "crailpy._hot.Client",
+    ],
+)
+def test_every_way_through_a_native_door_is_seen(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text(line + "\n")
+    assert doors_entered("crailpy.file", file)
 
 
 def test_a_wing_cannot_be_imported_twice() -> None:

@@ -6,6 +6,7 @@
 #include "door.h"
 
 #define RESEND_NS_FIRST 1000000000ll /* a reply this late may have been lost: ask again on a new connection */
+#define LOOK_AT_SIGNALS_NS 50000000ll
 #define LATE_CALLS 16                /* so many calls of a lane give the lock up at once after a late reply */
 
 int64_t call_deadline(struct call *c) {
@@ -79,41 +80,68 @@ static int wait_for_lane(struct call *c) {
     int64_t left = time_left(c);
     if (left <= 0)
         return call_fail(c, CRAIL_E_DEADLINE, 0);
-    if (left > 50000000)
-        left = 50000000; /* then look at the signals */
+    if (left > LOOK_AT_SIGNALS_NS)
+        left = LOOK_AT_SIGNALS_NS;
     T->client_ref(client);
-    Py_BEGIN_ALLOW_THREADS T->lane_wait(client, left);
+    Py_BEGIN_ALLOW_THREADS
+    T->lane_wait(client, left);
     T->client_unref(client);
-    Py_END_ALLOW_THREADS if (!c->self->client) return call_fail(c, CRAIL_E_CLOSED, 0);
+    Py_END_ALLOW_THREADS
     return PyErr_CheckSignals();
 }
 
-int call_begin(struct call *c, HotClient *self, PyObject *timeout) {
-    uint32_t number;
-    int rc;
+static int checkout(struct call *c, uint32_t reserve) {
+    for (;;) {
+        HotClient *self = c->self;
+        if (!self->client) /* closed, perhaps while we waited */
+            return call_fail(c, CRAIL_E_CLOSED, 0);
+        if (self->client->fork_epoch != *T->fork_child_epoch && after_fork(self))
+            return -1;
+        int rc = T->lane_checkout(self->client, reserve, &c->lane);
+        if (rc == 0 || rc == -EAGAIN)
+            return -rc;
+        if (rc == -ENOMEM)
+            return PyErr_NoMemory(), -1;
+        if (rc != -EBUSY)
+            return call_fail(c, -rc, 0);
+        if (wait_for_lane(c))
+            return -1;
+    }
+}
+
+/* After a request without a reply the lane asks what was executed last, and counts on from there. */
+static int find_sequence(struct call *c) {
+    const void *data;
+    if (call_plain_op(c, CRAIL_OP_PING, NULL, 0, 0) || call_exchange(c))
+        return -1;
+    const struct crail_result *r = call_result(c, &data);
+    if (!r)
+        return -1;
+    c->lane->seq_last = r->version;
+    c->lane->is_lost = false;
+    return 0;
+}
+
+static int connect_lane(struct call *c) {
+    T->lane_begin(c->lane);
+    if (!open_lane(c, false, 0) && (!c->lane->is_lost || !find_sequence(c)))
+        return 0;
+    if (c->lane)
+        T->lane_discard(c->lane);
+    c->lane = NULL;
+    return -1;
+}
+
+int call_begin(struct call *c, HotClient *self, PyObject *timeout, uint32_t reserve) {
     c->self = self;
     c->deadline_ns = 0;
     if (parse_timeout(self, timeout, &c->timeout_ns))
         return -1;
-    if (!self->client)
-        return call_fail(c, CRAIL_E_CLOSED, 0);
-    if (self->client->fork_epoch != *T->fork_child_epoch && after_fork(self))
+    int rc = checkout(c, reserve);
+    if (rc < 0)
         return -1;
-    while ((rc = T->lane_checkout(self->client, &c->lane, &number)) == -EBUSY)
-        if (wait_for_lane(c))
-            return -1;
-    if (rc == -EAGAIN) {
-        T->lane_begin(c->lane);
-        if (!open_lane(c, false, 0))
-            return 0;
-        T->lane_discard(c->lane);
-        return -1;
-    }
-    if (rc == -ENOMEM) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    return rc ? call_fail(c, -rc, 0) : 0;
+    c->client = c->lane->client;
+    return rc ? connect_lane(c) : 0;
 }
 
 void call_end(struct call *c) {
@@ -173,6 +201,13 @@ int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uin
     return 0;
 }
 
+int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t count, uint64_t arg1) {
+    struct call plain = *c;
+    plain.path = NULL;
+    plain.path_len = 0;
+    return call_op(&plain, code, 0, extents, count * (uint32_t)sizeof(*extents), count, 0, arg1);
+}
+
 /* Gives 0, -EPIPE, or -1 with an exception set. */
 static int send_request(struct call *c) {
     for (;;) {
@@ -225,9 +260,10 @@ static int await_reply(struct call *c, int64_t resend_ns) {
 
 int call_exchange(struct call *c) {
     int64_t resend_ns = RESEND_NS_FIRST;
+    bool maybe_done = false; /* by any of the copies that were sent */
     for (int attempt = 0;; attempt++) {
         int rc = send_request(c);
-        bool maybe_done = c->lane->out_sent > 0;
+        maybe_done |= c->lane->out_sent > 0;
         if (!rc)
             rc = await_reply(c, resend_ns);
         if (!rc)
@@ -314,7 +350,7 @@ int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t c
         room += (uint64_t)extents[i].granules * CRAIL_GRANULE;
     if (room < value_bytes)
         return call_fail(c, CRAIL_E_PROTOCOL, 0);
-    struct crail_io io = {.client = c->self->client,
+    struct crail_io io = {.client = c->client,
                           .lane = c->lane,
                           .extents = extents,
                           .extents_count = count,
@@ -340,6 +376,7 @@ int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t c
         }
     }
     T->io_end(&io);
+    c->was_restarted |= io.was_restarted;
     if (rc == 1 && time_left(c) <= 0)
         rc = call_fail(c, CRAIL_E_DEADLINE, io.server);
     return rc;

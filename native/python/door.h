@@ -34,21 +34,26 @@ typedef struct {
 /* One call in progress: a lane, a deadline, and what to name in errors. */
 struct call {
     HotClient *self;
+    crail_client *client; /* the lane's: stays good while the lane is ours, whatever becomes of self->client */
     struct crail_lane *lane;
     int64_t timeout_ns;
     int64_t deadline_ns; /* 0 until somebody needed it: the common call never reads the clock */
     const char *path;
     Py_ssize_t path_len;
+    bool was_restarted; /* a transfer was: an earlier data connection may still bring bytes */
 };
 
 /* ---- call.c: each gives 0, or -1 with an exception set --------------------- */
 
-int call_begin(struct call *c, HotClient *self, PyObject *timeout);
+/* `reserve`: see crail_lane_checkout(). */
+int call_begin(struct call *c, HotClient *self, PyObject *timeout, uint32_t reserve);
 void call_end(struct call *c);
 int call_set_path(struct call *c, PyObject *key);
 /* Adds an op with c->path, below the client's prefix. 1: the frame is full. */
 int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
             uint64_t arg0, uint64_t arg1);
+/* Adds an op that names no path. */
+int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t count, uint64_t arg1);
 /* Sends the request and has its reply when it returns 0. On -1 the lane is gone. */
 int call_exchange(struct call *c);
 /* The next result; NULL with ProtocolError set if there is none. */

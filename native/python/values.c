@@ -6,6 +6,7 @@
 
 #define HUGE_PAGE (2u << 20)
 #define HUGE_RESULT_BYTES_MIN (4u << 20)
+#define GIVE_BACK_NS 500000000ll
 
 /* Where a value is: in the reply (data), or in extents. */
 struct found {
@@ -55,7 +56,7 @@ static int start(struct call *c, PyObject *self, PyObject *key, PyObject *timeou
     c->self = (HotClient *)self;
     if (call_set_path(c, key))
         return -1;
-    return call_begin(c, (HotClient *)self, timeout);
+    return call_begin(c, (HotClient *)self, timeout, 0);
 }
 
 /* Ends a call that failed or not; after a failed exchange the lane is gone already. */
@@ -166,11 +167,11 @@ PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n) {
 static int try_pin(struct call *c, const struct found *f, struct crail_pin *pin) {
     if (f->count != 1 || T->lane_has_data(c->lane, f->extents[0].server))
         return 2;
-    int rc = T->pin_take(c->self->client, f->extents, f->size, pin);
+    int rc = T->pin_take(c->client, f->extents, f->size, pin);
     if (rc == CRAIL_NEED_SERVER) {
         if (call_attach(c, f->extents[0].server, rc))
             return -1;
-        rc = T->pin_take(c->self->client, f->extents, f->size, pin);
+        rc = T->pin_take(c->client, f->extents, f->size, pin);
     }
     return rc == 0 ? 0 : rc == -CRAIL_E_STALE_LOCATION ? 1 : 2;
 }
@@ -224,29 +225,46 @@ struct grant {
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
 };
 
-/* Space for the value: a grant held ahead, or one request. */
-static int allocate(struct call *c, uint64_t size, struct grant *g) {
+/* 0 and a grant; 1: no space; -1. */
+static int request_grant(struct call *c, uint64_t size, struct grant *g) {
     const void *data;
-    struct crail_extent old;
-    if (T->lane_grant_take(c->lane, size, g->extents)) {
-        g->count = 1;
-        return 0;
-    }
     T->lane_begin(c->lane);
-    bool gives_back = c->lane->grants_count == CRAIL_LANE_GRANTS && T->lane_grant_drop(c->lane, &old);
-    struct call plain = *c;
-    plain.path = NULL;
-    plain.path_len = 0;
-    if (gives_back && call_op(&plain, CRAIL_OP_RELEASE, 0, &old, sizeof(old), 1, 0, 0))
-        return -1;
-    if (call_op(&plain, CRAIL_OP_ALLOC, 0, NULL, 0, 0, 0, size) || call_exchange(c))
-        return -1;
-    if (gives_back && !call_result(c, &data))
+    if (call_plain_op(c, CRAIL_OP_ALLOC, NULL, 0, size) || call_exchange(c))
         return -1;
     const struct crail_result *r = call_result(c, &data);
     if (!r)
         return -1;
+    if (r->status == -CRAIL_E_OUT_OF_SPACE)
+        return 1;
     return r->status ? call_fail(c, r->status, r->server) : call_extents(c, r, data, g->extents, &g->count);
+}
+
+/* Gives back what this process holds ahead and does not use. 0: nothing; 1: something; -1. */
+static int release_held(struct call *c) {
+    struct crail_extent held[CRAIL_EXTENTS_MAX];
+    uint32_t n = T->lane_grants_drop(c->lane, held, CRAIL_EXTENTS_MAX);
+    if (!n)
+        return 0;
+    T->lane_begin(c->lane);
+    return call_plain_op(c, CRAIL_OP_RELEASE, held, n, 0) || call_exchange(c) ? -1 : 1;
+}
+
+/* Space for the value: a grant held ahead, or one request; when the store is full, what we hold ahead goes first. */
+static int allocate(struct call *c, uint64_t size, struct grant *g) {
+    if (T->lane_grant_take(c->lane, size, g->extents)) {
+        g->count = 1;
+        return 0;
+    }
+    for (;;) {
+        int rc = request_grant(c, size, g);
+        if (rc <= 0)
+            return rc;
+        rc = release_held(c);
+        if (rc < 0)
+            return -1;
+        if (rc == 0)
+            return call_fail(c, CRAIL_E_OUT_OF_SPACE, 0);
+    }
 }
 
 /* The write came to nothing: what was granted is kept for the next one, or given back. Nothing may be kept into which
@@ -260,13 +278,14 @@ static void give_back(struct call *c, const struct grant *g, bool is_at_rest) {
         T->lane_grant_keep(c->lane, g->extents))
         return;
     PyErr_Fetch(&type, &value, &trace);
-    struct call plain = *c;
-    plain.path = NULL;
-    plain.path_len = 0;
+    int64_t timeout_ns = c->timeout_ns, deadline_ns = c->deadline_ns;
+    c->deadline_ns = 0; /* what was granted must not stay away because the call took too long */
+    c->timeout_ns = GIVE_BACK_NS;
     T->lane_begin(c->lane);
-    if (call_op(&plain, CRAIL_OP_RELEASE, 0, g->extents, g->count * sizeof(struct crail_extent), g->count, 0, 0) ||
-        call_exchange(c))
+    if (call_plain_op(c, CRAIL_OP_RELEASE, g->extents, g->count, 0) || call_exchange(c))
         PyErr_Clear();
+    c->timeout_ns = timeout_ns;
+    c->deadline_ns = deadline_ns;
     PyErr_Restore(type, value, trace);
 }
 
@@ -274,8 +293,8 @@ static void give_back(struct call *c, const struct grant *g, bool is_at_rest) {
 static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t flags, uint64_t if_version,
                   uint64_t *version) {
     const void *data;
-    if (c->self->client->options.grants_ahead && g->count == 1 && size <= GRANT_AHEAD_BYTES_MAX &&
-        c->lane->grants_count < CRAIL_LANE_GRANTS)
+    if (c->client->options.grants_ahead && g->count == 1 && size <= GRANT_AHEAD_BYTES_MAX &&
+        T->lane_grant_room(c->lane, size + size / 4 + 2 * CRAIL_GRANULE))
         flags |= CRAIL_OPF_GRANT_AGAIN;
     T->lane_begin(c->lane);
     if (call_op(c, CRAIL_OP_COMMIT, flags, g->extents, g->count * sizeof(struct crail_extent), g->count, if_version,
@@ -289,7 +308,7 @@ static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t
         return 1;
     if (r->status) {
         call_fail(c, r->status, r->server);
-        give_back(c, g, true);
+        give_back(c, g, !c->was_restarted);
         return -1;
     }
     *version = r->version;
@@ -308,7 +327,7 @@ static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint6
             return -1;
         int rc = call_transfer(c, g.extents, g.count, (uint64_t)b->len, 0, (uint64_t)b->len, b->buf, true);
         if (rc)
-            give_back(c, &g, rc < 0 && T->client_find(c->self->client, g.extents[0].server));
+            give_back(c, &g, rc < 0 && T->client_find(c->client, g.extents[0].server));
         if (rc == 0 && (rc = commit(c, &g, (uint64_t)b->len, flags, if_version, version)) == 1)
             give_back(c, &g, false); /* some of it may be ours still */
         if (rc <= 0)
@@ -347,7 +366,7 @@ PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         PyBuffer_Release(&b);
         return NULL;
     }
-    int rc = (uint64_t)b.len <= c.self->client->options.inline_max ? put_inline(&c, &b, flags, if_version, &version)
+    int rc = (uint64_t)b.len <= c.client->options.inline_max ? put_inline(&c, &b, flags, if_version, &version)
                                                                    : put_extents(&c, &b, flags, if_version, &version);
     finish(&c);
     PyBuffer_Release(&b);

@@ -99,7 +99,7 @@ PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     bool none_if_missing = PyObject_IsTrue(args[1]) == 1;
     Py_ssize_t total = PyList_Size(args[0]);
     PyObject *out = PyList_New(total), *again = PyList_New(0);
-    int rc = !out || !again ? -1 : call_begin(&c, (HotClient *)self, args[2]);
+    int rc = !out || !again ? -1 : call_begin(&c, (HotClient *)self, args[2], 0);
     bool is_begun = rc == 0;
     for (Py_ssize_t from = 0; rc == 0 && from < total;) {
         Py_ssize_t to = fill(&c, args[0], from, CRAIL_OP_GET, 0);
@@ -128,7 +128,7 @@ static int add_item(struct call *c, PyObject *items, Py_ssize_t i, uint16_t flag
     if (call_set_path(c, PyTuple_GetItem(item, 0)) ||
         PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b, PyBUF_C_CONTIGUOUS))
         return -1;
-    int rc = (uint64_t)b.len > c->self->client->options.inline_max
+    int rc = (uint64_t)b.len > c->client->options.inline_max
                  ? 2
                  : call_op(c, CRAIL_OP_PUT, flags, b.buf, (uint32_t)b.len, 0, 0, 0);
     PyBuffer_Release(&b);
@@ -163,7 +163,7 @@ PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     }
     Py_ssize_t at = PyLong_AsSsize_t(args[1]), total = PyList_Size(args[0]);
     uint16_t flags = (uint16_t)PyLong_AsLong(args[3]);
-    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[4]))
+    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[4], 0))
         return NULL;
     int rc = 0;
     while (rc != 2 && rc >= 0 && at < total) {
@@ -201,7 +201,7 @@ PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         return NULL;
     if (b.len > (Py_ssize_t)CRAIL_PATH_MAX) {
         PyErr_SetString(PyExc_ValueError, "data of a plain call is a name or a path");
-    } else if (!call_begin(&c, c.self, args[6])) {
+    } else if (!call_begin(&c, c.self, args[6], code == CRAIL_OP_SERVER ? 1 : 0)) {
         T->lane_begin(c.lane);
         const struct crail_result *r = NULL;
         if (!call_op(&c, code, flags, b.buf, (uint32_t)b.len, 0, arg0, arg1) && !call_exchange(&c))
@@ -229,7 +229,7 @@ PyObject *client_call_many(PyObject *self, PyObject *const *args, Py_ssize_t n) 
         PyErr_SetString(PyExc_TypeError, "keys must be a list");
         return NULL;
     }
-    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[3]))
+    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[3], 0))
         return NULL;
     PyObject *out = PyList_New(0);
     int rc = out ? 0 : -1;

@@ -28,11 +28,10 @@ static crail_client *new_client(uint32_t lanes_max) {
 /* Checks lane 0 out with one end of a socket pair; the other end is the namenode's. */
 static struct crail_lane *open_lane(crail_client *c, int *peer) {
     struct crail_lane *lane;
-    uint32_t number;
     int pair[2];
     assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-    assert(crail_lane_checkout(c, &lane, &number) == -EAGAIN);
-    assert(crail_client_lane_add(c, number, pair[0], 1) == 0);
+    assert(crail_lane_checkout(c, 0, &lane) == -EAGAIN);
+    assert(crail_client_lane_add(c, lane->number, pair[0], 1) == 0);
     *peer = pair[1];
     return lane;
 }
@@ -165,29 +164,53 @@ static void garbage_breaks_the_connection(void) {
 }
 
 static void the_pool_is_bounded(void) {
-    int peers[2];
-    uint32_t number;
+    int peers[3];
     crail_client *c = new_client(2);
     struct crail_lane *a = open_lane(c, &peers[0]), *b = open_lane(c, &peers[1]), *other;
-    assert(crail_lane_checkout(c, &other, &number) == -EBUSY);
+    assert(crail_lane_checkout(c, 0, &other) == -EBUSY);
     assert(crail_lane_wait(c, 1000000) == -ETIMEDOUT);
+    assert(crail_lane_checkout(c, 1, &other) == -EAGAIN && other->number == 2);
+    crail_lane_discard(other);
     crail_lane_checkin(b);
-    assert(crail_lane_checkout(c, &other, &number) == 0 && other == b);
-    crail_lane_discard(b);
+    assert(crail_lane_checkout(c, 0, &other) == 0 && other == b);
+    crail_lane_checkin(b);
     crail_client_close(c);
-    assert(crail_lane_checkout(c, &other, &number) == -CRAIL_E_CLOSED);
+    assert(crail_lane_checkout(c, 0, &other) == -CRAIL_E_CLOSED);
     crail_lane_checkin(a);
     crail_client_free(c);
     close(peers[0]), close(peers[1]);
     CLAIM("lanes are bounded, waited for, and closed with their client");
 }
 
+static void a_discarded_lane_keeps_its_number_and_its_grants(void) {
+    int peer;
+    char byte;
+    crail_client *c = new_client(1);
+    struct crail_lane *lane = open_lane(c, &peer), *again;
+    struct crail_extent e = {.granules = 3}, out[4];
+    assert(crail_lane_grant_keep(lane, &e));
+    crail_lane_begin(lane);
+    add_op(lane, CRAIL_OP_MKDIR, "/a");
+    assert(crail_lane_send(lane) == 0);
+    take_request(peer);
+    crail_lane_discard(lane);
+    assert(recv(peer, &byte, 1, 0) == 0);
+    assert(crail_lane_checkout(c, 0, &again) == -EAGAIN && again == lane && lane->is_lost);
+    assert(crail_lane_grants_drop(lane, out, 4) == 1 && out[0].granules == 3);
+    crail_lane_checkin(lane);
+    close(peer);
+    crail_client_free(c);
+    CLAIM("a call that ends without its reply costs a connection, no number and no grant");
+}
+
 static void grants_fit_within_a_quarter(void) {
     int peer;
     crail_client *c = new_client(1);
     struct crail_lane *lane = open_lane(c, &peer);
-    struct crail_extent e = {.granules = 10}, out;
-    for (uint32_t i = 0; i < CRAIL_LANE_GRANTS; i++)
+    struct crail_extent e = {.granules = 10}, large = {.granules = CRAIL_LANE_GRANT_BYTES_MAX / CRAIL_GRANULE}, out;
+    assert(crail_lane_grant_keep(lane, &e));
+    assert(!crail_lane_grant_keep(lane, &large));
+    for (uint32_t i = 1; i < CRAIL_LANE_GRANTS; i++)
         assert(crail_lane_grant_keep(lane, &e));
     assert(!crail_lane_grant_keep(lane, &e));
     assert(!crail_lane_grant_take(lane, 11 * CRAIL_GRANULE, &out));
@@ -196,7 +219,7 @@ static void grants_fit_within_a_quarter(void) {
     crail_lane_checkin(lane);
     close(peer);
     crail_client_free(c);
-    CLAIM("a grant held ahead serves values that fill most of it");
+    CLAIM("a grant held ahead serves values that fill most of it; number and bytes are bounded");
 }
 
 /* ---- shared memory ------------------------------------------------------- */
@@ -370,6 +393,7 @@ int main(void) {
     a_late_reply_is_not_taken_for_the_next();
     garbage_breaks_the_connection();
     the_pool_is_bounded();
+    a_discarded_lane_keeps_its_number_and_its_grants();
     grants_fit_within_a_quarter();
     values_are_cut_by_extent();
     a_raised_generation_is_refused();

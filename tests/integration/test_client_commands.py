@@ -86,3 +86,20 @@ def test_bench_measures_and_leaves_nothing(address: str) -> None:
     assert {row["section"] for row in facts["rows"]} >= {"small", "medium", "large", "many"}
     assert all(row["ratio"] > 0 for row in facts["rows"] if row["limit"])
     assert run("ls", f"--address={address}", "/").count(b"bench-") == 0
+
+
+def test_processes_of_bench_and_demo_get_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRAILPY_TOKEN", raising=False)
+    folder = str(Path(json.__file__).parent)
+    with crailpy.LocalCluster(dram="512MiB", token="a secret") as cluster:
+        given = [f"--address={cluster.address}", "--token=a secret", "--json"]
+        facts = json.loads(run("demo", *given, "--folder", folder, "--maps=2", "--reduces=1"))
+        assert facts["right"] is True
+        words = ["bench", *given, "--quick", "--sizes=64", "--clients=1"]
+        facts = json.loads(run(*words, "--only", "nodes stalls touch lookup clients"))
+        assert {row["section"] for row in facts["rows"]} == {
+            "nodes", "stalls", "touch", "lookup", "clients",
+        }  # fmt: skip
+        monkeypatch.setenv("CRAILPY_TOKEN", "a secret")
+        words = ["bench", given[0], "--quick", "--sizes=64", "--json", "--only", "nodes lookup"]
+        assert len(json.loads(run(*words))["rows"]) == 6

@@ -7,7 +7,8 @@ import io
 
 import pytest
 
-from crailpy.client import bench_report, commands, doctor
+from crailpy.client import commands, doctor
+from crailpy.client.bench import measure, report
 from crailpy.errors import NotFoundError
 
 
@@ -91,18 +92,18 @@ def test_doctor_finds_something_about_everything() -> None:
 
 
 def test_a_row_is_ok_when_all_its_bars_hold() -> None:
-    row = bench_report.Row("small", "pinned", "get", 64)
-    row.judge(bench_report.at_most("ratio", 1.2, 1.3))
+    row = report.Row("small", "pinned", "get", 64)
+    row.judge(report.at_most("ratio", 1.2, 1.3))
     assert row.ok is True
-    row.judge(bench_report.at_least("p99", 1, 2))
+    row.judge(report.at_least("p99", 1, 2))
     assert row.ok is False
-    report = bench_report.Report(as_json=True)
-    report.rows = [row, bench_report.Row("small", "free", "get", 64, counts=False)]
-    assert report.summary() == {"ok": 0, "miss": 1, "informal": 1}
+    said = report.Report(as_json=True)
+    said.rows = [row, report.Row("small", "free", "get", 64, counts=False)]
+    assert said.summary() == {"ok": 0, "miss": 1, "informal": 1}
 
 
 def test_percentiles() -> None:
     samples = list(range(100, 0, -1))
-    assert bench_report.percentile(samples, 50) == 51
-    assert bench_report.percentile(samples, 99) == 100
-    assert bench_report.percentile([5], 99) == 5
+    assert measure.percentile(samples, 50) == 51
+    assert measure.percentile(samples, 99) == 100
+    assert measure.percentile([5], 99) == 5

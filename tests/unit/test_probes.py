@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from crailpy.client.bench import lookup_frame
+from crailpy.client.bench.tree import lookup_frame
 from crailpy.client.probes import Echo, Memory, ProbeError, run_frames
 
 FRAME = struct.Struct("<IIIIQQ")

@@ -114,12 +114,13 @@ int crail_storage_generations(crail_storage *s, uint32_t region, uint64_t *out, 
 
 /* What registration gave: the number of this incarnation and the key of extent keys. */
 int crail_storage_identity(crail_storage *s, uint32_t number, const uint8_t *mac_key16);
-/* A client's data connection, its hello done. Takes the descriptor. */
+/* A client's data connection, its hello done. Takes the descriptor. -EMFILE: there are too many (16384, or what
+ * RLIMIT_NOFILE leaves when 256 descriptors are kept for all else). */
 int crail_storage_data_attach(crail_storage *s, int fd);
 /* The retire channel to the namenode. Takes the descriptor; replaces an older one. */
 int crail_storage_channel(crail_storage *s, int fd);
 
-/* A use table for a process that maps the regions: creates `path` (0600), maps it, and returns a descriptor with an
+/* A use table for a process that maps the regions: creates `path` (0600), and returns a descriptor with an
  * open file description of its own that holds the shared lock: pass it on, then close it. The table counts until
  * nobody holds that lock. *handle names it. */
 int crail_storage_use_create(crail_storage *s, const char *path, uint64_t session, uint32_t *handle);

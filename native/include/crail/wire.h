@@ -36,7 +36,7 @@ struct crail_frame {
 _Static_assert(sizeof(struct crail_frame) == 32, "wire");
 
 enum crail_op_code {
-    CRAIL_OP_PING = 1,     /* nothing, but a round trip */
+    CRAIL_OP_PING = 1,     /* -> version: the last sequence number that this lane executed */
     CRAIL_OP_GET = 2,      /* path -> the value (inline) or its extents */
     CRAIL_OP_STAT = 3,     /* path -> struct crail_stat [+ extents] */
     CRAIL_OP_LIST = 4,     /* path, data = last name seen, arg0 = entries wanted -> struct crail_dirent ... */

@@ -24,6 +24,7 @@
 #define CRAIL_CLIENT_SERVERS_MAX 1024u
 #define CRAIL_CLIENT_REGIONS_MAX 64u
 #define CRAIL_LANE_GRANTS 8u
+#define CRAIL_LANE_GRANT_BYTES_MAX (32u << 20)
 #define CRAIL_LANE_DATA_CONNECTIONS 64u
 #define CRAIL_COPY_PIECE (16u << 20) /* bytes copied before the caller may look at its signals */
 #define CRAIL_POPULATE_BLOCK (2u << 20)
@@ -74,6 +75,7 @@ struct crail_lane {
     uint32_t number;
     int fd; /* -1: broken, needs a new connection */
     bool checked_out;
+    bool is_lost;         /* a request ended without its reply: nobody here knows what the namenode executed last */
     bool is_mutating; /* the frame in `out` carries a sequence number */
     uint8_t patience; /* calls left for which the interpreter's lock is given up before waiting */
     uint64_t id_last, seq_last;
@@ -95,8 +97,7 @@ struct crail_client {
     bool is_closed;
     unsigned fork_epoch; /* of the process that made it */
     crail_client_options options;
-    uint32_t lanes_count; /* numbers in use, checked out or not */
-    uint32_t lane_next;   /* the next number never used */
+    uint32_t lanes_count; /* numbers in use: 0 .. lanes_count - 1, checked out or not */
     struct crail_lane *lanes[CRAIL_CLIENT_LANES_MAX];
     struct crail_lane *free_lanes;
     _Atomic uint32_t servers_count;
@@ -111,11 +112,12 @@ extern unsigned crail_fork_child_epoch;
 
 /* ---- lane.c -------------------------------------------------------------- */
 
-/* 0 and *lane; -EAGAIN: open a connection for lane *number, then call again; -EBUSY: all lanes are out;
- * CRAIL_E_CLOSED. */
-int crail_lane_checkout(crail_client *c, struct crail_lane **lane, uint32_t *number);
+/* 0 and *lane; -EAGAIN and *lane: it needs a connection first, and if it is lost then a PING, whose version is the last
+ * sequence number executed; -EBUSY: all lanes are out; CRAIL_E_CLOSED. `reserve`: lanes beyond lanes_max that this
+ * caller may use, for calls on which other calls wait. */
+int crail_lane_checkout(crail_client *c, uint32_t reserve, struct crail_lane **lane);
 void crail_lane_checkin(struct crail_lane *lane);
-/* Instead of checkin, when a call ends without its reply: the number is never used again. */
+/* Instead of checkin, when a call ends without its reply. The connection ends; number and grants stay for the next. */
 void crail_lane_discard(struct crail_lane *lane);
 /* After -EBUSY: waits for a checkin. 0 or -ETIMEDOUT. */
 int crail_lane_wait(crail_client *c, int64_t timeout_ns);
@@ -137,10 +139,12 @@ const struct crail_result *crail_lane_result(struct crail_lane *lane, const void
 
 /* Grants held ahead: takes one that fits `size` (no more than a quarter too large). */
 bool crail_lane_grant_take(struct crail_lane *lane, uint64_t size, struct crail_extent *out);
-/* Keeps a grant. False if the lane holds as many as it may. */
+/* May one more of `size` bytes be held? */
+bool crail_lane_grant_room(const struct crail_lane *lane, uint64_t size);
+/* Keeps a grant. False if there is no room. */
 bool crail_lane_grant_keep(struct crail_lane *lane, const struct crail_extent *extent);
-/* Takes any one, for giving it back. */
-bool crail_lane_grant_drop(struct crail_lane *lane, struct crail_extent *out);
+/* Takes grants for giving them back: this lane's, then those of lanes that nobody uses. Returns how many. */
+uint32_t crail_lane_grants_drop(struct crail_lane *lane, struct crail_extent *out, uint32_t max);
 
 /* ---- io.c ---------------------------------------------------------------- */
 
@@ -164,6 +168,7 @@ struct crail_io {
     uint32_t slot;
     uint32_t slot_extent;
     uint64_t tcp_asked; /* bytes for which requests were sent */
+    bool was_restarted; /* what an earlier data connection brought may still be on its way into the extents */
 };
 
 /* 0: all is done. CRAIL_NEED_*. -CRAIL_E_STALE_LOCATION: ask the namenode again. -EPIPE: the data connection broke.

@@ -99,6 +99,7 @@ static void data_close(struct crail_lane *lane, uint32_t server) {
     for (uint32_t i = 0; i < lane->data_count; i++) {
         if (lane->data[i].server != server)
             continue;
+        shutdown(lane->data[i].fd, SHUT_RDWR); /* a forked child may have a copy */
         close(lane->data[i].fd);
         lane->data[i] = lane->data[--lane->data_count];
         return;
@@ -111,25 +112,23 @@ bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server) {
 
 int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, int fd) {
     struct timeval tick = {.tv_usec = TICK_MS * 1000};
-    int on = 1, rc = -EINVAL;
+    int on = 1;
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof(tick));
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &tick, sizeof(tick));
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     pthread_mutex_lock(&c->lock);
-    for (uint32_t i = 0; i < CRAIL_CLIENT_LANES_MAX; i++) {
-        struct crail_lane *lane = c->lanes[i];
-        if (!lane || lane->number != number)
-            continue;
+    struct crail_lane *lane = number < CRAIL_CLIENT_LANES_MAX ? c->lanes[number] : NULL;
+    if (lane) {
         assert(lane->checked_out);
         data_close(lane, server);
-        rc = lane->data_count < CRAIL_LANE_DATA_CONNECTIONS ? 0 : -ENOSPC;
-        if (!rc)
-            lane->data[lane->data_count++] = (struct crail_data_connection){server, fd};
+        if (lane->data_count == CRAIL_LANE_DATA_CONNECTIONS) /* of a server that may be gone for long */
+            data_close(lane, lane->data[0].server);
+        lane->data[lane->data_count++] = (struct crail_data_connection){server, fd};
     }
     pthread_mutex_unlock(&c->lock);
-    if (rc)
+    if (!lane)
         close(fd);
-    return rc;
+    return lane ? 0 : -EINVAL;
 }
 
 /* 0: try again. A signal ends the attempt: who wants to go on after its handler calls crail_io_restart(). */
@@ -286,6 +285,7 @@ void crail_io_restart(struct crail_io *io) {
     for (uint32_t i = 0; i < io->extents_count; i++)
         data_close(io->lane, io->extents[i].server);
     io->tcp_asked = io->done;
+    io->was_restarted = true;
 }
 
 void crail_io_end(struct crail_io *io) {

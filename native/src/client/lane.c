@@ -20,61 +20,62 @@
 
 /* ---- the pool ------------------------------------------------------------ */
 
-static struct crail_lane *lane_new(crail_client *c, uint32_t number) {
-    struct crail_lane *lane = calloc(1, sizeof(*lane));
-    if (!lane)
-        return NULL;
-    lane->client = c;
-    lane->number = number;
+/* A forked child may have copies of the descriptors: the peers must learn of the end all the same. */
+static void end_connection(int fd) {
+    shutdown(fd, SHUT_RDWR);
+    close(fd);
+}
+
+static void data_disconnect(struct crail_lane *lane) {
+    while (lane->data_count)
+        end_connection(lane->data[--lane->data_count].fd);
+}
+
+static void disconnect(struct crail_lane *lane) {
+    if (lane->fd >= 0)
+        end_connection(lane->fd);
     lane->fd = -1;
-    return lane;
+    data_disconnect(lane);
 }
 
 static void lane_free(struct crail_lane *lane) {
-    if (lane->fd >= 0)
-        close(lane->fd);
-    for (uint32_t i = 0; i < lane->data_count; i++)
-        close(lane->data[i].fd);
+    disconnect(lane);
     crail_buf_free(&lane->out);
     crail_buf_free(&lane->in);
     free(lane);
 }
 
-static struct crail_lane **find_place(crail_client *c, uint32_t number) {
-    for (uint32_t i = 0; i < CRAIL_CLIENT_LANES_MAX; i++)
-        if (c->lanes[i] && c->lanes[i]->number == number)
-            return &c->lanes[i];
-    return NULL;
+/* A lane of a new number, in the table. NULL without memory. The lock is held. */
+static struct crail_lane *lane_new(crail_client *c) {
+    struct crail_lane *lane = calloc(1, sizeof(*lane));
+    if (!lane)
+        return NULL;
+    lane->client = c;
+    lane->number = c->lanes_count;
+    lane->fd = -1;
+    assert(!c->lanes[lane->number]);
+    c->lanes[c->lanes_count++] = lane;
+    return lane;
 }
 
-int crail_lane_checkout(crail_client *c, struct crail_lane **out, uint32_t *number) {
+int crail_lane_checkout(crail_client *c, uint32_t reserve, struct crail_lane **out) {
     int rc = 0;
     pthread_mutex_lock(&c->lock);
-    struct crail_lane *lane = c->free_lanes;
-    if (c->is_closed) {
+    struct crail_lane *lane = c->is_closed ? NULL : c->free_lanes;
+    if (c->is_closed)
         rc = -CRAIL_E_CLOSED;
-    } else if (lane) {
+    else if (lane)
         c->free_lanes = lane->next_free;
-    } else if (c->lanes_count >= c->options.lanes_max) {
+    else if (c->lanes_count >= c->options.lanes_max + reserve)
         rc = -EBUSY;
-    } else if (!(lane = lane_new(c, c->lane_next))) {
+    else if (!(lane = lane_new(c)))
         rc = -ENOMEM;
-    } else {
-        uint32_t i = 0;
-        while (c->lanes[i])
-            i++;
-        c->lanes[i] = lane;
-        c->lane_next++;
-        c->lanes_count++;
-    }
     if (lane) {
         assert(!lane->checked_out);
         lane->checked_out = true;
         crail_client_ref(c);
         *out = lane;
-        *number = lane->number;
-        if (lane->fd < 0)
-            rc = -EAGAIN;
+        rc = lane->fd < 0 ? -EAGAIN : 0;
     }
     pthread_mutex_unlock(&c->lock);
     return rc;
@@ -89,30 +90,26 @@ void crail_lane_checkin(struct crail_lane *lane) {
     crail_client *c = lane->client;
     shrink(&lane->out);
     shrink(&lane->in);
-    if (c->is_closed) {
-        crail_lane_discard(lane);
-        return;
-    }
     pthread_mutex_lock(&c->lock);
     assert(lane->checked_out);
     lane->checked_out = false;
-    lane->next_free = c->free_lanes;
-    c->free_lanes = lane;
-    pthread_cond_signal(&c->lane_freed);
+    if (c->is_closed) {
+        c->lanes[lane->number] = NULL;
+        lane_free(lane);
+    } else {
+        lane->next_free = c->free_lanes;
+        c->free_lanes = lane;
+        pthread_cond_signal(&c->lane_freed);
+    }
     pthread_mutex_unlock(&c->lock);
     crail_client_unref(c);
 }
 
 void crail_lane_discard(struct crail_lane *lane) {
-    crail_client *c = lane->client;
-    pthread_mutex_lock(&c->lock);
-    assert(lane->checked_out);
-    *find_place(c, lane->number) = NULL;
-    c->lanes_count--;
-    pthread_cond_signal(&c->lane_freed);
-    pthread_mutex_unlock(&c->lock);
-    lane_free(lane);
-    crail_client_unref(c);
+    disconnect(lane);
+    lane->is_lost = true;
+    crail_lane_begin(lane);
+    crail_lane_checkin(lane);
 }
 
 int crail_lane_wait(crail_client *c, int64_t timeout_ns) {
@@ -142,8 +139,8 @@ static int set_socket(int fd) {
 int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh) {
     int rc = set_socket(fd);
     pthread_mutex_lock(&c->lock);
-    struct crail_lane **place = find_place(c, number);
-    if (!rc && !place)
+    struct crail_lane *lane = number < CRAIL_CLIENT_LANES_MAX ? c->lanes[number] : NULL;
+    if (!rc && !lane)
         rc = -EINVAL;
     if (!rc && c->is_closed)
         rc = -CRAIL_E_CLOSED;
@@ -152,16 +149,17 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh) {
         close(fd);
         return rc;
     }
-    struct crail_lane *lane = *place;
     assert(lane->checked_out);
     if (lane->fd >= 0) {
-        close(lane->fd);
+        end_connection(lane->fd);
         atomic_fetch_add(&c->reconnects, 1);
     }
     lane->fd = fd;
     if (fresh) {
         lane->seq_last = 0;
+        lane->is_lost = false;
         lane->grants_count = 0;
+        data_disconnect(lane); /* their keys were of another life */
         if (lane->is_mutating && lane->out.len)
             ((struct crail_frame *)lane->out.data)->seq = ++lane->seq_last;
     }
@@ -318,19 +316,35 @@ bool crail_lane_grant_take(struct crail_lane *lane, uint64_t size, struct crail_
     return false;
 }
 
+bool crail_lane_grant_room(const struct crail_lane *lane, uint64_t size) {
+    uint64_t bytes = size;
+    for (uint32_t i = 0; i < lane->grants_count; i++)
+        bytes += (uint64_t)lane->grants[i].granules * CRAIL_GRANULE;
+    return lane->grants_count < CRAIL_LANE_GRANTS && bytes <= CRAIL_LANE_GRANT_BYTES_MAX;
+}
+
 bool crail_lane_grant_keep(struct crail_lane *lane, const struct crail_extent *extent) {
-    if (lane->grants_count == CRAIL_LANE_GRANTS)
+    if (!crail_lane_grant_room(lane, (uint64_t)extent->granules * CRAIL_GRANULE))
         return false;
     lane->grants[lane->grants_count++] = *extent;
     return true;
 }
 
-bool crail_lane_grant_drop(struct crail_lane *lane, struct crail_extent *out) {
-    if (lane->grants_count == 0)
-        return false;
-    *out = lane->grants[0];
-    lane->grants[0] = lane->grants[--lane->grants_count];
-    return true;
+static uint32_t drop_some(struct crail_lane *lane, struct crail_extent *out, uint32_t max) {
+    uint32_t n = 0;
+    while (n < max && lane->grants_count)
+        out[n++] = lane->grants[--lane->grants_count];
+    return n;
+}
+
+uint32_t crail_lane_grants_drop(struct crail_lane *lane, struct crail_extent *out, uint32_t max) {
+    crail_client *c = lane->client;
+    uint32_t n = drop_some(lane, out, max);
+    pthread_mutex_lock(&c->lock);
+    for (struct crail_lane *l = c->free_lanes; l && n < max; l = l->next_free)
+        n += drop_some(l, out + n, max - n);
+    pthread_mutex_unlock(&c->lock);
+    return n;
 }
 
 /* ---- closing ------------------------------------------------------------- */
@@ -348,7 +362,6 @@ void crail_client_close(crail_client *c) {
             continue;
         }
         c->lanes[i] = NULL;
-        c->lanes_count--;
         lane_free(lane);
     }
     c->free_lanes = NULL;

@@ -104,32 +104,27 @@ static int commit_grants_checked(struct crail_call *c, const struct crail_extent
     return granules_of(c->op->arg1) <= granules ? 0 : CRAIL_E_INVALID_ARGUMENT;
 }
 
-/* Copies the runs up to what the size needs, rounded to its class. Returns how many. */
+/* Copies the runs that the size needs. Returns how many. A run is never cut: its grantee may still be writing behind the
+ * size, and only the generation of the run's first granule, which stays, could keep it off. */
 static uint32_t kept_runs(const struct crail_extent *e, uint32_t n, uint64_t size, struct crail_run *kept) {
-    uint64_t left = crail_run_round(granules_of(size));
+    uint64_t needed = granules_of(size), held = 0;
     uint32_t k = 0;
-    for (uint32_t i = 0; i < n && left; i++) {
-        kept[k] = run_of(&e[i]);
-        if (kept[k].granules > left)
-            kept[k].granules = (uint32_t)left;
-        left -= kept[k++].granules;
+    for (; k < n && held < needed; k++) {
+        kept[k] = run_of(&e[k]);
+        held += kept[k].granules;
     }
     return k;
 }
 
-/* The grants stop being grants: `kept` become the node's, the rest is retired. */
-static void turn_to_value(struct crail_call *c, const struct crail_extent *e, uint32_t n, const struct crail_run *kept,
-                          uint32_t kept_n) {
+/* The grants stop being grants: the first `kept` become the node's, the rest is retired. */
+static void turn_to_value(struct crail_call *c, const struct crail_extent *e, uint32_t n, uint32_t kept) {
     for (uint32_t i = 0; i < n; i++) {
         struct crail_run run = run_of(&e[i]);
         crail_session_drop(c->m, c->s, &run);
-        if (i >= kept_n) {
+        if (i < kept)
+            crail_run_use(c->m, &run);
+        else
             crail_run_retire(c->m, &run);
-            continue;
-        }
-        if (kept[i].granules < run.granules)
-            crail_run_trim(c->m, &run, kept[i].granules);
-        crail_run_use(c->m, &run);
     }
 }
 
@@ -166,7 +161,7 @@ int crail_op_commit(struct crail_call *c) {
         crail_value_discard(c->m, &v);
         return rc;
     }
-    turn_to_value(c, e, n, kept, kept_n);
+    turn_to_value(c, e, n, kept_n);
     if (crail_flag(c, CRAIL_OPF_GRANT_AGAIN))
         grant_again(c);
     return 0;

@@ -100,8 +100,6 @@ bool crail_runs_take_if_plenty(struct crail_meta *m, uint64_t granules, struct c
 void crail_run_use(struct crail_meta *m, const struct crail_run *run);
 /* A used or taken run goes: due to be retired, or forgotten with its server. */
 void crail_run_retire(struct crail_meta *m, const struct crail_run *run);
-/* Cuts a used or taken run: what is beyond `keep` granules becomes a run of the same state, and is retired. */
-void crail_run_trim(struct crail_meta *m, struct crail_run *run, uint32_t keep);
 bool crail_servers_step(struct crail_meta *m); /* gives back memory of lost servers; true if some is left */
 void crail_servers_close(struct crail_meta *m);
 

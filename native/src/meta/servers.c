@@ -183,17 +183,6 @@ void crail_run_retire(struct crail_meta *m, const struct crail_run *run) {
     sv->due_granules += rec->len;
 }
 
-void crail_run_trim(struct crail_meta *m, struct crail_run *run, uint32_t keep) {
-    struct crail_run_record *rec = crail_run_record_of(m, run);
-    struct crail_run tail = *run;
-    assert(keep && keep < run->granules && rec->len == run->granules);
-    tail.granule += keep;
-    tail.granules -= keep;
-    rec->len = run->granules = keep;
-    *crail_run_record_of(m, &tail) = (struct crail_run_record){.len = tail.granules, .state = rec->state};
-    crail_run_retire(m, &tail);
-}
-
 /* ---- orders ------------------------------------------------------------------------- */
 
 static void order_take(struct crail_server *sv, uint32_t region, struct crail_retire *out) {

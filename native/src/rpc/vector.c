@@ -17,14 +17,18 @@ static uint32_t bytes_of(const struct crail_op *op) {
 
 /* ---- results that need no tree ------------------------------------------- */
 
-static int answer(struct crail_buf *b, int status, const void *data, uint32_t n) {
-    struct crail_result r = {.status = -status, .data_len = n, .size = n};
-    int rc = crail_buf_reserve(b, sizeof r + crail_pad8(n));
+static int answer_with(struct crail_buf *b, const struct crail_result *r, const void *data) {
+    int rc = crail_buf_reserve(b, sizeof *r + crail_pad8(r->data_len));
     if (rc)
         return rc;
-    crail_buf_append_padded(b, &r, sizeof r);
-    crail_buf_append_padded(b, data, n);
+    crail_buf_append_padded(b, r, sizeof *r);
+    if (data)
+        crail_buf_append_padded(b, data, r->data_len);
     return 0;
+}
+
+static int answer(struct crail_buf *b, int status, const void *data, uint32_t n) {
+    return answer_with(b, &(struct crail_result){.status = -status, .data_len = n, .size = n}, data);
 }
 
 static int begin_reply(struct crail_buf *b, const struct crail_frame *asked) {
@@ -77,7 +81,7 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
         return -ENOMEM;
     switch (op->code) {
     case CRAIL_OP_PING:
-        return answer(v->reply, 0, NULL, 0);
+        return answer_with(v->reply, &(struct crail_result){.version = lane->last_seq}, NULL);
     case CRAIL_OP_SERVER:
         return describe_server(nn, op->arg0, v->reply);
     case CRAIL_OP_BYE:

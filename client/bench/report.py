@@ -1,16 +1,11 @@
-"""What `crailpy bench` says: rows with limits and bars, as a table or as JSON (see `bench.py`)."""
+"""What `crailpy bench` says: rows with limits and bars, as a table or as JSON."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-
-# ---- what is reported ------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -42,7 +37,7 @@ class Limit:
 
 @dataclass(slots=True)
 class Row:
-    """One line of the report; the fields are explained in the module's docstring."""
+    """One line of the report; the fields are explained in the package's docstring."""
 
     section: str
     placement: str
@@ -64,12 +59,6 @@ class Row:
     def judge(self, *bars: Bar) -> None:
         self.bars.extend(bars)
         self.ok = all(bar.ok for bar in self.bars)
-
-
-def percentile(samples: Sequence[int], per_cent: float) -> float:
-    """The smallest sample that at least `per_cent` of all do not exceed."""
-    ordered = sorted(samples)
-    return float(ordered[min(len(ordered) - 1, int(len(ordered) * per_cent / 100))])
 
 
 def size_text(size: int) -> str:
@@ -148,37 +137,3 @@ class Report:
             "miss": len(counting) - good,
             "informal": len(self.rows) - len(counting),
         }
-
-
-# ---- the machine ------------------------------------------------------------------------
-
-
-def _first_line(path: str, start: str = "") -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith(start):
-                    return line.strip()
-    except OSError:
-        pass
-    return "unknown"
-
-
-def memory_available() -> int:
-    """Bytes that this machine can give to new processes now."""
-    words = _first_line("/proc/meminfo", "MemAvailable").split()
-    return int(words[1]) * KIB if len(words) > 1 else 0
-
-
-def machine() -> dict[str, Any]:
-    words = _first_line("/proc/meminfo", "MemTotal").split()
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "cpu": _first_line("/proc/cpuinfo", "model name").partition(":")[2].strip() or "unknown",
-        "memory_bytes": int(words[1]) * KIB if len(words) > 1 else 0,
-        "kernel": os.uname().release,
-        "python": sys.version.split()[0],
-        "load": round(os.getloadavg()[0], 2),
-        "thp": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "thp_shmem": _first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
-    }
