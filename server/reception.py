@@ -2,7 +2,7 @@
 role.
 
 A visitor has `hello_timeout` seconds from the accept until it was answered; at most VISITORS_MAX
-are in the door at once, further ones wait in the kernel's backlog.
+are in the door of a listener at once, further ones wait in the kernel's backlog.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from typing import Any
 from crailpy import channel, hello
 from crailpy.errors import AuthError, CrailError, ProtocolError
 
+from . import peers
+
 log = logging.getLogger("crailpy.reception")
 
 VISITORS_MAX = 512
 BACKLOG = 1024
 ACCEPT_PAUSE = 0.05  # seconds, when descriptors have run out
+REFUSAL_TIMEOUT = 0.2  # seconds, to be rid of the words why
 
 
 class Visit:
@@ -82,15 +85,20 @@ class Reception:
     """Listens on any number of sockets for the roles given.
 
     With a `token`, every visitor has to prove that it knows it, whatever its role. Unix sockets
-    are open to our own user and root only."""
+    are open to our own user and root only; so is TCP with `own_user`, which is for loopback."""
 
     def __init__(
-        self, roles: dict[str, Handler], *, token: str | None, hello_timeout: float
+        self,
+        roles: dict[str, Handler],
+        *,
+        token: str | None,
+        hello_timeout: float,
+        own_user: bool = False,
     ) -> None:
         self._roles = roles
         self._token = token
         self._hello_timeout = hello_timeout
-        self._room = asyncio.Semaphore(VISITORS_MAX)
+        self._own_user = own_user
         self._listeners: list[tuple[socket.socket, asyncio.Task[None]]] = []
         self._visits: set[asyncio.Task[None]] = set()
         self._paths: list[str] = []
@@ -139,33 +147,34 @@ class Reception:
 
     async def _accept(self, listener: socket.socket, unix: bool) -> None:
         loop = asyncio.get_running_loop()
+        room = asyncio.Semaphore(VISITORS_MAX)  # of this listener: the others stay open
         while True:
-            await self._room.acquire()
+            await room.acquire()
             try:
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:  # out of descriptors, or the visitor has gone already
-                self._room.release()
+                room.release()
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     log.error("cannot accept: %s: raise `ulimit -n`", error)
                     await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             except BaseException:
-                self._room.release()
+                room.release()
                 raise
-            task = loop.create_task(self._receive(sock, unix))
+            task = loop.create_task(self._receive(sock, unix, room))
             self._visits.add(task)
             task.add_done_callback(self._visits.discard)
 
-    async def _receive(self, sock: socket.socket, unix: bool) -> None:
+    async def _receive(self, sock: socket.socket, unix: bool, room: asyncio.Semaphore) -> None:
         """One visitor, from the accept to the end of its handler."""
         visit: Visit | None = None
-        room = self._room
+        in_the_door = True
 
         def leave_the_door() -> None:
-            nonlocal room
-            if room is self._room:
-                room = asyncio.Semaphore()
-                self._room.release()
+            nonlocal in_the_door
+            if in_the_door:
+                in_the_door = False
+                room.release()
 
         try:
             async with asyncio.timeout(self._hello_timeout) as limit:
@@ -174,6 +183,8 @@ class Reception:
                     channel.check_peer(sock)
                 else:
                     hello.tune_tcp(sock)
+                    if self._own_user:
+                        peers.check_owner(sock)
                 visit = Visit(sock, await self._hear(sock), unix=unix, limit=limit)
                 role = visit.request.get("role")
                 handler = self._roles.get(role) if isinstance(role, str) else None
@@ -186,10 +197,12 @@ class Reception:
         except TimeoutError:
             log.info("a visitor did not finish its hello in time")
         except (OSError, CrailError) as error:
+            leave_the_door()
             if isinstance(error, CrailError) and not (visit and visit.answered):
                 await self._refuse(sock, error)
         except Exception as error:
             log.exception("a visit failed")
+            leave_the_door()
             if not (visit and visit.answered):
                 await self._refuse(sock, error)
         finally:
@@ -200,7 +213,7 @@ class Reception:
         if sock.fileno() < 0:
             return
         try:
-            async with asyncio.timeout(self._hello_timeout):
+            async with asyncio.timeout(REFUSAL_TIMEOUT):
                 await channel.send(sock, hello.error_reply(error))
         except (OSError, TimeoutError):
             pass

@@ -2,7 +2,8 @@
 
 A *server* is an id that stays; an *incarnation* is one life of its memory, and has a number in the
 core. A server that returns with the same incarnation gets its number back, and its blocks with it.
-One that returns with another incarnation has lost its old memory, for ever.
+One that returns with another incarnation has lost its old memory, for ever; so while one is up, no
+other incarnation of its id is let in.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from crailpy.channel import Channel
 from crailpy.control import HEARTBEATS_MISSED_MAX, Registration
+from crailpy.errors import ExistsError
 
 log = logging.getLogger("crailpy.namenode")
 
@@ -39,6 +41,8 @@ class Member:
         self.registration = registration
         self.state = UP
         self.channel: Channel | None = None
+        self.retires = False  # is its retire channel open?
+        self.asked = False  # has it been asked to open one, and not answered yet?
         self.stats: dict[str, Any] = {}
         self.last_seen = time.monotonic()
         self.late: asyncio.TimerHandle | None = None
@@ -53,7 +57,7 @@ class Members:
 
     def register(self, new: Registration) -> Member | None:
         """Lets a server in. None: its memory has a history that we do not know, so it must come
-        with fresh memory."""
+        with fresh memory. Raises ExistsError while another incarnation of this id is up."""
         member = self._members.get(new.server)
         known = member is not None and member.registration.incarnation == new.incarnation
         if member is not None and known and member.state != LOST:
@@ -66,6 +70,11 @@ class Members:
             log.info("storage server %s (%d) is back", new.server, member.number)
             self.seen(member)
             return member
+        if member is not None and not known and member.state == UP:
+            raise ExistsError(
+                f"another storage server with the id {new.server!r} is up",
+                hint="give each its own --id",
+            )
         if new.history or known:
             return None
         if member is not None:

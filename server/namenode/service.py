@@ -24,6 +24,7 @@ from crailpy.errors import (
 )
 
 from ..reception import Reception, Visit, check_exposure, private_folder
+from ..threads import Threads
 from .members import Member, Members
 
 log = logging.getLogger("crailpy.namenode")
@@ -50,6 +51,7 @@ class NamenodeService:
         self._born = time.monotonic()
         self._sessions: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._threads = Threads()
 
     @property
     def address(self) -> str:
@@ -70,6 +72,7 @@ class NamenodeService:
             },
             token=self._token,
             hello_timeout=self.settings.hello_timeout,
+            own_user=not self._token and not self._insecure,  # then it is loopback
         )
         self._core = native.Namenode(
             arena_bytes_max=self.settings.arena_max,
@@ -99,6 +102,7 @@ class NamenodeService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._reception.close()
+        await self._threads.finish()
         if not self._core.closed:
             asyncio.get_running_loop().remove_reader(self._core.event_fd())
             self._core.close()
@@ -170,6 +174,7 @@ class NamenodeService:
                 raise ProtocolError("heartbeat before register")
             if member.channel is channel:
                 self._members.seen(member, stats)
+                self._ask_channel(member)
 
         async def leave(message: dict[str, Any]) -> None:
             if member is not None and member.channel is channel:
@@ -188,10 +193,12 @@ class NamenodeService:
 
     async def _retire(self, visit: Visit) -> None:
         member = self._members.find(visit.number("number", 32), visit.number("incarnation", 64))
-        if member is None:
+        if member is None or member.channel is None:
             raise StaleLocationError("this incarnation is not registered", hint="register first")
         await visit.reply({"ok": True})
-        self._core.server_channel(member.number, visit.take())
+        if member.channel is not None:  # the core takes a server with a channel for one that is up
+            self._core.server_channel(member.number, visit.take())
+            member.retires = True
 
     def _on_events(self) -> None:
         for kind, server, session in self._core.events():
@@ -199,18 +206,26 @@ class NamenodeService:
                 self._sessions.discard(session)
             elif kind == native.EVENT_CHANNEL_CLOSED:
                 member = self._members.by_number(server)
-                if member is not None and member.channel is not None:
-                    task = asyncio.get_running_loop().create_task(self._ask_channel(member))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                if member is not None:
+                    member.retires = False
+                    self._ask_channel(member)
 
-    async def _ask_channel(self, member: Member) -> None:
-        """The retire channel broke and the server is still there: it opens another one."""
+    def _ask_channel(self, member: Member) -> None:
+        """Where the retire channel broke and the server is still there, it opens another one."""
+        if member.channel is None or member.retires or member.asked:
+            return
+        member.asked = True
+        task = asyncio.get_running_loop().create_task(self._call_channel(member, member.channel))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _call_channel(self, member: Member, link: Channel) -> None:
         try:
-            if member.channel is not None:
-                await member.channel.call(control.CHANNEL, {}, timeout=CALL_TIMEOUT)
-        except (CrailError, OSError) as error:
+            await link.call(control.CHANNEL, {}, timeout=CALL_TIMEOUT)
+        except (CrailError, OSError) as error:  # asked again at its next heartbeat
             log.warning("storage server %s: no channel: %s", member.registration.server, error)
+        finally:
+            member.asked = False
 
     # -- administration ------------------------------------------------------------------------
 
@@ -240,7 +255,7 @@ class NamenodeService:
         }
 
     async def _admin_check(self) -> dict[str, Any]:
-        why = await asyncio.to_thread(self._core.check)
+        why = await self._threads.run(self._core.check)
         return {"ok": why is None, "why": why}
 
     async def _admin_stop(self) -> dict[str, Any]:

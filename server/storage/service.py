@@ -7,6 +7,7 @@ import hmac
 import logging
 import os
 import socket
+import time
 from typing import Any
 
 from crailpy import channel, control, hello, native
@@ -17,12 +18,14 @@ from crailpy.errors import (
     AuthError,
     ClosedError,
     CrailError,
+    ExistsError,
     ProtocolError,
     StaleLocationError,
     UnavailableError,
 )
 
 from ..reception import Reception, Visit
+from ..threads import Threads
 from .tiers.dram import DramTier
 
 log = logging.getLogger("crailpy.storage")
@@ -30,6 +33,7 @@ log = logging.getLogger("crailpy.storage")
 CALL_TIMEOUT = 10.0  # seconds, for a question to the namenode
 RETRY_FIRST = 0.02  # seconds until the next attempt to reach the namenode; doubles
 RETRY_MAX = 1.0
+TAKEN_PATIENCE = 3.0  # seconds, while another server has our id: it may be our own last life
 
 
 class StorageService:
@@ -62,6 +66,7 @@ class StorageService:
         self._key = b""  # of the cluster, once registered
         self._control: Channel | None = None
         self._life: asyncio.Task[None] | None = None
+        self._threads = Threads()
 
     async def start(self) -> None:
         """Takes the memory, listens, and begins to register; `registered` says when that is done.
@@ -74,7 +79,7 @@ class StorageService:
             hello_timeout=self.settings.hello_timeout,
         )
         try:
-            await asyncio.to_thread(self._take_memory)
+            await self._threads.run(self._take_memory)
             self.port = self._reception.listen_tcp(self.settings.host, self.settings.port)
             self._reception.listen_unix(self.tier.socket_path)
         except BaseException:
@@ -83,7 +88,14 @@ class StorageService:
         self._life = asyncio.get_running_loop().create_task(self._stay_registered())
 
     def _take_memory(self) -> None:
-        self.tier.open(self._server)
+        if self.tier.open(self._server):
+            try:
+                self.tier.adopt_tables(self._core)
+            except (CrailError, OSError) as error:
+                log.warning("cannot know who reads the memory: %s: made anew", error)
+                self._core.close()
+                self._core = native.Storage()
+                self.tier.fresh()
         self.tier.attach(self._core)
 
     async def close(self) -> None:
@@ -100,6 +112,7 @@ class StorageService:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
         await self._reception.close()
+        await self._threads.finish()
         self._core.close()
         if self._ephemeral:
             self.tier.remove()
@@ -119,6 +132,9 @@ class StorageService:
                 sock, _ = await self._dial({"role": "control", "server": self.tier.server})
                 pause, told = RETRY_FIRST, False
                 await self._serve_control(sock)
+            except ExistsError as error:
+                self._failed.set_exception(error)
+                return
             except (AuthError, ProtocolError) as error:
                 if not self.registered.is_set() and not self._key:
                     self._failed.set_exception(error)  # it was never let in: say so and end
@@ -185,10 +201,20 @@ class StorageService:
             host_identity=hello.host_identity(),
             heartbeat=self.settings.heartbeat,
         )
-        reply = await link.call(control.REGISTER, new.message(), timeout=CALL_TIMEOUT)
-        if not isinstance(reply, dict):
-            raise ProtocolError("the namenode's answer to register")
-        return reply
+        if self._core.regions != len(new.regions):
+            raise RuntimeError(f"{self._core.regions} of {len(new.regions)} regions are served")
+        deadline = time.monotonic() + TAKEN_PATIENCE
+        while True:
+            try:
+                reply = await link.call(control.REGISTER, new.message(), timeout=CALL_TIMEOUT)
+            except ExistsError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(RETRY_FIRST)
+                continue
+            if not isinstance(reply, dict):
+                raise ProtocolError("the namenode's answer to register")
+            return reply
 
     def _host_for_clients(self, sock: socket.socket) -> str:
         """Where clients reach the TCP port: what we listen on, or the side of us that the namenode
@@ -205,10 +231,10 @@ class StorageService:
         self.registered.clear()
         self._core.close()
         self.number = 0
-        self._core = native.Storage()
         try:
-            await asyncio.to_thread(self._make_fresh)
-        except CrailError as error:  # without memory there is nothing to serve: the process ends
+            self._core = native.Storage()
+            await self._threads.run(self._make_fresh)
+        except Exception as error:  # without memory there is nothing to serve: the process ends
             raise RuntimeError(f"cannot make the memory anew: {error}") from error
 
     def _make_fresh(self) -> None:

@@ -18,12 +18,12 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
-import shutil
 from typing import Any
 
 from crailpy import native
-from crailpy.errors import CrailError, ExistsError, InvalidArgumentError, OutOfSpaceError
+from crailpy.errors import ExistsError, InvalidArgumentError, OutOfSpaceError
 from crailpy.units import format_size
 
 from ...reception import private_folder
@@ -33,6 +33,9 @@ log = logging.getLogger("crailpy.storage")
 GRANULE = 4096
 RESERVE = 0.05  # of the file system's free bytes: not for us
 REGIONS_MAX = 64
+# The names that we give. A folder may hold files of others, too: those are not ours to touch.
+MEMORY = re.compile(r"(region|gen)-\d+|use-\d+-\d+")
+TABLE = re.compile(r"use-\d+-\d+")
 
 
 class DramTier:
@@ -161,8 +164,8 @@ class DramTier:
     # -- the core ------------------------------------------------------------------------------
 
     def attach(self, core: native.Storage) -> None:
-        """Gives the regions to the core, which takes all their memory now, and the use tables of
-        living processes. Raises OutOfSpaceError, OSError."""
+        """Gives the regions to the core, which takes all their memory now. Raises OutOfSpaceError,
+        OSError."""
         for region, granules in enumerate(self._sizes):
             memory = os.open(self._memory(region), os.O_RDWR | os.O_CLOEXEC)
             generations = os.open(self._generations(region), os.O_RDWR | os.O_CLOEXEC)
@@ -171,23 +174,30 @@ class DramTier:
             finally:
                 os.close(memory)
                 os.close(generations)
-        for name in os.listdir(self.folder):
-            if name.startswith("use-"):
-                self._adopt(core, os.path.join(self.folder, name))
         self._save()
 
-    def _adopt(self, core: native.Storage, path: str) -> None:
-        try:
-            if core.use_adopt(path):
-                log.info("somebody still holds %s", path)
-        except CrailError as error:
-            log.warning("%s: %s: removed", path, error)
-            _remove(path)
+    def adopt_tables(self, core: native.Storage) -> None:
+        """Gives the core the use tables of processes that still map the memory. Raises CrailError;
+        then nobody knows what they read, and the memory must not be served."""
+        for name in os.listdir(self.folder):
+            if TABLE.fullmatch(name):
+                path = os.path.join(self.folder, name)
+                try:
+                    if core.use_adopt(path):
+                        log.info("somebody still holds %s", path)
+                except InvalidArgumentError:
+                    if _is_locked(path):
+                        raise
+                    _remove(path)  # whoever made it died before it was whole
 
     def new_table_path(self) -> str:
-        """The name of another use table."""
-        self._tables += 1
-        return os.path.join(self.folder, f"use-{os.getpid()}-{self._tables}")
+        """The name of another use table. An earlier process may have had our pid, in a container
+        above all, and a reader may still hold its tables."""
+        while True:
+            self._tables += 1
+            path = os.path.join(self.folder, f"use-{os.getpid()}-{self._tables}")
+            if not os.path.exists(path):
+                return path
 
     def descriptors(self, *, write: bool) -> list[int]:
         """What a process of this host maps: per region its memory for writing; or, for reading,
@@ -212,14 +222,19 @@ class DramTier:
         _remove(os.path.join(self.folder, "state.json"))
         for folder in {self.folder, self._memory_folder}:
             for name in os.listdir(folder):
-                if name.startswith(("region-", "gen-", "use-")):
+                if MEMORY.fullmatch(name):
                     _remove(os.path.join(folder, name))
 
     def remove(self) -> None:
-        """Removes everything, the folders too."""
+        """Removes all that we have made, and the folders unless others have files there."""
         self._unlink()
+        for name in ("state.json.new", "shm.sock", "lock"):
+            _remove(os.path.join(self.folder, name))
         for folder in {self.folder, self._memory_folder}:
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                os.rmdir(folder)
+            except OSError as error:
+                log.info("%s stays: %s", folder, error.strerror)
 
     def close(self) -> None:
         """Lets go of the folder; the memory stays. May be called twice."""
@@ -256,6 +271,18 @@ def _remove(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+def _is_locked(path: str) -> bool:
+    """Does anybody hold a lock on the file? Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _boot() -> str:
