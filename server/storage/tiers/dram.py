@@ -142,6 +142,8 @@ class DramTier:
         """Makes new, empty memory of a new incarnation. What maps the old one keeps it.
 
         Raises OutOfSpaceError if the file system has no room."""
+        for region in range(len(self._sizes)):
+            _raise_all(self._generations(region))
         self._unlink()
         self.incarnation = secrets.randbits(63) | 1
         self.registered = False
@@ -256,6 +258,21 @@ def region_sizes(dram: int, region_max: int) -> list[int]:
             f" and there must be 1 to {REGIONS_MAX}"
         )
     return [granules // count + (i < granules % count) for i in range(count)]
+
+
+def _raise_all(path: str) -> None:
+    """Makes every location that anybody still has in these generations out of date, for whoever
+    keeps the old memory mapped: nothing is found there and nothing is written there any more."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        left = os.fstat(fd).st_size
+        while left > 0:
+            left -= os.write(fd, b"\xff" * min(left, 1 << 20))
+    finally:
+        os.close(fd)
 
 
 def _make(path: str, size: int) -> None:
