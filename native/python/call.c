@@ -7,7 +7,7 @@
 
 #define RESEND_NS_FIRST 1000000000ll /* a reply this late may have been lost: ask again on a new connection */
 #define LOOK_AT_SIGNALS_NS 50000000ll
-#define LATE_CALLS 16                /* so many calls of a lane give the lock up at once after a late reply */
+#define LATE_CALLS 16 /* so many calls of a lane give the lock up at once after a late reply */
 
 int64_t call_deadline(struct call *c) {
     if (!c->deadline_ns) {
@@ -83,11 +83,9 @@ static int wait_for_lane(struct call *c) {
     if (left > LOOK_AT_SIGNALS_NS)
         left = LOOK_AT_SIGNALS_NS;
     T->client_ref(client);
-    Py_BEGIN_ALLOW_THREADS
-    T->lane_wait(client, left);
+    Py_BEGIN_ALLOW_THREADS T->lane_wait(client, left);
     T->client_unref(client);
-    Py_END_ALLOW_THREADS
-    return PyErr_CheckSignals();
+    Py_END_ALLOW_THREADS return PyErr_CheckSignals();
 }
 
 static int checkout(struct call *c, uint32_t reserve) {

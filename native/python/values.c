@@ -367,7 +367,7 @@ PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         return NULL;
     }
     int rc = (uint64_t)b.len <= c.client->options.inline_max ? put_inline(&c, &b, flags, if_version, &version)
-                                                                   : put_extents(&c, &b, flags, if_version, &version);
+                                                             : put_extents(&c, &b, flags, if_version, &version);
     finish(&c);
     PyBuffer_Release(&b);
     return rc ? NULL : PyLong_FromUnsignedLongLong(version);

@@ -784,6 +784,53 @@ static void test_many_retirements(void) {
     CHECK(pthread_join(t, NULL) == 0);
 }
 
+#define VIEWED 9000u /* deleted values that somebody still looks at */
+
+/* The storage server: keeps the first VIEWED orders waiting, confirms all others. */
+static void *confirms_what_nobody_views(void *arg) {
+    int fd = *(int *)arg;
+    struct crail_buf b = {0};
+    uint32_t kept = 0;
+    while (orders(fd, &b)) {
+        const struct crail_retire_frame *head = (const void *)b.data;
+        uint32_t keep = head->count < VIEWED - kept ? head->count : VIEWED - kept;
+        kept += keep;
+        if (keep == head->count)
+            continue;
+        struct crail_retire_frame less = *head;
+        less.count -= keep;
+        less.size -= keep * (uint32_t)sizeof(struct crail_retire);
+        send_all(fd, &less, sizeof less);
+        send_all(fd, b.data + sizeof less + keep * sizeof(struct crail_retire), less.size - sizeof less);
+    }
+    crail_buf_free(&b);
+    close(fd);
+    return NULL;
+}
+
+static void test_orders_that_wait_hold_up_no_others(void) {
+    tuning.space_wait_ns = 5000000000;
+    start(5000);
+    int fd = client(1), channel;
+    server(VIEWED + 64, &channel);
+    pthread_t t;
+    CHECK(pthread_create(&t, NULL, confirms_what_nobody_views, &channel) == 0);
+    uint64_t seq = 0;
+    uint32_t n;
+    for (uint32_t i = 0; i < VIEWED + 1000; i++) {
+        CHECK(alloc(fd, ++seq, CRAIL_GRANULE, &n) == 0);
+        CHECK(release(fd, ++seq, n) == 0);
+    }
+    crail_namenode_stats st;
+    do
+        st = stats();
+    while (st.granules_retiring > VIEWED);
+    CHECK(st.granules_retiring == VIEWED && st.granules_free == 64);
+    close(fd);
+    end();
+    CHECK(pthread_join(t, NULL) == 0);
+}
+
 /* ---- many at once -------------------------------------------------------- */
 
 static void *busy_client(void *arg) {
@@ -964,6 +1011,7 @@ int main(int argc, char **argv) {
             T(test_an_alloc_waits_and_gives_up),
             T(test_channels_break_and_come_back),
             T(test_many_retirements),
+            T(test_orders_that_wait_hold_up_no_others),
             T(test_many_at_once),
             T(test_stop_in_the_middle),
 #undef T

@@ -1,17 +1,21 @@
 /* The storage server's core over socketpairs and loopback. sources: data base
  *
- * Test threads play the namenode and the clients. Use tables lie in a temporary folder that is removed. */
+ * Test threads play the namenode and the clients. Use tables lie in a temporary folder that is removed, by a parent
+ * process that runs no test, so also when a test fails. */
 #include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -22,38 +26,47 @@
 #include "crail/api.h"
 #include "crail/status.h"
 #include "crail/wire.h"
-#include "data/use.h"
+#include "data/storage.h"
 
 #define GRANULES 1024u
 #define NUMBER 7u
 
 static const uint8_t mac_key[16] = "0123456789abcdef";
 static char folder[64];
+static struct crail_storage_tuning tuning;
 
 struct world {
     crail_storage *s;
     uint8_t *memory;
     _Atomic uint64_t *generations;
     int memory_fd, generations_fd;
+    uint32_t granules;
 };
 
-static struct world begin(void) {
+static struct world begin_with(uint32_t granules) {
     struct world w = {.memory_fd = memfd_create("m", MFD_CLOEXEC), .generations_fd = memfd_create("g", MFD_CLOEXEC)};
-    size_t bytes = (size_t)GRANULES * CRAIL_GRANULE;
-    assert(ftruncate(w.memory_fd, (off_t)bytes) == 0 && ftruncate(w.generations_fd, GRANULES * 8) == 0);
+    w.granules = granules;
+    size_t bytes = (size_t)granules * CRAIL_GRANULE;
+    assert(ftruncate(w.memory_fd, (off_t)bytes) == 0 && ftruncate(w.generations_fd, granules * 8) == 0);
     w.memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, w.memory_fd, 0);
-    w.generations = mmap(NULL, GRANULES * 8, PROT_READ, MAP_SHARED, w.generations_fd, 0);
+    w.generations = mmap(NULL, granules * 8, PROT_READ, MAP_SHARED, w.generations_fd, 0);
     assert(w.memory != MAP_FAILED && (void *)w.generations != MAP_FAILED);
-    assert(crail_storage_start(&w.s) == 0);
-    assert(crail_storage_region_add(w.s, w.memory_fd, w.generations_fd, GRANULES, 1) == 0);
+    assert(crail_storage_start_tuned(&tuning, &w.s) == 0);
+    int populate = granules == GRANULES;
+    assert(crail_storage_region_add(w.s, w.memory_fd, w.generations_fd, granules, populate) == 0);
     assert(crail_storage_identity(w.s, NUMBER, mac_key) == 0);
     return w;
 }
 
+static struct world begin(void) {
+    return begin_with(GRANULES);
+}
+
 static void end(struct world *w) {
     crail_storage_stop(w->s);
-    munmap(w->memory, (size_t)GRANULES * CRAIL_GRANULE);
-    munmap((void *)w->generations, GRANULES * 8);
+    munmap(w->memory, (size_t)w->granules * CRAIL_GRANULE);
+    munmap((void *)w->generations, w->granules * 8);
+    tuning = crail_storage_tuning_default;
     close(w->memory_fd);
     close(w->generations_fd);
 }
@@ -445,10 +458,11 @@ static void test_slots_end_with_the_last_process_that_holds_the_table(void) {
     struct crail_retire orders[1] = {one_order(0, 1, 1)}, done[1];
     order(ch, orders, 1);
     assert(!readable(ch, 120));
-    close(child_has); /* the slot stays set: it died with its holder */
+    close(child_has);
+    assert(!readable(ch, 120)); /* the mapping is a use of the description, and holds it as well */
+    munmap(t, sizeof(*t));      /* the slot stays set: it dies with its holder */
     assert(confirmed(ch, done, 1) == 1);
     assert(stats(&w).use_tables == 0 && access(path, F_OK) != 0);
-    munmap(t, sizeof(*t));
     close(ch);
     end(&w);
 }
@@ -481,8 +495,8 @@ static void test_a_table_outlives_the_server(void) {
     order(ch, orders, 1);
     assert(!readable(ch, 120) && stats(&w).use_tables == 1);
     close(use);
-    assert(confirmed(ch, done, 1) == 1 && access(path, F_OK) != 0 && stats(&w).use_tables == 0);
     munmap(t, sizeof(*t));
+    assert(confirmed(ch, done, 1) == 1 && access(path, F_OK) != 0 && stats(&w).use_tables == 0);
     close(ch);
     end(&w);
 }
@@ -539,6 +553,177 @@ static void test_a_transfer_over_tcp_holds_its_extent(void) {
     close(writer);
     assert(confirmed(ch, done, 3) == 1 && done[0].granule == 0 && done[0].generation == 2);
     close(ch);
+    end(&w);
+}
+
+static void test_a_transfer_that_stands_still_gives_way(void) {
+    tuning.stall_ns = 1000000000;
+    struct world w = begin();
+    int ch = channel(&w), stalled = data_connection(&w, 1), unasked = data_connection(&w, 0);
+    uint8_t byte = 5;
+    struct crail_data_request q = request(CRAIL_DATA_WRITE, 0, 2, 0, 0, 8192);
+    struct crail_data_request q2 = request(CRAIL_DATA_WRITE, 4, 1, 0, 0, 2);
+    send_all(stalled, &q, sizeof(q)), send_all(unasked, &q2, sizeof(q2));
+    send_all(stalled, &byte, 1), send_all(unasked, &byte, 1);
+    while (stats(&w).bytes_in < 2) {
+    }
+    struct crail_retire orders[1] = {one_order(0, 2, 1)}, done[1];
+    order(ch, orders, 1);
+    for (int i = 0; i < 15; i++) { /* slow is not still */
+        assert(!readable(ch, 100) && !readable(stalled, 0));
+        send_all(stalled, &byte, 1);
+    }
+    uint64_t from = crail_clock_ns();
+    expect_closed(stalled);
+    assert(crail_clock_ns() - from > 500000000);
+    assert(confirmed(ch, done, 1) == 1 && stats(&w).connections == 1);
+    send_all(unasked, &byte, 1); /* older than that, and in nobody's way */
+    assert(reply_to(unasked, &q2) == 0);
+    close(unasked), close(ch);
+    end(&w);
+}
+
+static void test_there_are_not_more_connections_than_allowed(void) {
+    tuning.connections_max = 3;
+    struct world w = begin();
+    int fd[3], pair[2];
+    for (int i = 0; i < 3; i++)
+        fd[i] = data_connection(&w, 0);
+    assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    assert(crail_storage_data_attach(w.s, pair[1]) == -EMFILE);
+    expect_closed(pair[0]);
+    close(fd[0]);
+    while (stats(&w).connections == 3) {
+    }
+    fd[0] = data_connection(&w, 0);
+    assert(ask(fd[0], request(CRAIL_DATA_READ, 0, 1, 0, 0, 0), NULL) == 0);
+    close(fd[0]);
+    while (stats(&w).connections == 3) {
+    }
+    struct rlimit before, few;
+    assert(getrlimit(RLIMIT_NOFILE, &before) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    few = before, few.rlim_cur = 4; /* half of so few is for connections */
+    assert(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    int rc = crail_storage_data_attach(w.s, pair[1]);
+    assert(setrlimit(RLIMIT_NOFILE, &before) == 0 && rc == -EMFILE);
+    close(pair[0]), close(fd[1]), close(fd[2]);
+    end(&w);
+}
+
+/* ---- as many orders as there are views ---------------------------------------------- */
+
+#define VIEW_TABLES 25u
+#define VIEWS 100000u /* named extents, of one granule each */
+
+struct views {
+    struct world w;
+    int use[VIEW_TABLES], channel;
+    struct crail_use_table *table[VIEW_TABLES];
+    bool confirmed[VIEWS + 1];
+};
+
+static void views_begin(struct views *v) {
+    char path[128], name[16];
+    uint32_t handle;
+    *v = (struct views){.w = begin_with(VIEWS + 1)};
+    v->channel = channel(&v->w);
+    for (uint32_t i = 0; i < VIEW_TABLES; i++) {
+        snprintf(name, sizeof(name), "use-%u", i);
+        v->use[i] = crail_storage_use_create(v->w.s, path_of(name, path), i, &handle);
+        v->table[i] = map_table(v->use[i]);
+    }
+    for (uint32_t i = 0; i < VIEWS; i++)
+        assert(crail_use_enter(v->table[i / 4096], i % 4096, 0, i, 0, v->w.generations));
+}
+
+static void views_end(struct views *v) {
+    for (uint32_t i = 0; i < VIEW_TABLES; i++) {
+        munmap(v->table[i], sizeof(*v->table[i]));
+        close(v->use[i]);
+        assert(crail_storage_use_closed(v->w.s, i + 1) == 0);
+    }
+    close(v->channel);
+    end(&v->w);
+}
+
+static void views_order(struct views *v, uint32_t first, uint32_t n) {
+    struct crail_retire orders[CRAIL_RETIRES_MAX];
+    for (uint32_t i = 0; i < n; i += CRAIL_RETIRES_MAX) {
+        uint32_t part = n - i < CRAIL_RETIRES_MAX ? n - i : CRAIL_RETIRES_MAX;
+        for (uint32_t k = 0; k < part; k++)
+            orders[k] = one_order(first + i + k, 1, 1);
+        order(v->channel, orders, part);
+    }
+}
+
+/* Takes `n` confirmations, each of its own. */
+static void views_confirmed(struct views *v, uint32_t n) {
+    struct crail_retire done[CRAIL_RETIRES_MAX];
+    while (n) {
+        assert(readable(v->channel, 10000));
+        uint32_t part = confirmed(v->channel, done, CRAIL_RETIRES_MAX);
+        assert(part <= n);
+        n -= part;
+        for (uint32_t i = 0; i < part; i++) {
+            assert(!v->confirmed[done[i].granule]);
+            v->confirmed[done[i].granule] = true;
+        }
+    }
+}
+
+static void test_orders_that_wait_hold_up_no_others(void) {
+    static struct views v;
+    views_begin(&v);
+    views_order(&v, 0, VIEWS);
+    while (stats(&v.w).retires_waiting < VIEWS)
+        usleep(10000);
+    uint64_t from = crail_clock_ns(), cpu = stats(&v.w).loop_cpu_ns;
+    usleep(500000);
+    double busy = (double)(stats(&v.w).loop_cpu_ns - cpu) / (double)(crail_clock_ns() - from);
+    from = crail_clock_ns();
+    views_order(&v, VIEWS, 1); /* nobody looks at it */
+    views_confirmed(&v, 1);
+    double fresh_ms = (double)(crail_clock_ns() - from) / 1e6;
+    views_order(&v, 5000, 1024); /* they wait already */
+    for (uint32_t i = 0; i < VIEWS; i += 1000)
+        crail_use_leave(v.table[i / 4096], i % 4096);
+    from = crail_clock_ns();
+    views_confirmed(&v, VIEWS / 1000);
+    printf("%u orders wait: loop %.1f %% busy, a new one confirmed in %.2f ms, all that are free in %.0f ms\n", VIEWS,
+           100 * busy, fresh_ms, (double)(crail_clock_ns() - from) / 1e6);
+    assert(stats(&v.w).retires_waiting == VIEWS - VIEWS / 1000 && busy < 0.2 && !readable(v.channel, 50));
+    for (uint32_t i = 0; i < VIEWS; i++)
+        crail_use_leave(v.table[i / 4096], i % 4096);
+    views_confirmed(&v, VIEWS - VIEWS / 1000);
+    assert(stats(&v.w).retires_waiting == 0);
+    views_end(&v);
+}
+
+static void test_a_table_cut_short_names_what_is_left(void) {
+    struct world w = begin();
+    char path[128];
+    uint32_t handle;
+    int use = crail_storage_use_create(w.s, path_of("use-1", path), 1, &handle);
+    struct crail_use_table *t = map_table(use);
+    static const uint32_t slots[] = {3, 100, 2000};
+    for (uint32_t i = 0; i < 3; i++)
+        assert(crail_use_enter(t, slots[i], 0, i, 0, w.generations));
+    int ch = channel(&w);
+    struct crail_retire orders[3] = {one_order(0, 1, 1), one_order(1, 1, 1), one_order(2, 1, 1)}, done[3];
+    order(ch, orders, 3);
+    assert(!readable(ch, 120));
+    static const int cuts[] = {64 + 8 * 2000 + 7, 64 + 8 * 100, 20}; /* into a word, before one, into the head */
+    for (uint32_t i = 3; i-- > 0;) {
+        assert(ftruncate(use, cuts[2 - i]) == 0);
+        assert(confirmed(ch, done, 3) == 1 && done[0].granule == i && (i == 0 || !readable(ch, 120)));
+    }
+    assert(ftruncate(use, 0) == 0);
+    orders[0].generation = 2;
+    order(ch, orders, 1);
+    assert(confirmed(ch, done, 1) == 1);
+    munmap(t, sizeof(*t));
+    close(use), close(ch);
+    assert(crail_storage_use_closed(w.s, handle) == 0);
     end(&w);
 }
 
@@ -756,13 +941,34 @@ static void test_each_guard_is_needed(void) {
 #endif
 }
 
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at) {
+    (void)st, (void)type, (void)at;
+    return remove(path);
+}
+
+/* Returns in the child that runs the tests; the parent removes what they left, and ends as the child did. */
+static void tests_in_a_child(void) {
+    pid_t child = fork();
+    assert(child >= 0);
+    if (child == 0)
+        return;
+    signal(SIGINT, SIG_IGN); /* the terminal tells the child too */
+    int status;
+    while (waitpid(child, &status, 0) < 0)
+        assert(errno == EINTR);
+    nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
 int main(void) {
+    tuning = crail_storage_tuning_default;
     strcpy(folder, "/dev/shm/crailpy-test-XXXXXX");
     if (!mkdtemp(folder)) {
         strcpy(folder, "/tmp/crailpy-test-XXXXXX");
         assert(mkdtemp(folder));
     }
-    alarm(240);
+    tests_in_a_child();
+    alarm(120);
     test_each_guard_is_needed();
     test_region_too_small_for_its_granules_is_refused();
     test_bytes_written_are_the_bytes_read(0);
@@ -778,6 +984,10 @@ int main(void) {
     test_a_table_outlives_the_server();
     test_an_orphan_nobody_waits_for_goes_too();
     test_a_transfer_over_tcp_holds_its_extent();
+    test_a_table_cut_short_names_what_is_left();
+    test_orders_that_wait_hold_up_no_others();
+    test_a_transfer_that_stands_still_gives_way();
+    test_there_are_not_more_connections_than_allowed();
     test_a_new_channel_replaces_the_old();
     test_bad_orders_close_the_channel_and_do_nothing();
     test_confirmations_nobody_reads_are_kept();

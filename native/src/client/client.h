@@ -75,7 +75,7 @@ struct crail_lane {
     uint32_t number;
     int fd; /* -1: broken, needs a new connection */
     bool checked_out;
-    bool is_lost;         /* a request ended without its reply: nobody here knows what the namenode executed last */
+    bool is_lost;     /* a request ended without its reply: nobody here knows what the namenode executed last */
     bool is_mutating; /* the frame in `out` carries a sequence number */
     uint8_t patience; /* calls left for which the interpreter's lock is given up before waiting */
     uint64_t id_last, seq_last;

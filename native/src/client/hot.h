@@ -19,7 +19,7 @@
     X(lane_result)             \
     X(lane_grant_take)         \
     X(lane_grant_keep)         \
-    X(lane_grant_room)                                                                                                 \
+    X(lane_grant_room)         \
     X(lane_grants_drop)        \
     X(io_run)                  \
     X(io_restart)              \

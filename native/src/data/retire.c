@@ -1,9 +1,11 @@
 /* Retiring: orders come over the channel from the namenode, confirmations go back.
  *
  * An order raises the generation of its first granule; after a fence every slot is looked at; what no slot names is
- * confirmed at once, the rest waits and is looked at again, 0.5 ms later, then twice that, up to 50 ms. What waits
- * is bounded: each order has a slot or a connection that names it. With its channel everything that waits is
- * forgotten, because the namenode orders again over the next one; raised generations stay raised. */
+ * confirmed at once, the rest waits and is looked at again, 0.5 ms later, then twice that, up to 50 ms. As many may
+ * wait as there are granules (views can live for long), and they must not stop the rest: an order is looked for in an
+ * index, a look at the slots is for CRAIL_LOOK_MAX orders at most, the newest at each tick and the older ones in
+ * turn, and ticks take at most a part of the loop's time. With its channel everything that waits is forgotten,
+ * because the namenode orders again over the next one; raised generations stay raised. */
 #include "storage.h"
 
 #include <assert.h>
@@ -18,6 +20,7 @@
 
 #define BACKOFF_FIRST_NS 500000u
 #define BACKOFF_LAST_NS 50000000u
+#define LOOK_REST 20u /* after a tick the loop has so many times its duration for all else */
 #define FRAMES_PER_TURN 8
 #define UNSENT_BYTES_MAX (1u << 20) /* beyond this no further order is read */
 
@@ -38,7 +41,8 @@ static void channel_drop(struct crail_storage *s) {
         return;
     crail_buf_free(&c->out);
     s->retire.channel = NULL;
-    s->retire.count = 0;
+    s->retire.count = s->retire.cursor = 0;
+    memset(s->retire.index, 0, s->retire.index_cap * sizeof(*s->retire.index));
     s->retire.due_ns = 0;
     crail_loop_arm(s);
     crail_loop_close(s, &c->source);
@@ -46,22 +50,51 @@ static void channel_drop(struct crail_storage *s) {
 
 /* ---- the hash of what waits -------------------------------------------------- */
 
+static uint64_t word_of(const struct crail_retire *w) {
+    return crail_use_word(w->region, w->granule);
+}
+
+static uint32_t hash(uint64_t word) {
+    return (uint32_t)((word * 0x9e3779b97f4a7c15ull) >> 32);
+}
+
 /* Position in the index for the word: where it is, or the empty place where it belongs. */
 static uint32_t index_place(const struct crail_retire_state *r, uint64_t word) {
-    uint32_t mask = r->index_cap - 1;
-    uint32_t at = (uint32_t)((word * 0x9e3779b97f4a7c15ull) >> 32) & mask;
-    while (r->index[at]) {
-        const struct crail_retire *w = &r->waiting[r->index[at] - 1];
-        if (crail_use_word(w->region, w->granule) == word)
-            break;
+    uint32_t mask = r->index_cap - 1, at = hash(word) & mask;
+    while (r->index[at] && word_of(&r->waiting[r->index[at] - 1]) != word)
         at = (at + 1) & mask;
-    }
     return at;
 }
 
-/* Room for `n` orders: the list, the marks and an index at most half full. */
+/* What follows the removed one moves back, so that no search ends before it (Knuth 6.4, algorithm R). */
+static void index_remove(struct crail_retire_state *r, uint64_t word) {
+    uint32_t mask = r->index_cap - 1, hole = index_place(r, word);
+    assert(r->index[hole]);
+    for (uint32_t at = (hole + 1) & mask; r->index[at]; at = (at + 1) & mask) {
+        uint32_t home = hash(word_of(&r->waiting[r->index[at] - 1])) & mask;
+        if (((at - home) & mask) < ((at - hole) & mask))
+            continue;
+        r->index[hole] = r->index[at];
+        hole = at;
+    }
+    r->index[hole] = 0;
+}
+
+static int index_grow(struct crail_retire_state *r, uint32_t cap) {
+    uint32_t *index = calloc(cap, sizeof(*index));
+    if (!index)
+        return -ENOMEM;
+    free(r->index);
+    r->index = index;
+    r->index_cap = cap;
+    for (uint32_t i = 0; i < r->count; i++)
+        r->index[index_place(r, word_of(&r->waiting[i]))] = i + 1;
+    return 0;
+}
+
+/* Room for `n` orders: the list, and an index at most half full. */
 static int reserve(struct crail_retire_state *r, uint32_t n) {
-    if (n > r->cap || !r->cap) {
+    if (n > r->cap) {
         uint32_t cap = r->cap ? r->cap : CRAIL_RETIRES_MAX;
         while (cap < n)
             cap *= 2;
@@ -69,36 +102,32 @@ static int reserve(struct crail_retire_state *r, uint32_t n) {
         if (!waiting)
             return -ENOMEM;
         r->waiting = waiting;
-        bool *named = realloc(r->named, cap * sizeof(*named));
-        if (!named)
-            return -ENOMEM;
-        r->named = named;
         r->cap = cap;
     }
-    uint32_t index_cap = 2048;
+    uint32_t index_cap = r->index_cap ? r->index_cap : 2 * CRAIL_RETIRES_MAX;
     while (index_cap < 2 * n)
         index_cap *= 2;
-    if (index_cap > r->index_cap) {
-        uint32_t *index = realloc(r->index, index_cap * sizeof(*index));
-        if (!index)
-            return -ENOMEM;
-        r->index = index;
-        r->index_cap = index_cap;
-    }
-    return 0;
+    return index_cap > r->index_cap ? index_grow(r, index_cap) : 0;
 }
 
-static void index_build(struct crail_retire_state *r) {
-    memset(r->index, 0, r->index_cap * sizeof(*r->index));
-    memset(r->named, 0, r->count * sizeof(*r->named));
-    for (uint32_t i = 0; i < r->count; i++)
-        r->index[index_place(r, crail_use_word(r->waiting[i].region, r->waiting[i].granule))] = i + 1;
+int crail_retire_init(struct crail_storage *s) {
+    struct crail_retire_state *r = &s->retire;
+    r->look.words = malloc(2 * CRAIL_LOOK_MAX * sizeof(*r->look.words));
+    r->look.named = malloc(2 * CRAIL_LOOK_MAX * sizeof(*r->look.named));
+    return r->look.words && r->look.named ? reserve(r, CRAIL_RETIRES_MAX) : -ENOMEM;
 }
 
-/* Adds the orders, once each. Room is reserved, the index built. False: an order contradicts one that waits. */
+void crail_retire_free(struct crail_storage *s) {
+    free(s->retire.waiting);
+    free(s->retire.index);
+    free(s->retire.look.words);
+    free(s->retire.look.named);
+}
+
+/* Adds the orders, once each. Room is reserved. False: an order contradicts one that waits. */
 static bool add_orders(struct crail_retire_state *r, const struct crail_retire *orders, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t at = index_place(r, crail_use_word(orders[i].region, orders[i].granule));
+        uint32_t at = index_place(r, word_of(&orders[i]));
         if (r->index[at]) {
             struct crail_retire *known = &r->waiting[r->index[at] - 1];
             if (known->granules != orders[i].granules)
@@ -108,30 +137,53 @@ static bool add_orders(struct crail_retire_state *r, const struct crail_retire *
             continue;
         }
         assert(r->count < r->cap);
-        r->named[r->count] = false;
         r->waiting[r->count++] = orders[i];
         r->index[at] = r->count;
     }
     return true;
 }
 
-/* ---- the look at the slots ------------------------------------------------------ */
-
-static void see(struct crail_retire_state *r, uint64_t word) {
-    uint32_t i = r->index[index_place(r, word)];
-    if (i)
-        r->named[i - 1] = true;
+/* The order at `from` goes to `to`, where none is any more. */
+static void move(struct crail_retire_state *r, uint32_t to, uint32_t from) {
+    if (to == from)
+        return;
+    uint32_t at = index_place(r, word_of(&r->waiting[from]));
+    assert(to < from && r->index[at] == from + 1);
+    r->index[at] = to + 1;
+    r->waiting[to] = r->waiting[from];
 }
 
-static void see_table(struct crail_retire_state *r, const struct crail_use_table *t) {
-    uint32_t high = atomic_load_explicit(&t->high_water, memory_order_acquire);
-    if (high > CRAIL_USE_SLOTS)
-        high = CRAIL_USE_SLOTS; /* the client writes here what it likes */
-    for (uint32_t i = 0; i < high; i++) {
-        uint64_t word = atomic_load_explicit(&t->slot[i], memory_order_acquire);
-        if (word)
-            see(r, word);
+/* ---- the look at the slots ------------------------------------------------------ */
+
+static uint32_t look_place(const struct crail_retire_state *r, uint64_t word) {
+    uint32_t at = hash(word) & r->look.mask;
+    while (r->look.words[at] && r->look.words[at] != word)
+        at = (at + 1) & r->look.mask;
+    return at;
+}
+
+/* The look is for `n` orders from `first` on. */
+static void look_begin(struct crail_retire_state *r, uint32_t first, uint32_t n) {
+    assert(n <= CRAIL_LOOK_MAX && first + n <= r->count);
+    uint32_t places = 64;
+    while (places < 2 * n)
+        places *= 2;
+    r->look.mask = places - 1;
+    r->look.now_ns = crail_clock_ns();
+    memset(r->look.words, 0, places * sizeof(*r->look.words));
+    memset(r->look.named, 0, places * sizeof(*r->look.named));
+    for (uint32_t i = first; i < first + n; i++) {
+        uint64_t word = word_of(&r->waiting[i]);
+        r->look.words[look_place(r, word)] = word;
     }
+}
+
+bool crail_retire_see(struct crail_storage *s, uint64_t word) {
+    struct crail_retire_state *r = &s->retire;
+    uint32_t at = look_place(r, word);
+    if (r->look.words[at] != word)
+        return false;
+    return r->look.named[at] = true;
 }
 
 static int confirm_frame(struct crail_channel *c, const struct crail_retire *done, uint32_t n) {
@@ -141,46 +193,86 @@ static int confirm_frame(struct crail_channel *c, const struct crail_retire *don
     return rc ? rc : crail_buf_append_padded(&c->out, done, n * sizeof(*done));
 }
 
-/* Confirms what no slot names; the rest moves up. 0 or -ENOMEM (then the channel is of no use any more). */
-static int confirm_unnamed(struct crail_storage *s) {
+/* Confirms what no slot names, in the order of its coming; the rest moves up, and the last ones fill the gap. 0 or
+ * -ENOMEM (then the channel is of no use any more). */
+static int confirm_unnamed(struct crail_storage *s, uint32_t first, uint32_t n) {
     struct crail_retire_state *r = &s->retire;
     struct crail_retire batch[CRAIL_RETIRES_MAX];
-    uint32_t kept = 0, n = 0;
+    uint32_t kept = first, end = first + n, done = 0;
     int rc = 0;
-    for (uint32_t i = 0; i < r->count && rc == 0; i++) {
-        if (r->named[i]) {
-            r->waiting[kept++] = r->waiting[i];
+    for (uint32_t i = first; i < end; i++) {
+        uint64_t word = word_of(&r->waiting[i]);
+        if (rc || r->look.named[look_place(r, word)]) {
+            move(r, kept++, i);
             continue;
         }
-        batch[n++] = r->waiting[i];
+        batch[done++] = r->waiting[i];
+        index_remove(r, word);
         s->stats.retires_confirmed++;
-        if (n == CRAIL_RETIRES_MAX) {
-            rc = confirm_frame(r->channel, batch, n);
-            n = 0;
+        if (done == CRAIL_RETIRES_MAX) {
+            rc = confirm_frame(r->channel, batch, done);
+            done = 0;
         }
     }
-    if (n && rc == 0)
-        rc = confirm_frame(r->channel, batch, n);
-    r->count = kept;
+    if (done && rc == 0)
+        rc = confirm_frame(r->channel, batch, done);
+    while (kept < end && r->count > end)
+        move(r, kept++, --r->count);
+    if (r->count == end)
+        r->count = kept;
     return rc;
 }
 
-/* The index is built. Generations were raised before; the fence and the one in crail_use_enter() do the rest. */
-static int scan(struct crail_storage *s) {
-    struct crail_retire_state *r = &s->retire;
+/* Generations were raised before; the fence and the one in crail_use_enter() do the rest (usetable.c). */
+static int look(struct crail_storage *s, uint32_t first, uint32_t n) {
+    if (n == 0)
+        return 0;
+    look_begin(&s->retire, first, n);
     atomic_thread_fence(memory_order_seq_cst);
     if (crail_guard_on("retire-scan")) {
-        for (uint32_t i = 0; i < s->table_count; i++)
-            see_table(r, s->tables[i].table);
-        crail_conns_words(s, see);
+        crail_conns_see(s);
+        if (!crail_use_tables_see(s))
+            return 0; /* nobody knows: all of it waits */
     }
-    return confirm_unnamed(s);
+    return confirm_unnamed(s, first, n);
 }
 
-static void set_due(struct crail_storage *s, uint64_t backoff_ns) {
-    s->retire.backoff_ns = backoff_ns;
-    s->retire.due_ns = s->retire.count ? crail_clock_ns() + backoff_ns : 0;
+/* The newest, which are the likeliest to be free soon, and as many of the older ones, in turn. */
+static int look_again(struct crail_storage *s) {
+    struct crail_retire_state *r = &s->retire;
+    uint32_t newest = r->count < CRAIL_LOOK_MAX ? r->count : CRAIL_LOOK_MAX, older = r->count - newest;
+    int rc = look(s, older, newest);
+    if (rc || !older)
+        return rc;
+    uint32_t end = r->cursor && r->cursor < older ? r->cursor : older;
+    uint32_t n = end < CRAIL_LOOK_MAX ? end : CRAIL_LOOK_MAX;
+    r->cursor = end - n;
+    return look(s, r->cursor, n);
+}
+
+static void set_due(struct crail_storage *s, uint64_t due_ns) {
+    s->retire.due_ns = s->retire.count ? due_ns : 0;
     crail_loop_arm(s);
+}
+
+/* Something new waits. What is due already stays due: ticks come no oftener for it. */
+static void set_due_soon(struct crail_storage *s) {
+    struct crail_retire_state *r = &s->retire;
+    uint64_t due = crail_clock_ns() + BACKOFF_FIRST_NS;
+    if (due < r->rest_until_ns)
+        due = r->rest_until_ns;
+    r->backoff_ns = BACKOFF_FIRST_NS;
+    set_due(s, r->due_ns && r->due_ns < due ? r->due_ns : due);
+}
+
+/* After a tick that began at `from_ns`. The more there is to look at, the sooner comes the next part of it. */
+static void set_due_later(struct crail_storage *s, uint64_t from_ns) {
+    struct crail_retire_state *r = &s->retire;
+    uint64_t now = crail_clock_ns(), last = BACKOFF_LAST_NS / (1 + r->count / CRAIL_LOOK_MAX);
+    r->backoff_ns = r->backoff_ns * 2 < last ? r->backoff_ns * 2 : last;
+    r->rest_until_ns = now + (now - from_ns) * LOOK_REST;
+    uint64_t due = now + r->backoff_ns;
+    set_due(s, due < r->rest_until_ns ? r->rest_until_ns : due);
 }
 
 /* ---- the channel ------------------------------------------------------------------ */
@@ -220,7 +312,7 @@ static void raise_generations(struct crail_storage *s, const struct crail_retire
     }
 }
 
-/* The orders of one whole frame; the index is built and has room. Nothing is done unless all is in order. */
+/* The orders of one whole frame; room is reserved. Nothing is done unless all is in order. */
 static int take_orders(struct crail_storage *s, const struct crail_retire *orders, uint32_t n) {
     for (uint32_t i = 0; i < n; i++)
         if (orders[i].reserved || !crail_region_holds(s, orders[i].region, orders[i].granule, orders[i].granules))
@@ -246,7 +338,7 @@ static int take_frames(struct crail_storage *s, struct crail_channel *c) {
     int rc = reserve(r, r->count + (uint32_t)(c->in_len / sizeof(struct crail_retire)));
     if (rc)
         return rc;
-    index_build(r);
+    uint32_t known = r->count;
     size_t at = 0;
     while (c->in_len - at >= sizeof(struct crail_retire_frame)) {
         struct crail_retire_frame head;
@@ -267,9 +359,9 @@ static int take_frames(struct crail_storage *s, struct crail_channel *c) {
         return 0;
     memmove(c->in.bytes, c->in.bytes + at, c->in_len - at);
     c->in_len -= at;
-    rc = scan(s);
-    if (rc == 0)
-        set_due(s, BACKOFF_FIRST_NS);
+    rc = look(s, known, r->count - known);
+    if (rc == 0 && r->count > known)
+        set_due_soon(s);
     return rc;
 }
 
@@ -310,14 +402,13 @@ void crail_retire_tick(struct crail_storage *s, uint64_t now_ns) {
     assert(r->channel && r->count);
     if (s->orphan_count)
         crail_use_probe_orphans(s);
-    index_build(r);
-    int rc = scan(s);
+    int rc = look_again(s);
     if (rc == 0)
         rc = channel_flush(s, r->channel);
     if (rc)
         channel_drop(s);
     else
-        set_due(s, r->backoff_ns * 2 < BACKOFF_LAST_NS ? r->backoff_ns * 2 : BACKOFF_LAST_NS);
+        set_due_later(s, now_ns);
 }
 
 void crail_retire_close(struct crail_storage *s) {

@@ -19,6 +19,11 @@
 
 #define EVENTS_MAX 64
 
+const struct crail_storage_tuning crail_storage_tuning_default = {
+    .stall_ns = 60000000000,
+    .connections_max = 16384,
+};
+
 /* ---- sources ---------------------------------------------------------------- */
 
 int crail_loop_add(struct crail_storage *s, struct crail_source *source, uint32_t events) {
@@ -168,9 +173,8 @@ static void close_fd(int fd) {
 static void storage_free(struct crail_storage *s) {
     crail_use_tables_free(s);
     crail_regions_free(s);
-    free(s->retire.waiting);
-    free(s->retire.named);
-    free(s->retire.index);
+    crail_retire_free(s);
+    free(s->table_copy);
     free(s->scratch);
     close_fd(s->timer.fd);
     close_fd(s->wake.fd);
@@ -195,17 +199,25 @@ static int open_sources(struct crail_storage *s) {
     return rc ? rc : crail_loop_add(s, &s->timer, EPOLLIN);
 }
 
-int crail_storage_start(crail_storage **out) {
+static int take_buffers(struct crail_storage *s) {
+    s->scratch = malloc(CRAIL_SCRATCH_BYTES);
+    s->table_copy = malloc(sizeof(*s->table_copy));
+    return s->scratch && s->table_copy ? crail_retire_init(s) : -ENOMEM;
+}
+
+int crail_storage_start_tuned(const struct crail_storage_tuning *tuning, crail_storage **out) {
     struct crail_storage *s = calloc(1, sizeof(*s));
     if (!s)
         return -ENOMEM;
+    s->tuning = *tuning;
     s->epoll_fd = s->wake.fd = s->timer.fd = -1;
     pthread_mutex_init(&s->mailbox.mutex, NULL);
     pthread_cond_init(&s->mailbox.done, NULL);
     s->mailbox.last = &s->mailbox.first;
     s->next_handle = 1;
-    s->scratch = malloc(CRAIL_SCRATCH_BYTES);
-    int rc = s->scratch ? open_sources(s) : -ENOMEM;
+    int rc = take_buffers(s);
+    if (rc == 0)
+        rc = open_sources(s);
     if (rc == 0)
         rc = start_thread(s);
     if (rc) {
@@ -214,6 +226,10 @@ int crail_storage_start(crail_storage **out) {
     }
     *out = s;
     return 0;
+}
+
+int crail_storage_start(crail_storage **out) {
+    return crail_storage_start_tuned(&crail_storage_tuning_default, out);
 }
 
 static int on_stop(struct crail_storage *s, void *arg) {

@@ -63,31 +63,45 @@ void crail_regions_free(struct crail_storage *s);
 /* ---- use tables -------------------------------------------------------------- */
 
 struct crail_use_entry {
-    const struct crail_use_table *table;
     char *path;
-    int fd; /* our own description, for asking whether anyone else holds the lock */
+    int fd; /* our own description, for asking whether anyone else holds the lock, and for reading the slots */
     uint32_t handle;
     bool orphan; /* the holder's socket is gone, or was an earlier process's; only the lock still speaks for it */
 };
 
 /* Drops the orphans whose lock is free. Returns how many are left. */
 uint32_t crail_use_probe_orphans(struct crail_storage *s);
+/* Calls crail_retire_see() with every word in every table. False: a table could not be read, so that nobody knows. */
+bool crail_use_tables_see(struct crail_storage *s);
 void crail_use_tables_free(struct crail_storage *s);
 
 /* ---- retiring ------------------------------------------------------------------ */
 
 struct crail_channel;
 
+#define CRAIL_LOOK_MAX 8192u /* orders in one look at the slots */
+
 struct crail_retire_state {
     struct crail_channel *channel; /* NULL while there is none; then nothing waits */
-    struct crail_retire *waiting;  /* at most one per first granule */
-    bool *named;                   /* during a scan: waiting[i] is in some slot */
+    struct crail_retire *waiting;  /* at most one per first granule; about in the order of their coming */
     uint32_t count, cap;
-    uint32_t *index; /* during a scan: hash of word -> position in `waiting` + 1 */
+    uint32_t *index; /* hash of word -> position in `waiting` + 1; at most half full */
     uint32_t index_cap;
+    uint32_t cursor;             /* old orders are looked at in turn, downwards: those below come next */
     uint64_t backoff_ns, due_ns; /* due_ns 0: nothing waits */
+    uint64_t rest_until_ns;      /* no tick before: the last one was long */
+    struct {                     /* the look at the slots that is going on */
+        uint64_t *words;         /* hash set of the words looked for, 2 * CRAIL_LOOK_MAX places; 0: empty */
+        bool *named;             /* by place: it is in some slot */
+        uint32_t mask;           /* places in use - 1 */
+        uint64_t now_ns;
+    } look;
 };
 
+int crail_retire_init(struct crail_storage *s);
+void crail_retire_free(struct crail_storage *s);
+/* During a look: somebody names this extent. Is it one that an order looked at waits for? */
+bool crail_retire_see(struct crail_storage *s, uint64_t word);
 /* The timer fired: look at the slots again if it is time. */
 void crail_retire_tick(struct crail_storage *s, uint64_t now_ns);
 void crail_retire_close(struct crail_storage *s);
@@ -96,13 +110,23 @@ void crail_retire_close(struct crail_storage *s);
 
 struct crail_conn;
 
-/* Calls `see` with the word of every extent that a connection is in the middle of. */
-void crail_conns_words(struct crail_storage *s, void (*see)(struct crail_retire_state *r, uint64_t word));
+/* Calls crail_retire_see() with the word of every extent that a connection is in the middle of. A connection that an
+ * order waits for and that has moved no byte for tuning.stall_ns is closed. */
+void crail_conns_see(struct crail_storage *s);
 void crail_conns_close(struct crail_storage *s);
 
 /* ---- all of it --------------------------------------------------------------------- */
 
 #define CRAIL_SCRATCH_BYTES (256u << 10)
+
+/* Bounds that tests change. */
+struct crail_storage_tuning {
+    uint64_t stall_ns;        /* a transfer that stands still for so long gives way to a retire order */
+    uint32_t connections_max; /* data connections; fewer where RLIMIT_NOFILE is low */
+};
+extern const struct crail_storage_tuning crail_storage_tuning_default;
+
+int crail_storage_start_tuned(const struct crail_storage_tuning *tuning, crail_storage **out);
 
 struct crail_mail {
     int (*fn)(struct crail_storage *s, void *arg);
@@ -114,6 +138,7 @@ struct crail_mail {
 
 struct crail_storage {
     pthread_t thread;
+    struct crail_storage_tuning tuning; /* set before the thread starts */
     struct {
         pthread_mutex_t mutex;
         pthread_cond_t done;
@@ -135,6 +160,7 @@ struct crail_storage {
     uint32_t region_count;
 
     struct crail_use_entry *tables;
+    struct crail_use_table *table_copy; /* what was read of the one being looked at */
     uint32_t table_count, table_cap, orphan_count, next_handle;
     uint64_t orphans_due_ns;
 

@@ -2,22 +2,30 @@
  *
  * Each table is open twice. The description handed to the client holds flock(LOCK_SH); ours holds nothing, and asks
  * for LOCK_EX without waiting: the answer no means that a process with the other description still runs, a forked
- * child included. The client writes into the table as it likes, so nothing in it is believed. */
+ * child included. (A mapping is a use of the description: closing the descriptor alone gives nothing up.) The client
+ * writes into the table as it likes, so nothing in it is believed.
+ *
+ * It may also truncate the file, so the server never maps it: the mapping would be a SIGBUS, the read is a short one,
+ * and what a client cut away of its table was empty. A look is: generations raised, seq_cst fence, pread. On tmpfs
+ * pread copies from the very page that the client has mapped, after the fence like any load; so a slot that was set
+ * before its holder's fence and before ours is in the copy. Only a slot that changes during the copy may be seen
+ * half: one just being set is refused by the new generation, one just being cleared is no longer in use. */
 #include "storage.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 
 #define ORPHAN_LOOK_NS 1000000000u /* how often to look at orphans that stand in nobody's way */
+#define SLOTS_FIRST 60u            /* so many slots are read with the head of a table */
 
 static bool held_by_someone(int fd) {
     if (flock(fd, LOCK_EX | LOCK_NB) == 0)
@@ -25,17 +33,7 @@ static bool held_by_someone(int fd) {
     return true; /* EWOULDBLOCK; on any other error the safe answer is the same */
 }
 
-static int map_table(int fd, struct crail_use_table **out) {
-    void *at = mmap(NULL, sizeof(struct crail_use_table), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (at == MAP_FAILED)
-        return -errno;
-    *out = at;
-    return 0;
-}
-
 static void entry_free(struct crail_use_entry *e) {
-    if (e->table)
-        munmap((void *)e->table, sizeof(struct crail_use_table));
     if (e->fd >= 0)
         close(e->fd);
     free(e->path);
@@ -100,22 +98,73 @@ int crail_storage_use_closed(crail_storage *s, uint32_t handle) {
     return crail_storage_call(s, on_use_closed, &handle);
 }
 
+/* ---- the look at the slots ---------------------------------------------------- */
+
+/* Reads [from, to) of the file into the same place of the copy. The part that is there, or -errno. */
+static ssize_t read_part(int fd, struct crail_use_table *copy, size_t from, size_t to) {
+    size_t at = from;
+    while (at < to) {
+        ssize_t n = pread(fd, (uint8_t *)copy + at, to - at, (off_t)at);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            break;
+        at += (size_t)n;
+    }
+    return (ssize_t)at;
+}
+
+static size_t end_of_slot(uint32_t slots) {
+    return offsetof(struct crail_use_table, slot) + slots * sizeof(uint64_t);
+}
+
+/* How many slots are there to be seen in the copy, or -errno. Most tables have few: one call reads those. */
+static int read_slots(int fd, struct crail_use_table *copy) {
+    ssize_t have = read_part(fd, copy, 0, end_of_slot(SLOTS_FIRST));
+    if (have < (ssize_t)end_of_slot(0))
+        return have < 0 ? (int)have : 0;
+    uint32_t high = atomic_load_explicit(&copy->high_water, memory_order_relaxed);
+    if (high > CRAIL_USE_SLOTS)
+        high = CRAIL_USE_SLOTS; /* the client writes here what it likes */
+    if (high > SLOTS_FIRST && have == (ssize_t)end_of_slot(SLOTS_FIRST))
+        have = read_part(fd, copy, (size_t)have, end_of_slot(high));
+    if (have < 0)
+        return (int)have;
+    uint32_t whole = (uint32_t)(((size_t)have - end_of_slot(0)) / sizeof(uint64_t));
+    return (int)(whole < high ? whole : high);
+}
+
+bool crail_use_tables_see(struct crail_storage *s) {
+    for (uint32_t i = 0; i < s->table_count; i++) {
+        int slots = read_slots(s->tables[i].fd, s->table_copy);
+        if (slots < 0)
+            return false;
+        for (int k = 0; k < slots; k++) {
+            uint64_t word = atomic_load_explicit(&s->table_copy->slot[k], memory_order_relaxed);
+            if (word)
+                crail_retire_see(s, word);
+        }
+    }
+    atomic_thread_fence(memory_order_acquire); /* a slot seen empty: what its holder did before is done */
+    return true;
+}
+
 /* ---- on the caller's thread ---------------------------------------------------- */
 
-static int fill_new_table(int fd, uint64_t session, struct crail_use_table **out) {
+static int fill_new_table(int fd, uint64_t session) {
+    struct {
+        uint64_t magic, session;
+        uint32_t high_water, slots;
+    } head = {CRAIL_USE_MAGIC, session, 0, CRAIL_USE_SLOTS};
+    _Static_assert(sizeof(head) == offsetof(struct crail_use_table, reserved), "the beginning of a table");
     if (ftruncate(fd, sizeof(struct crail_use_table)))
         return -errno;
     if (fallocate(fd, 0, 0, sizeof(struct crail_use_table)) && errno != EOPNOTSUPP)
         return -errno;
-    struct crail_use_table *table = NULL;
-    int rc = map_table(fd, &table);
-    if (rc)
-        return rc;
-    table->magic = CRAIL_USE_MAGIC;
-    table->session = session;
-    table->slots = CRAIL_USE_SLOTS;
-    *out = table;
-    return 0;
+    ssize_t n = pwrite(fd, &head, sizeof(head), 0);
+    return n == (ssize_t)sizeof(head) ? 0 : n < 0 ? -errno : -EIO;
 }
 
 /* The description for the client: of the very file at hand, and locked. */
@@ -137,7 +186,6 @@ static int open_for_client(const char *path, int own_fd) {
 }
 
 int crail_storage_use_create(crail_storage *s, const char *path, uint64_t session, uint32_t *handle) {
-    struct crail_use_table *table = NULL;
     struct crail_use_entry e = {.path = strdup(path), .fd = -1};
     if (!e.path)
         return -ENOMEM;
@@ -148,8 +196,7 @@ int crail_storage_use_create(crail_storage *s, const char *path, uint64_t sessio
         entry_free(&e);
         return rc;
     }
-    rc = fill_new_table(e.fd, session, &table);
-    e.table = table;
+    rc = fill_new_table(e.fd, session);
     if (rc)
         goto out;
     rc = client_fd = open_for_client(path, e.fd);
@@ -168,26 +215,20 @@ out:
     return rc;
 }
 
-static int check_left_table(int fd, struct crail_use_table **out) {
+static int check_left_table(int fd) {
     struct stat st;
     if (fstat(fd, &st))
         return -errno;
     if (!S_ISREG(st.st_mode) || st.st_size != (off_t)sizeof(struct crail_use_table))
         return -EINVAL;
-    struct crail_use_table *table = NULL;
-    int rc = map_table(fd, &table);
-    if (rc)
-        return rc;
-    if (table->magic != CRAIL_USE_MAGIC) {
-        munmap(table, sizeof(*table));
-        return -EINVAL;
-    }
-    *out = table;
-    return 0;
+    uint64_t magic = 0;
+    ssize_t n = pread(fd, &magic, sizeof(magic), 0);
+    if (n < 0)
+        return -errno;
+    return n == (ssize_t)sizeof(magic) && magic == CRAIL_USE_MAGIC ? 0 : -EINVAL;
 }
 
 int crail_storage_use_adopt(crail_storage *s, const char *path) {
-    struct crail_use_table *table = NULL;
     struct crail_use_entry e = {.path = strdup(path), .fd = -1, .orphan = true};
     if (!e.path)
         return -ENOMEM;
@@ -197,8 +238,7 @@ int crail_storage_use_adopt(crail_storage *s, const char *path) {
         rc = errno == ELOOP ? -EINVAL : -errno;
         goto out;
     }
-    rc = check_left_table(e.fd, &table);
-    e.table = table;
+    rc = check_left_table(e.fd);
     if (rc)
         goto out;
     if (!held_by_someone(e.fd)) {

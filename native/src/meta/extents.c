@@ -104,8 +104,8 @@ static int commit_grants_checked(struct crail_call *c, const struct crail_extent
     return granules_of(c->op->arg1) <= granules ? 0 : CRAIL_E_INVALID_ARGUMENT;
 }
 
-/* Copies the runs that the size needs. Returns how many. A run is never cut: its grantee may still be writing behind the
- * size, and only the generation of the run's first granule, which stays, could keep it off. */
+/* Copies the runs that the size needs. Returns how many. A run is never cut: its grantee may still be writing behind
+ * the size, and only the generation of the run's first granule, which stays, could keep it off. */
 static uint32_t kept_runs(const struct crail_extent *e, uint32_t n, uint64_t size, struct crail_run *kept) {
     uint64_t needed = granules_of(size), held = 0;
     uint32_t k = 0;

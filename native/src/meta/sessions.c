@@ -105,8 +105,7 @@ bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_sess
     const struct crail_run_record *rec = &r->record[e->granule];
     /* The key tells a grant of this namenode's life from one of an earlier life that had the same numbers. */
     return rec->state == CRAIL_RUN_GRANT && rec->next == s->slot && rec->len == e->granules &&
-           r->generation[e->granule] == e->generation &&
-           e->key == crail_extent_key(m->mac_key, e, CRAIL_RIGHT_WRITE);
+           r->generation[e->granule] == e->generation && e->key == crail_extent_key(m->mac_key, e, CRAIL_RIGHT_WRITE);
 }
 
 /* Removes one place from the array; the last grant moves there. */

@@ -2,8 +2,10 @@
  * frames, and are free again when it confirms.
  *
  * Orders are gathered for a moment, so that steady overwriting costs a fraction of a system call per value, and go
- * at once where memory is short. A channel that breaks loses nothing: with the next one crail_meta_server_set(UP)
- * makes every unconfirmed order due again, and orders are idempotent. */
+ * at once where memory is short. What is ordered and not confirmed has no bound but the server's granules: an order
+ * waits as long as somebody looks at its extent, and must not keep the others from coming back. Only what the socket
+ * has not taken holds up the next frame. A channel that breaks loses nothing: with the next one
+ * crail_meta_server_set(UP) makes every unconfirmed order due again, and orders are idempotent. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -79,7 +81,7 @@ static bool worth_a_frame(crail_namenode *nn, const struct crail_rpc_channel *ch
 }
 
 static bool can_order(const struct crail_rpc_channel *ch) {
-    return !ch->tx_len && ch->in_flight < CRAIL_RPC_IN_FLIGHT_MAX;
+    return !ch->tx_len;
 }
 
 static void order(crail_namenode *nn, struct crail_rpc_channel *ch) {
@@ -171,7 +173,6 @@ static bool take_frames(crail_namenode *nn, struct crail_rpc_channel *ch) {
             return false;
         ch->in_len -= head.size;
         memmove(ch->in.bytes, ch->in.bytes + head.size, ch->in_len);
-        nn->changed = true; /* there is room for orders */
         crail_rpc_lanes_wake(nn, &nn->wait_space);
     }
     return true;
