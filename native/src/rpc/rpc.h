@@ -53,7 +53,7 @@ extern const struct crail_rpc_tuning crail_rpc_tuning_default;
 
 /* ---- what epoll points at ------------------------------------------------ */
 
-enum crail_rpc_kind { CRAIL_RPC_MAILBOX, CRAIL_RPC_CONN, CRAIL_RPC_CHANNEL };
+enum crail_rpc_kind { CRAIL_RPC_MAILBOX, CRAIL_RPC_CONN, CRAIL_RPC_CHANNEL, CRAIL_RPC_TIMER };
 
 struct crail_rpc_endpoint {
     enum crail_rpc_kind kind;
@@ -182,6 +182,8 @@ struct crail_namenode {
     struct crail_rpc_tuning tuning;
     uint64_t grace_ns[2]; /* of sessions far away, and on this host */
     int epoll_fd;
+    struct crail_rpc_endpoint timer; /* a timerfd: set far more rarely than the loop turns */
+    uint64_t timer_at;               /* what it is set to, UINT64_MAX: not */
     pthread_t thread;
     bool stopping;
     bool background; /* crail_meta_step() has work left */
