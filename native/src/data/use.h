@@ -1,6 +1,7 @@
 /* Use slots and generations: the shared memory of the reuse rule (DESIGN of docs/ARCHITECTURE.md, "The reuse rule").
  *
- * Two kinds of files in the directory of a storage server, both mapped by several processes:
+ * Two kinds of files in the directory of a storage server. Clients map both; the server maps the generations, and reads
+ * the tables with pread(), because their holders could truncate them (usetable.c has the argument about the fences):
  *
  *   gen-<region>      uint64_t per granule. Only the storage server writes. The generation of an extent is the
  *                     one of its first granule.
