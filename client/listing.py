@@ -10,7 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_STAT = Struct("<QQQqII")  # id, version, size, mtime_ns, kind, extents
+# id, version, size, mtime_ns, expires_ns, job, kind, extents, flags
+_STAT = Struct("<QQQqqQIHH")
 _EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
 _DIRENT = Struct("<QQqHBBI")  # version, size, mtime_ns, name_len, kind, is_inline, -
 _KINDS = {1: "file", 2: "directory"}
@@ -19,7 +20,7 @@ _GRANULE = 4096
 
 def node_info(path: str, data: bytes) -> NodeInfo:
     """A STAT answer."""
-    _, version, size, mtime_ns, kind, extents = _STAT.unpack_from(data)
+    _, version, size, mtime_ns, _, _, kind, extents, _ = _STAT.unpack_from(data)
     locations = tuple(
         {"server": server, "region": region, "offset": granule * _GRANULE, "bytes": n * _GRANULE}
         for server, region, granule, n, _, _ in _EXTENT.iter_unpack(

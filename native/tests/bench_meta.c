@@ -41,7 +41,7 @@ static uint64_t run_vector(uint32_t n, bool ahead, bool watch) {
         if (ahead && i + AHEAD < n)
             crail_meta_prefetch(k.m, &op[i + AHEAD], path[i + AHEAD]);
         uint64_t one = watch ? own_ns() : 0;
-        int rc = crail_meta_execute(k.m, k.s, &op[i], path[i], value, 1, &k.reply);
+        int rc = crail_meta_execute(k.m, k.s, &op[i], path[i], NULL, value, 1, &k.reply);
         if (watch)
             longest(one);
         struct crail_result r;
@@ -98,7 +98,7 @@ static void bench_listing(uint32_t all) {
         struct crail_op list = {.code = CRAIL_OP_LIST, .path_len = 5, .data_len = (uint32_t)strlen(name)};
         uint64_t one = own_ns();
         k.reply.len = 0;
-        int rc = crail_meta_execute(k.m, k.s, &list, "/flat", name, 1, &k.reply);
+        int rc = crail_meta_execute(k.m, k.s, &list, "/flat", NULL, name, 1, &k.reply);
         longest(one);
         if (rc == CRAIL_META_AGAIN) {
             one = own_ns();

@@ -73,7 +73,7 @@ static inline struct answer kit_do(struct kit *k, struct crail_op op, const void
     crail_meta_prefetch(k->m, &op, frame);
     do {
         k->reply.len = 0;
-        rc = crail_meta_execute(k->m, k->s, &op, frame, frame + op.path_len, ++k->now_ns, &k->reply);
+        rc = crail_meta_execute(k->m, k->s, &op, frame, NULL, frame + op.path_len, ++k->now_ns, &k->reply);
         assert(rc == 0 || (rc == CRAIL_META_AGAIN && op.code == CRAIL_OP_LIST && k->reply.len == 0));
         if (rc)
             crail_meta_step(k->m, 20000);

@@ -134,9 +134,9 @@ static void malformed_operations_are_invalid_arguments(void) {
         op.flags = 1 << 15;
         WANT(kit_do(&k, op, "/a", NULL), E(INVALID_ARGUMENT));
         op.flags = 0;
-        op.reserved = 1;
+        op.options_len = 1;
         WANT(kit_do(&k, op, "/a", NULL), E(INVALID_ARGUMENT));
-        op.reserved = 0;
+        op.options_len = 0;
         op.count = 1;
         WANT(kit_do(&k, op, "/a", NULL), E(INVALID_ARGUMENT));
     }
@@ -373,7 +373,7 @@ static void a_listing_is_right_while_its_index_is_built(void) {
     }
     struct crail_op list = {.code = CRAIL_OP_LIST, .path_len = 2};
     k.reply.len = 0;
-    assert(crail_meta_execute(k.m, k.s, &list, "/d", NULL, ++k.now_ns, &k.reply) == CRAIL_META_AGAIN);
+    assert(crail_meta_execute(k.m, k.s, &list, "/d", NULL, NULL, ++k.now_ns, &k.reply) == CRAIL_META_AGAIN);
     assert(stats_of(&k).background_pending == 1);
     uint64_t seed = 4711;
     uint32_t there = 2000;
@@ -742,7 +742,7 @@ static void several_indexes_live_side_by_side(void) {
     for (uint32_t i = 0; i < 6; i++) {
         sprintf(path, "/%u", i);
         k.reply.len = 0;
-        assert(crail_meta_execute(k.m, k.s, &list, path, NULL, ++k.now_ns, &k.reply) == CRAIL_META_AGAIN);
+        assert(crail_meta_execute(k.m, k.s, &list, path, NULL, NULL, ++k.now_ns, &k.reply) == CRAIL_META_AGAIN);
     }
     assert(stats_of(&k).background_pending == 6);
     WANT(kit_rmtree(&k, "/3"), OK);

@@ -386,7 +386,7 @@ static void do_list(struct model *w) {
     if (pick(w, 2)) { /* only begins to build the index */
         struct crail_op op = {.code = CRAIL_OP_LIST, .path_len = (uint16_t)strlen(path)};
         w->k.reply.len = 0;
-        if (crail_meta_execute(w->k.m, w->k.s, &op, path, NULL, ++w->k.now_ns, &w->k.reply))
+        if (crail_meta_execute(w->k.m, w->k.s, &op, path, NULL, NULL, ++w->k.now_ns, &w->k.reply))
             return;
     }
     uint32_t seen = 0, page = 1 + pick(w, 300);

@@ -300,15 +300,15 @@ static void spoil_path(struct request *r) {
 static void spoil_data(struct request *r) {
     op_of(r)->data_len = 0xfffffff8;
 }
-static void spoil_reserved(struct request *r) {
-    op_of(r)->reserved = 1;
+static void spoil_options(struct request *r) {
+    op_of(r)->options_len = 1;
 }
 
 static void test_garbage_closes_the_connection(void) {
     start(1000);
     void (*spoils[])(struct request *) = {spoil_magic, spoil_size,       spoil_size_max,   spoil_size_min,
                                           spoil_count, spoil_count_less, spoil_count_zero, spoil_count_max,
-                                          spoil_flags, spoil_path,       spoil_data,       spoil_reserved};
+                                          spoil_flags, spoil_path,       spoil_data,       spoil_options};
     for (size_t i = 0; i < sizeof spoils / sizeof *spoils; i++)
         garbage(spoils[i]);
     end();

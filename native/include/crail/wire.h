@@ -19,6 +19,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire is little-en
 #define CRAIL_EXTENTS_MAX 64u            /* extents of one value */
 #define CRAIL_LIST_ENTRIES_MAX 1024u     /* entries of one page of a listing */
 #define CRAIL_RETIRES_MAX 1024u          /* extents in one retire frame */
+#define CRAIL_ATTRIBUTES_MAX 65536u      /* bytes of a node's user attributes, heads included */
+#define CRAIL_WAIT_MS_MAX (86400u * 1000u)
 
 /* ---- metadata: client <-> namenode --------------------------------------- */
 
@@ -36,51 +38,140 @@ struct crail_frame {
 _Static_assert(sizeof(struct crail_frame) == 32, "wire");
 
 enum crail_op_code {
-    CRAIL_OP_PING = 1,     /* -> version: the last sequence number that this lane executed */
-    CRAIL_OP_GET = 2,      /* path -> the value (inline) or its extents */
-    CRAIL_OP_STAT = 3,     /* path -> struct crail_stat [+ extents] */
-    CRAIL_OP_LIST = 4,     /* path, data = last name seen, arg0 = entries wanted -> struct crail_dirent ... */
-    CRAIL_OP_SERVER = 5,   /* arg0 = server number -> the description its registration left (opaque) */
-    CRAIL_OP_PUT = 16,     /* path, data = value of at most CRAIL_INLINE_MAX bytes -> version */
-    CRAIL_OP_COMMIT = 17,  /* path, data = count extents, arg1 = size -> version [+ extents granted anew] */
-    CRAIL_OP_ALLOC = 18,   /* arg1 = bytes -> extents granted to the session */
-    CRAIL_OP_RELEASE = 19, /* data = count extents of this session's grants, given back */
-    CRAIL_OP_MKDIR = 20,   /* path */
-    CRAIL_OP_RENAME = 21,  /* path = from, data = to (a path) */
-    CRAIL_OP_REMOVE = 22,  /* path: a leaf, or (unless LEAF_ONLY) an empty container */
-    CRAIL_OP_RMTREE = 23,  /* path: anything and all below it */
-    CRAIL_OP_BYE = 24,     /* the session ends now, by its own wish */
+    /* These change nothing. */
+    CRAIL_OP_PING = 1,       /* -> version: the last sequence number that this lane executed */
+    CRAIL_OP_GET = 2,        /* path -> the value (inline) or its extents */
+    CRAIL_OP_STAT = 3,       /* path -> struct crail_stat [+ extents] */
+    CRAIL_OP_LIST = 4,       /* path, data = last name seen, arg0 = entries wanted -> struct crail_dirent ... */
+    CRAIL_OP_SERVER = 5,     /* arg0 = server number -> the description its registration left (opaque) */
+    CRAIL_OP_CANCEL = 6,     /* arg0 = id of a request of this connection that waits -> size 1: it gets no reply any
+                                more; 0: its reply went out already (or it never was) */
+    CRAIL_OP_ATTRIBUTES = 7, /* path -> struct crail_attribute ... : the user attributes */
+    CRAIL_OP_NEXT = 8,       /* arg0 = token of a watch, arg1 = number of the last event that arrived
+                                -> struct crail_event ..., version: the number of the last of them */
+
+    /* These are recorded: the frame carries a sequence number. */
+    CRAIL_OP_PUT = 16,      /* path, data = value of at most CRAIL_INLINE_MAX bytes -> version */
+    CRAIL_OP_COMMIT = 17,   /* path, data = count extents, arg1 = size -> version [+ extents granted anew] */
+    CRAIL_OP_ALLOC = 18,    /* arg1 = bytes -> extents granted to the session */
+    CRAIL_OP_RELEASE = 19,  /* data = count extents of this session's grants, given back */
+    CRAIL_OP_MKDIR = 20,    /* path, arg0 = the container's kind (0: a directory) */
+    CRAIL_OP_RENAME = 21,   /* path = from, data = to (a path) */
+    CRAIL_OP_REMOVE = 22,   /* path: a leaf, or (unless LEAF_ONLY) an empty container */
+    CRAIL_OP_RMTREE = 23,   /* path: anything and all below it */
+    CRAIL_OP_BYE = 24,      /* the session ends now, by its own wish */
+    CRAIL_OP_INCR = 25,     /* path, arg0 = what to add (int64) -> version, data = the new number (int64) */
+    CRAIL_OP_SETATTR = 26,  /* path, options = lifetime, data = struct crail_attribute ... -> version */
+    CRAIL_OP_ACK = 27,      /* arg0 = token of a taken item: it leaves its queue for good */
+    CRAIL_OP_END = 28,      /* arg0 = token: what it holds ends as it does with its session */
+    CRAIL_OP_TRUNCATE = 29, /* path, arg1 = size: a leaf within CRAIL_INLINE_MAX, cut or filled with zeros */
+
+    /* These make a hold: something of a node that the session keeps until END, or until it ends itself. arg0 is its
+     * token, a number of the client's choice, unique in its session; the same operation with the same token again
+     * changes nothing and has the same answer. So they need no sequence number. */
+    CRAIL_OP_OPEN = 48,   /* path -> as GET; the extents of this version stay readable until END */
+    CRAIL_OP_TAKE = 49,   /* path of a queue -> as GET, of its oldest free item, which is this session's until ACK or
+                             END. data of the result begins with the item's number (uint64) */
+    CRAIL_OP_ENTER = 50,  /* path, arg1 = members -> version: rounds that this barrier has seen. A hold until then */
+    CRAIL_OP_APPEND = 51, /* path -> as GET; the append right of the leaf. Its last extent carries a key for writing */
+    CRAIL_OP_WATCH = 52,  /* path: events of this node and all below it are kept from now on, for NEXT */
+    CRAIL_OP_STREAM = 53, /* path, data = count extents of the session's grants, arg1 = bytes that are complete in them:
+                             what FOLLOW may show of a value that is being written. Again with more */
+    CRAIL_OP_FOLLOW = 54, /* path, arg1 = bytes already seen -> size, extents; CRAIL_RESF_MORE: still being written */
+    CRAIL_OP_JOB = 55,    /* path = its directory, options.ttl_ns, data = struct crail_quota -> version: its number */
 };
-#define CRAIL_OP_MUTATING_FIRST 16
+#define CRAIL_OP_RECORDED_FIRST 16
+#define CRAIL_OP_HOLDS_FIRST 48
 
 enum crail_op_flags {
     CRAIL_OPF_IF_ABSENT = 1 << 0,   /* PUT, COMMIT: create-exclusive */
-    CRAIL_OPF_IF_VERSION = 1 << 1,  /* PUT, COMMIT: only if the version is arg0 (0: only if absent) */
-    CRAIL_OPF_PARENTS = 1 << 2,     /* PUT, COMMIT, MKDIR: make missing directories above */
-    CRAIL_OPF_EXIST_OK = 1 << 3,    /* MKDIR: an existing directory is fine */
-    CRAIL_OPF_OVERWRITE = 1 << 4,   /* RENAME: replace an existing leaf, or an empty directory by a directory */
+    CRAIL_OPF_IF_VERSION = 1 << 1,  /* PUT, COMMIT, REMOVE: only if the version is arg0 (0: only if absent).
+                                       STAT with WAIT: until the version is at least arg0 */
+    CRAIL_OPF_PARENTS = 1 << 2,     /* whatever makes a node: make missing directories above */
+    CRAIL_OPF_EXIST_OK = 1 << 3,    /* MKDIR: an existing container of that kind is fine */
+    CRAIL_OPF_OVERWRITE = 1 << 4,   /* RENAME: replace an existing leaf, or an empty container by one of its kind */
     CRAIL_OPF_LEAF_ONLY = 1 << 5,   /* REMOVE: a container is CRAIL_E_IS_CONTAINER */
     CRAIL_OPF_GRANT_AGAIN = 1 << 6, /* COMMIT: grant arg1 bytes anew in the reply, if space is plenty */
     CRAIL_OPF_ONE_EXTENT = 1 << 7,  /* ALLOC: one contiguous run or CRAIL_E_OUT_OF_SPACE */
+    CRAIL_OPF_WAIT = 1 << 8,        /* alone in its frame: if the answer would be "not yet", wait for up to `count`
+                                       milliseconds. GET, STAT, TAKE, ENTER, NEXT, FOLLOW leave their lane meanwhile,
+                                       and their reply may overtake or be overtaken; ALLOC keeps it. Nothing in time:
+                                       CRAIL_E_DEADLINE (ALLOC: CRAIL_E_OUT_OF_SPACE) */
+    CRAIL_OPF_ABSENT = 1 << 9,      /* STAT with WAIT: until nothing is there */
+    CRAIL_OPF_QUEUE = 1 << 10,      /* PUT, COMMIT: path is a queue, the value becomes its youngest item */
+    CRAIL_OPF_APPEND = 1 << 11,     /* COMMIT: the leaf grows to arg1 bytes; arg0 = token of the append right, data =
+                                       the extents that come after those it has (perhaps none) */
 };
 
-/* One operation: this head, path_len bytes of path, data_len bytes of data, zeros up to a multiple of 8. */
+/* One operation: this head, path_len bytes of path, options_len of struct crail_options (none or all of it), data_len
+ * bytes of data, zeros up to a multiple of 8. */
 struct crail_op {
     uint16_t code;
     uint16_t flags;
     uint16_t path_len;
-    uint16_t reserved; /* 0 */
+    uint16_t options_len;
     uint32_t data_len;
-    uint32_t count; /* extents in data, where there are any */
+    uint32_t count; /* extents in data, where there are any; with WAIT: milliseconds */
     uint64_t arg0;
     uint64_t arg1;
 };
 _Static_assert(sizeof(struct crail_op) == 32, "wire");
 
+enum crail_option_flags {
+    CRAIL_OPTION_SESSION = 1 << 0,           /* dies with this session */
+    CRAIL_OPTION_DELETE_AFTER_READ = 1 << 1, /* its reader removes it, see CRAIL_RESF_DELETE_AFTER_READ */
+    CRAIL_OPTION_EVICTABLE = 1 << 2,         /* may go when space is short */
+    CRAIL_OPTION_STRICT = 1 << 3,            /* this class and location or CRAIL_E_OUT_OF_SPACE */
+    CRAIL_OPTION_TTL = 1 << 4,               /* ttl_ns counts (SETATTR: 0 takes the limit away) */
+};
+
+/* How a node is made, or where memory is granted. All zeros but storage_class is what holds without it. */
+struct crail_options {
+    uint64_t ttl_ns;       /* after its last commit */
+    uint64_t job;          /* number of a job that it belongs to, 0: none */
+    uint32_t location;     /* crail_location() of a location class, 0: any */
+    uint16_t flags;        /* enum crail_option_flags */
+    uint8_t storage_class; /* CRAIL_CLASS_ANY or the class of the tier */
+    uint8_t stripe;        /* ALLOC: equal runs on so many servers (0, 1: no) */
+    uint64_t reserved;     /* 0 */
+};
+_Static_assert(sizeof(struct crail_options) == 32, "wire");
+#define CRAIL_CLASS_ANY 255u
+
+struct crail_quota {
+    uint64_t bytes, nodes; /* 0: no limit */
+};
+_Static_assert(sizeof(struct crail_quota) == 16, "wire");
+
+/* One user attribute: this head, the name, the value; no padding. In SETATTR, value_len CRAIL_ATTRIBUTE_GONE (and no
+ * value) takes it away. */
+struct crail_attribute {
+    uint16_t name_len;
+    uint16_t reserved;
+    uint32_t value_len;
+};
+_Static_assert(sizeof(struct crail_attribute) == 8, "wire");
+#define CRAIL_ATTRIBUTE_GONE UINT32_MAX
+
+enum crail_event_kind {
+    CRAIL_CHANGE_PUT = 1,    /* a node appeared, or a leaf has a new version */
+    CRAIL_CHANGE_DELETE = 2, /* a node went, with all below it (also: was moved away) */
+    CRAIL_CHANGE_RESYNC = 3, /* some were lost: look again */
+};
+/* One event: this head, the path, zeros up to a multiple of 8. */
+struct crail_event {
+    uint64_t version;
+    uint16_t kind;
+    uint16_t path_len;
+    uint32_t reserved;
+};
+_Static_assert(sizeof(struct crail_event) == 16, "wire");
+
 enum crail_result_flags {
-    CRAIL_RESF_INLINE = 1 << 0, /* data is the value itself; without it data is `count` extents */
-    CRAIL_RESF_MORE = 1 << 1,   /* LIST: more entries follow the last one */
-    CRAIL_RESF_REPLAY = 1 << 2, /* answered from the record of the lane: done before, not again */
+    CRAIL_RESF_INLINE = 1 << 0,            /* data is the value itself; without it data is `count` extents */
+    CRAIL_RESF_MORE = 1 << 1,              /* LIST: more entries follow the last one; FOLLOW: more bytes will come */
+    CRAIL_RESF_REPLAY = 1 << 2,            /* answered from the record of the lane: done before, not again */
+    CRAIL_RESF_DELETE_AFTER_READ = 1 << 3, /* who has read it all says REMOVE with IF_VERSION */
 };
 
 /* One result: this head, data_len bytes, zeros up to a multiple of 8. */
@@ -100,6 +191,10 @@ enum crail_kind {
     CRAIL_KIND_NONE = 0,
     CRAIL_KIND_FILE = 1,
     CRAIL_KIND_DIRECTORY = 2,
+    CRAIL_KIND_TABLE = 3,     /* holds leaves only */
+    CRAIL_KIND_MULTIFILE = 4, /* holds leaves only, which read as one stream in the order of their names */
+    CRAIL_KIND_QUEUE = 5,     /* holds items, named by their numbers, which only TAKE and ACK touch */
+    CRAIL_KIND_BARRIER = 6,   /* neither leaf nor container */
 };
 
 /* A run of granules on one server. The server number names one incarnation of one server and is never reused
@@ -117,12 +212,15 @@ _Static_assert(sizeof(struct crail_extent) == 32, "wire");
 struct crail_stat {
     uint64_t id;
     uint64_t version;
-    uint64_t size;    /* bytes; of a directory: entries */
-    int64_t mtime_ns; /* since the epoch, UTC */
+    uint64_t size;      /* bytes; of a directory: entries */
+    int64_t mtime_ns;   /* since the epoch, UTC */
+    int64_t expires_ns; /* likewise; 0: never */
+    uint64_t job;       /* that it belongs to by its own option, 0: none */
     uint32_t kind;
-    uint32_t extents; /* that follow this struct */
+    uint16_t extents; /* that follow this struct */
+    uint16_t flags;   /* enum crail_option_flags */
 };
-_Static_assert(sizeof(struct crail_stat) == 40, "wire");
+_Static_assert(sizeof(struct crail_stat) == 56, "wire");
 
 /* One entry of a listing: this head, the name, zeros up to a multiple of 8. */
 struct crail_dirent {

@@ -124,7 +124,8 @@ int crail_lane_wait(crail_client *c, int64_t timeout_ns);
 
 /* A request: begin, any number of ops, send until 0, receive until 0, then results one by one. */
 void crail_lane_begin(struct crail_lane *lane);
-/* Room for an op with its path and data; the caller fills *path and *data. -ENOMEM, -EMSGSIZE (frame full). */
+/* Room for an op with its path, options and data; the caller fills *path, and *data with both others. -ENOMEM,
+ * -EMSGSIZE (frame full). */
 int crail_lane_op(struct crail_lane *lane, const struct crail_op *op, uint8_t **path, uint8_t **data);
 uint32_t crail_lane_ops(const struct crail_lane *lane);
 /* 0, -EINTR (call again), -EAGAIN (the socket is full: call again), -EPIPE (nothing of the lane's connection is to

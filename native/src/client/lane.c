@@ -180,7 +180,7 @@ void crail_lane_begin(struct crail_lane *lane) {
 int crail_lane_op(struct crail_lane *lane, const struct crail_op *op, uint8_t **path, uint8_t **data) {
     struct crail_buf *b = &lane->out;
     size_t head = b->len ? 0 : sizeof(struct crail_frame);
-    size_t body = sizeof(*op) + crail_pad8((uint32_t)op->path_len + op->data_len);
+    size_t body = sizeof(*op) + crail_pad8((uint32_t)op->path_len + op->options_len + op->data_len);
     if (b->len + head + body > CRAIL_FRAME_BYTES_MAX || crail_lane_ops(lane) >= CRAIL_VECTOR_OPS_MAX)
         return -EMSGSIZE;
     int rc = crail_buf_reserve(b, head + body);
@@ -194,10 +194,10 @@ int crail_lane_op(struct crail_lane *lane, const struct crail_op *op, uint8_t **
     memcpy(at, op, sizeof(*op));
     memset(at + body - 8, 0, body > sizeof(*op) ? 8 : 0);
     *path = at + sizeof(*op);
-    *data = *path + op->path_len;
+    *data = *path + op->path_len; /* options come first, where the op has some */
     b->len += body;
     ((struct crail_frame *)b->data)->count++;
-    if (op->code >= CRAIL_OP_MUTATING_FIRST)
+    if (op->code >= CRAIL_OP_RECORDED_FIRST && op->code < CRAIL_OP_HOLDS_FIRST)
         lane->is_mutating = true;
     return 0;
 }

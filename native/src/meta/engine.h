@@ -295,6 +295,7 @@ struct crail_call {
     const struct crail_op *op;
     const char *path;
     const void *data;
+    struct crail_options options; /* where the op brings none: what holds without */
     int64_t now_ns;
     struct crail_result *r; /* in the reply; reserved with CRAIL_REPLY_BYTES_MAX of data after it */
     uint8_t *out;           /* that data */

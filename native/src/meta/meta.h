@@ -44,10 +44,11 @@ void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s);
 /* Executes one operation and appends exactly one struct crail_result, its data and padding, to `reply`. Bad input
  * of every kind becomes a status in that result. Returns 0 or CRAIL_META_AGAIN (only for CRAIL_OP_LIST);
  * -ENOMEM if the reply buffer could not grow, and then nothing was changed.
- * The caller has checked that path_len and data_len lie inside the frame, and nothing else.
+ * The caller has checked that path, options and data lie inside the frame, and nothing else. `options` counts if
+ * options_len is not 0, and need not be aligned.
  * PING, SERVER and BYE never come here: they belong to the rpc room. `now_ns` is CLOCK_REALTIME. */
 int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op, const char *path,
-                       const void *data, int64_t now_ns, struct crail_buf *reply);
+                       const void *options, const void *data, int64_t now_ns, struct crail_buf *reply);
 
 /* Fetches what a later crail_meta_execute() of a read will touch; called for a few operations ahead. */
 void crail_meta_prefetch(struct crail_meta *m, const struct crail_op *op, const char *path);

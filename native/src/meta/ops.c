@@ -108,7 +108,12 @@ static int op_stat(struct crail_call *c) {
     if (rc)
         return rc;
     const struct crail_node *n = crail_node_at(c->m, w.node);
-    struct crail_stat st = {n->id, n->version, n->size, n->mtime_ns, n->kind, n->extents};
+    struct crail_stat st = {.id = n->id,
+                            .version = n->version,
+                            .size = n->size,
+                            .mtime_ns = n->mtime_ns,
+                            .kind = n->kind,
+                            .extents = n->extents};
     memcpy(c->out, &st, sizeof(st));
     c->r->data_len = sizeof(st);
     c->r->version = n->version;
@@ -163,26 +168,28 @@ struct rule {
     uint16_t flags;                   /* allowed */
     bool path;                        /* takes one; else path_len is 0 */
     enum payload payload;
+    bool options; /* may bring struct crail_options */
 };
 
 #define PUBLISH_FLAGS (CRAIL_OPF_IF_ABSENT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_PARENTS)
 
 static const struct rule rules[] = {
-    [CRAIL_OP_GET] = {op_get, 0, true, NO_DATA},
-    [CRAIL_OP_STAT] = {op_stat, 0, true, NO_DATA},
-    [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS, true, BYTES},
-    [CRAIL_OP_COMMIT] = {crail_op_commit, PUBLISH_FLAGS | CRAIL_OPF_GRANT_AGAIN, true, EXTENTS},
-    [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT, false, NO_DATA},
-    [CRAIL_OP_RELEASE] = {crail_op_release, 0, false, EXTENTS},
-    [CRAIL_OP_MKDIR] = {op_mkdir, CRAIL_OPF_PARENTS | CRAIL_OPF_EXIST_OK, true, NO_DATA},
-    [CRAIL_OP_RENAME] = {crail_op_rename, CRAIL_OPF_OVERWRITE, true, BYTES},
-    [CRAIL_OP_REMOVE] = {crail_op_remove, CRAIL_OPF_LEAF_ONLY, true, NO_DATA},
-    [CRAIL_OP_RMTREE] = {crail_op_rmtree, 0, true, NO_DATA},
+    [CRAIL_OP_GET] = {op_get, 0, true, NO_DATA, false},
+    [CRAIL_OP_STAT] = {op_stat, 0, true, NO_DATA, false},
+    [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS, true, BYTES, true},
+    [CRAIL_OP_COMMIT] = {crail_op_commit, PUBLISH_FLAGS | CRAIL_OPF_GRANT_AGAIN, true, EXTENTS, true},
+    [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT, false, NO_DATA, true},
+    [CRAIL_OP_RELEASE] = {crail_op_release, 0, false, EXTENTS, false},
+    [CRAIL_OP_MKDIR] = {op_mkdir, CRAIL_OPF_PARENTS | CRAIL_OPF_EXIST_OK, true, NO_DATA, true},
+    [CRAIL_OP_RENAME] = {crail_op_rename, CRAIL_OPF_OVERWRITE, true, BYTES, false},
+    [CRAIL_OP_REMOVE] = {crail_op_remove, CRAIL_OPF_LEAF_ONLY, true, NO_DATA, false},
+    [CRAIL_OP_RMTREE] = {crail_op_rmtree, 0, true, NO_DATA, false},
 };
-static const struct rule list_rule = {NULL, 0, true, BYTES};
+static const struct rule list_rule = {NULL, 0, true, BYTES, false};
 
 static bool well_formed(const struct crail_op *op, const struct rule *rule) {
-    if (op->reserved || (op->flags & ~rule->flags) || (!rule->path && op->path_len))
+    if ((op->options_len && !(rule->options && op->options_len == sizeof(struct crail_options))) ||
+        (op->flags & ~rule->flags) || (!rule->path && op->path_len))
         return false;
     if (rule->payload == EXTENTS)
         return op->count >= 1 && op->count <= CRAIL_EXTENTS_MAX &&
@@ -194,6 +201,8 @@ static const struct rule *rule_of(const struct crail_op *op) {
     bool known = op->code < sizeof(rules) / sizeof(rules[0]) && rules[op->code].run;
     return known ? &rules[op->code] : NULL;
 }
+
+static const struct crail_options NO_OPTIONS = {.storage_class = CRAIL_CLASS_ANY};
 
 /* Ends the result: what is kept of a failed one, and the padding. */
 static void finish(struct crail_call *c, int rc, struct crail_buf *reply) {
@@ -216,17 +225,19 @@ static int execute_list(struct crail_call *c, struct crail_buf *reply) {
 }
 
 int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op, const char *path,
-                       const void *data, int64_t now_ns, struct crail_buf *reply) {
+                       const void *options, const void *data, int64_t now_ns, struct crail_buf *reply) {
     if (crail_buf_reserve(reply, sizeof(struct crail_result) + CRAIL_REPLY_BYTES_MAX))
         return -ENOMEM;
     struct crail_result *r = (struct crail_result *)(reply->data + reply->len);
-    struct crail_call c = {m, s, op, path, data, now_ns, r, (uint8_t *)(r + 1)};
+    struct crail_call c = {m, s, op, path, data, NO_OPTIONS, now_ns, r, (uint8_t *)(r + 1)};
     *r = (struct crail_result){0};
     m->now_ns = now_ns;
     if (op->code == CRAIL_OP_LIST)
         return execute_list(&c, reply);
     const struct rule *rule = rule_of(op);
     bool good = rule && well_formed(op, rule);
+    if (good && op->options_len)
+        memcpy(&c.options, options, sizeof(c.options));
     finish(&c, good ? rule->run(&c) : CRAIL_E_INVALID_ARGUMENT, reply);
     return 0;
 }

@@ -135,8 +135,8 @@ static bool operations_fit(const uint8_t *frame, const struct crail_frame *head)
         if (head->size - at < sizeof(struct crail_op))
             return false;
         const struct crail_op *op = (const void *)(frame + at);
-        uint64_t bytes = (sizeof *op + (uint64_t)op->path_len + op->data_len + 7) & ~(uint64_t)7;
-        if (op->reserved || bytes > head->size - at)
+        uint64_t bytes = (sizeof *op + (uint64_t)op->path_len + op->options_len + op->data_len + 7) & ~(uint64_t)7;
+        if ((op->options_len && op->options_len != sizeof(struct crail_options)) || bytes > head->size - at)
             return false;
         at += bytes;
     }

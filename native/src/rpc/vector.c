@@ -12,7 +12,7 @@ static const struct crail_frame *head_of(const struct crail_rpc_vector *v) {
 }
 
 static uint32_t bytes_of(const struct crail_op *op) {
-    return crail_pad8((uint32_t)sizeof *op + op->path_len + op->data_len);
+    return crail_pad8((uint32_t)sizeof *op + op->path_len + op->options_len + op->data_len);
 }
 
 /* ---- results that need no tree ------------------------------------------- */
@@ -66,13 +66,13 @@ static void count(crail_namenode *nn, const struct crail_op *op) {
     nn->stats.puts += op->code == CRAIL_OP_PUT;
     nn->stats.commits += op->code == CRAIL_OP_COMMIT;
     nn->stats.allocs += op->code == CRAIL_OP_ALLOC;
-    nn->changed |= op->code >= CRAIL_OP_MUTATING_FIRST;
+    nn->changed |= op->code >= CRAIL_OP_RECORDED_FIRST;
 }
 
 /* Appends one result. 0, CRAIL_META_AGAIN (nothing appended), -ENOMEM (likewise). */
 static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct crail_op *op) {
     struct crail_rpc_vector *v = &lane->vec;
-    bool mutates = op->code >= CRAIL_OP_MUTATING_FIRST;
+    bool mutates = op->code >= CRAIL_OP_RECORDED_FIRST && op->code < CRAIL_OP_HOLDS_FIRST;
     if (v->bye)
         return answer(v->reply, CRAIL_E_SESSION_LOST, NULL, 0);
     if (mutates && !v->recorded)
@@ -89,7 +89,9 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
         return answer(v->reply, 0, NULL, 0);
     }
     const char *path = (const char *)(op + 1);
-    return crail_meta_execute(nn->meta, lane->session->meta, op, path, path + op->path_len, nn->realtime_ns, v->reply);
+    const char *options = path + op->path_len;
+    return crail_meta_execute(nn->meta, lane->session->meta, op, path, options, options + op->options_len,
+                              nn->realtime_ns, v->reply);
 }
 
 /* A lone ALLOC that found no memory, while some is on its way back: takes the result away again and waits. This is
