@@ -60,6 +60,11 @@ def _mount_options(folder: str) -> str | None:
     return None
 
 
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+
+
 def _chosen(path: str) -> str | None:
     """The word in brackets of a setting like "always [madvise] never"."""
     text = _read(path)
@@ -137,13 +142,16 @@ def huge_pages() -> Finding:
     if setting is None:
         return Finding(what, "limited", "not in this kernel", "the first touch of memory is slower")
     found = f"shmem_enabled={setting}"
-    if setting in ("advise", "always", "within_size", "force"):
-        return Finding(what, "good", found)
-    if "huge=" in (_mount_options("/dev/shm") or "") and setting != "deny":
+    if setting == "deny":
+        advice = "as root: echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+        return Finding(what, "limited", f"{found}: none, not even on request", advice)
+    if _kernel() >= (6, 1) or setting in ("advise", "always", "within_size", "force"):
+        return Finding(what, "good", f"{found}; the storage server asks for them")
+    if "huge=" in (_mount_options("/dev/shm") or ""):
         return Finding(what, "good", f"{found}, but /dev/shm is mounted with huge=")
     advice = (
-        "as root: echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled "
-        "(or mount -o remount,huge=advise /dev/shm); first touch becomes 5 to 15 times as fast"
+        "Linux 6.1, or as root: mount -o remount,huge=advise /dev/shm; "
+        "first touch becomes 5 to 15 times as fast"
     )
     return Finding(what, "limited", found, advice)
 

@@ -8,7 +8,6 @@ from crailpy.errors import ClosedError, InvalidArgumentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Any
 
     from .store import Store
@@ -126,12 +125,7 @@ class Writer(io.RawIOBase):
             self._buffer = bytearray()
             super().close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._done = True
         self.close()

@@ -29,7 +29,14 @@ static double deadline_seconds(struct call *c) {
     return (double)call_deadline(c) / 1e9;
 }
 
-/* ---- errors -------------------------------------------------------------- */
+/* ---- arguments and errors ------------------------------------------------ */
+
+bool call_arguments(const char *name, Py_ssize_t n, Py_ssize_t want) {
+    if (n == want)
+        return true;
+    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", name, want, n);
+    return false;
+}
 
 PyObject *call_error(struct call *c, int status, uint32_t server) {
     return PyObject_CallMethod(c->self->owner, "_error", "is#I", status < 0 ? -status : status, c->path ? c->path : "",

@@ -45,6 +45,8 @@ struct call {
 
 /* ---- call.c: each gives 0, or -1 with an exception set --------------------- */
 
+/* Are there as many arguments as the method takes? If not, TypeError is set. */
+bool call_arguments(const char *name, Py_ssize_t n, Py_ssize_t want);
 /* `reserve`: see crail_lane_checkout(). */
 int call_begin(struct call *c, HotClient *self, PyObject *timeout, uint32_t reserve);
 void call_end(struct call *c);

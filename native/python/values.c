@@ -65,18 +65,25 @@ static void finish(struct call *c) {
         call_end(c);
 }
 
-static bool arguments(const char *name, Py_ssize_t n, Py_ssize_t want) {
-    if (n == want)
-        return true;
-    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", name, want, n);
-    return false;
-}
-
 /* ---- reading ------------------------------------------------------------- */
+
+/* `n` bytes of what was found, from `from` on, as new bytes. 0; 1: the location is out of date, ask again; -1. */
+static int found_bytes(struct call *c, const struct found *f, uint64_t from, uint64_t n, PyObject **out) {
+    *out = f->is_inline ? PyBytes_FromStringAndSize((const char *)f->data + from, (Py_ssize_t)n) : new_bytes(n);
+    if (!*out)
+        return -1;
+    if (f->is_inline || n == 0)
+        return 0;
+    int rc = call_transfer(c, f->extents, f->count, f->size, from, n, PyBytes_AsString(*out), false);
+    if (rc)
+        Py_CLEAR(*out);
+    return rc;
+}
 
 /* Bytes [offset, offset + length) of the value, cut at its end; length -1: all the rest. */
 static PyObject *read_bytes(struct call *c, int64_t offset, int64_t length) {
     struct found f;
+    PyObject *b;
     for (;;) {
         if (find(c, &f))
             return NULL;
@@ -84,24 +91,15 @@ static PyObject *read_bytes(struct call *c, int64_t offset, int64_t length) {
         uint64_t n = f.size - from;
         if (length >= 0 && (uint64_t)length < n)
             n = (uint64_t)length;
-        if (f.is_inline)
-            return PyBytes_FromStringAndSize((const char *)f.data + from, (Py_ssize_t)n);
-        PyObject *b = new_bytes(n);
-        if (!b || n == 0)
+        if (found_bytes(c, &f, from, n, &b) <= 0)
             return b;
-        int rc = call_transfer(c, f.extents, f.count, f.size, from, n, PyBytes_AsString(b), false);
-        if (rc == 0)
-            return b;
-        Py_DECREF(b);
-        if (rc < 0)
-            return NULL;
     }
 }
 
 /* get(key, timeout) -> bytes */
 PyObject *client_get(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
-    if (!arguments("get", n, 2) || start(&c, self, args[0], args[1]))
+    if (!call_arguments("get", n, 2) || start(&c, self, args[0], args[1]))
         return NULL;
     PyObject *b = read_bytes(&c, 0, -1);
     finish(&c);
@@ -111,7 +109,7 @@ PyObject *client_get(PyObject *self, PyObject *const *args, Py_ssize_t n) {
 /* get_range(key, offset, length, timeout) -> bytes */
 PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
-    if (!arguments("get_range", n, 4))
+    if (!call_arguments("get_range", n, 4))
         return NULL;
     int64_t offset = PyLong_AsLongLong(args[1]), length = PyLong_AsLongLong(args[2]);
     if (PyErr_Occurred() || start(&c, self, args[0], args[3]))
@@ -145,7 +143,7 @@ static int64_t read_into(struct call *c, int64_t offset, uint8_t *to, uint64_t r
 PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     Py_buffer buffer;
-    if (!arguments("get_into", n, 4))
+    if (!call_arguments("get_into", n, 4))
         return NULL;
     int64_t offset = PyLong_AsLongLong(args[2]), got;
     if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS))
@@ -179,6 +177,7 @@ static int try_pin(struct call *c, const struct found *f, struct crail_pin *pin)
 static PyObject *read_view(struct call *c) {
     struct found f;
     struct crail_pin pin;
+    PyObject *b;
     for (;;) {
         if (find(c, &f))
             return NULL;
@@ -196,22 +195,16 @@ static PyObject *read_view(struct call *c) {
             }
             continue;
         }
-        PyObject *b = f.is_inline ? PyBytes_FromStringAndSize(f.data, (Py_ssize_t)f.size) : new_bytes(f.size);
-        if (!b)
-            return NULL;
-        rc = f.is_inline ? 0 : call_transfer(c, f.extents, f.count, f.size, 0, f.size, PyBytes_AsString(b), false);
-        if (rc == 0)
-            return view_from_bytes(b, f.version);
-        Py_DECREF(b);
-        if (rc < 0)
-            return NULL;
+        rc = found_bytes(c, &f, 0, f.size, &b);
+        if (rc <= 0)
+            return rc ? NULL : view_from_bytes(b, f.version);
     }
 }
 
 /* get_view(key, timeout) -> View */
 PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
-    if (!arguments("get_view", n, 2) || start(&c, self, args[0], args[1]))
+    if (!call_arguments("get_view", n, 2) || start(&c, self, args[0], args[1]))
         return NULL;
     PyObject *v = read_view(&c);
     finish(&c);
@@ -356,7 +349,7 @@ PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     Py_buffer b;
     uint64_t version = 0;
-    if (!arguments("put", n, 5))
+    if (!call_arguments("put", n, 5))
         return NULL;
     uint16_t flags = (uint16_t)PyLong_AsLong(args[2]);
     uint64_t if_version = PyLong_AsUnsignedLongLong(args[3]);

@@ -1,13 +1,6 @@
 /* get_many, put_many, and the plain call behind everything that is not worth a method of its own. */
 #include "door.h"
 
-static bool arguments(const char *name, Py_ssize_t n, Py_ssize_t want) {
-    if (n == want)
-        return true;
-    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", name, want, n);
-    return false;
-}
-
 static int append_owned(PyObject *list, PyObject *item) {
     if (!item)
         return -1;
@@ -90,7 +83,7 @@ static int take_values(struct call *c, PyObject *keys, Py_ssize_t from, Py_ssize
  */
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
-    if (!arguments("get_many", n, 3))
+    if (!call_arguments("get_many", n, 3))
         return NULL;
     if (!PyList_Check(args[0])) {
         PyErr_SetString(PyExc_TypeError, "keys must be a list");
@@ -155,7 +148,7 @@ static int take_versions(struct call *c, PyObject *items, Py_ssize_t from, Py_ss
  * that is too large for a vector; returns where it stopped. */
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
-    if (!arguments("put_many", n, 5))
+    if (!call_arguments("put_many", n, 5))
         return NULL;
     if (!PyList_Check(args[0]) || !PyList_Check(args[2])) {
         PyErr_SetString(PyExc_TypeError, "items and out must be lists");
@@ -192,7 +185,7 @@ PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Py_buffer b;
     const void *data;
     PyObject *out = NULL;
-    if (!arguments("call", n, 7))
+    if (!call_arguments("call", n, 7))
         return NULL;
     uint16_t code = (uint16_t)PyLong_AsLong(args[0]), flags = (uint16_t)PyLong_AsLong(args[1]);
     uint64_t arg0 = PyLong_AsUnsignedLongLong(args[4]), arg1 = PyLong_AsUnsignedLongLong(args[5]);
@@ -222,7 +215,7 @@ PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n) {
 PyObject *client_call_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     const void *data;
-    if (!arguments("call_many", n, 4))
+    if (!call_arguments("call_many", n, 4))
         return NULL;
     uint16_t code = (uint16_t)PyLong_AsLong(args[0]), flags = (uint16_t)PyLong_AsLong(args[1]);
     if (!PyList_Check(args[2])) {

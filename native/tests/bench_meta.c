@@ -1,10 +1,9 @@
 /* Figures of the meta room: nanoseconds per operation over a million nodes, bytes per node, longest call.
- *     bench_meta [nodes]
- * Vectors of 1,000 operations as the rpc room makes them: announced eight ahead, executed in order. */
+ *     bench_meta [nodes [bytes of a value]]
+ * Vectors of 1,000 operations as the rpc room makes them: announced ahead, executed in order. */
 #include "meta_kit.h"
 
 #define VECTOR 1000u
-#define AHEAD 8u
 #define PATH_BYTES 64u
 
 static uint64_t longest_ns;
@@ -12,6 +11,7 @@ static struct kit k;
 static struct crail_op op[VECTOR];
 static char path[VECTOR][PATH_BYTES];
 static char value[4096];
+static uint32_t value_bytes = 16;
 static uint32_t side; /* directories at the top, directories in each, files in each */
 
 /* Time of this thread only, so that other processes do not count. */
@@ -33,13 +33,13 @@ static void path_of(char *out, uint32_t i) {
 
 /* Executes the vector; the time is without making the paths. */
 static uint64_t run_vector(uint32_t n, bool ahead, bool watch) {
-    uint64_t start = kit_clock_ns();
+    uint64_t start = own_ns();
     k.reply.len = 0;
-    for (uint32_t i = 0; ahead && i < AHEAD && i < n; i++)
+    for (uint32_t i = 0; ahead && i < CRAIL_META_AHEAD && i < n; i++)
         crail_meta_prefetch(k.m, &op[i], path[i]);
     for (uint32_t i = 0; i < n; i++) {
-        if (ahead && i + AHEAD < n)
-            crail_meta_prefetch(k.m, &op[i + AHEAD], path[i + AHEAD]);
+        if (ahead && i + CRAIL_META_AHEAD < n)
+            crail_meta_prefetch(k.m, &op[i + CRAIL_META_AHEAD], path[i + CRAIL_META_AHEAD]);
         uint64_t one = watch ? own_ns() : 0;
         int rc = crail_meta_execute(k.m, k.s, &op[i], path[i], NULL, value, 1, &k.reply);
         if (watch)
@@ -50,7 +50,7 @@ static uint64_t run_vector(uint32_t n, bool ahead, bool watch) {
         memcpy(&r, k.reply.data, sizeof(r));
         assert(r.status == 0);
     }
-    return kit_clock_ns() - start;
+    return own_ns() - start;
 }
 
 static void phase(const char *what, int code, uint32_t all, bool random, bool ahead, bool watch) {
@@ -62,7 +62,7 @@ static void phase(const char *what, int code, uint32_t all, bool random, bool ah
             op[i] = (struct crail_op){.code = (uint16_t)code,
                                       .path_len = (uint16_t)strlen(path[i]),
                                       .flags = code == CRAIL_OP_PUT ? CRAIL_OPF_PARENTS : 0,
-                                      .data_len = code == CRAIL_OP_PUT ? 16 : 0};
+                                      .data_len = code == CRAIL_OP_PUT ? value_bytes : 0};
         }
         took += run_vector(VECTOR, ahead, watch);
         n += VECTOR;
@@ -165,6 +165,9 @@ static void bench_granules(void) {
 
 int main(int argc, char **argv) {
     uint32_t all = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 1000000;
+    if (argc > 2)
+        value_bytes = (uint32_t)strtoul(argv[2], NULL, 10);
+    assert(value_bytes <= sizeof(value));
     struct crail_meta_stats before, after;
     for (side = 1; side * side * side < all; side++) {
     }
@@ -172,7 +175,7 @@ int main(int argc, char **argv) {
     crail_meta_stats(k.m, &before);
     phase("create", CRAIL_OP_PUT, all, false, true, false);
     crail_meta_stats(k.m, &after);
-    printf("%-44s %7.1f bytes\n", "arena per node (16 byte values)",
+    printf("%-44s %7.1f bytes\n", "arena per node, its value included",
            (double)(after.arena_bytes_used - before.arena_bytes_used) / (double)(after.nodes - before.nodes));
     phase("lookup (GET), random, vectors, announced", CRAIL_OP_GET, all, true, true, false);
     phase("lookup (GET), random, not announced", CRAIL_OP_GET, all, true, false, false);

@@ -1,8 +1,9 @@
-/* What the tests and the benchmark of the meta room share: one call per operation. */
+/* What the tests and the benchmark of the meta room share: one call per operation, and what claims are made with. */
 #ifndef CRAIL_TEST_META_KIT_H
 #define CRAIL_TEST_META_KIT_H
 
 #include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@
 #include "base/buf.h"
 #include "base/siphash.h"
 #include "crail/status.h"
-#include "meta/meta.h"
+#include "meta/engine.h"
 
 struct kit {
     struct crail_meta *m;
@@ -159,5 +160,33 @@ static inline uint32_t kit_random(uint64_t *state, uint32_t below) {
     *state ^= *state << 17;
     return (uint32_t)((*state >> 20) % below);
 }
+
+/* ---- claims ---------------------------------------------------------------- */
+
+#define OK 0
+#define E(name) CRAIL_E_##name
+#define WANT(answer, status_wanted)                                                                      \
+    do {                                                                                                 \
+        int got_ = (answer).status;                                                                      \
+        if (got_ != (status_wanted)) {                                                                   \
+            fprintf(stderr, "%s:%d: status %d, wanted %d\n", __FILE__, __LINE__, got_, (status_wanted)); \
+            abort();                                                                                     \
+        }                                                                                                \
+    } while (0)
+
+static inline struct crail_extent extent_at(const struct answer *a, uint32_t i) {
+    struct crail_extent e;
+    assert(i < a->r.count);
+    memcpy(&e, a->data + i * sizeof(e), sizeof(e));
+    return e;
+}
+
+static inline struct crail_meta_stats stats_of(const struct kit *k) {
+    struct crail_meta_stats st;
+    crail_meta_stats(k->m, &st);
+    return st;
+}
+
+#define RUN(claim) (claim(), printf("ok %s\n", #claim), fflush(stdout))
 
 #endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -46,6 +47,13 @@ def settled(store) -> dict[str, int]:
     raise AssertionError(f"granules do not settle: {facts}")
 
 
+def wait_for_end(pid: int) -> None:
+    """Popen.wait() with a limit looks every 50 ms only."""
+    process = os.pidfd_open(pid)
+    assert select.select([process], [], [], 10)[0]
+    os.close(process)
+
+
 ENDLESS_PUT = """
 import sys, numpy, crailpy
 with crailpy.connect(sys.argv[1]) as store:
@@ -72,13 +80,45 @@ def test_ctrl_c_ends_a_large_put_within_200_ms_and_leaks_nothing(roomy, start):
             pass
         begin = time.perf_counter()
         child.send_signal(signal.SIGINT)
-        child.wait(10)
+        wait_for_end(child.pid)
         took = time.perf_counter() - begin
+        child.wait()
         assert child.returncode == -signal.SIGINT or child.returncode == 1
         assert took < 0.6, "200 ms and the end of the interpreter, on a busy machine"
     store.delete("/endless", missing_ok=True)
     while settled(store)["granules_free"] != before:
         assert time.perf_counter() - begin < 20
+
+
+PUT_ONCE = r"""
+import re, sys, numpy, crailpy
+with crailpy.connect(sys.argv[1]) as store:
+    data = numpy.ones(int(sys.argv[2]), dtype="uint8")
+    store.put("/once", data)
+    maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps").read(), flags=re.M)
+    [region] = [one for one in maps if re.match(r".* rw-s .*/region-0\n", one)]
+    print(re.search(r"ShmemPmdMapped: *(\d+) kB", region)[1])
+"""
+
+
+def why_no_huge_pages() -> str | None:
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 1):
+        return "Linux before 6.1 collapses no shared memory into huge pages"
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/shmem_enabled") as file:
+            return "shared memory is denied huge pages here" if "[deny]" in file.read() else None
+    except OSError:
+        return "a kernel without transparent huge pages"
+
+
+def test_what_a_large_put_mapped_are_huge_pages_so_that_its_process_ends_at_once(roomy, start):
+    if why := why_no_huge_pages():
+        pytest.skip(why)
+    cluster, _ = roomy
+    child = start(PUT_ONCE, cluster.address, 512 << 20)
+    mapped = int(child.communicate(timeout=60)[0]) << 10
+    # 40 ms of the kernel at the end of the process for each GiB that is mapped by small pages
+    assert mapped >= 500 << 20
 
 
 def test_a_client_killed_in_a_write_leaves_no_half_and_its_granules_come_back(roomy, start):

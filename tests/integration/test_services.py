@@ -147,13 +147,16 @@ def test_a_value_over_tcp_only() -> None:
             assert near.get("/big") == value
 
 
+UNTIDY = """
+import crailpy, json, signal
+c = crailpy.LocalCluster(dram='16MiB')
+print(json.dumps([c.folder, c.namenode.pid, c.servers[0].pid]), flush=True)
+signal.pause()
+"""
+
+
 def test_nothing_is_left_when_the_parent_is_killed() -> None:
-    code = (
-        "import crailpy, json, signal; c = crailpy.LocalCluster(dram='16MiB');"
-        "print(json.dumps([c.folder, c.namenode.pid, c.servers[0].pid]), flush=True);"
-        "signal.pause()"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen([sys.executable, "-c", UNTIDY], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         folder, *pids = json.loads(parent.stdout.readline())
         assert os.path.exists(folder)
@@ -180,12 +183,7 @@ def test_nothing_is_left_after_ctrl_c_or_an_exception() -> None:
 
 
 def test_the_next_cluster_removes_what_a_massacre_left() -> None:
-    code = (
-        "import crailpy, json, signal; c = crailpy.LocalCluster(dram='16MiB');"
-        "print(json.dumps([c.folder, c.namenode.pid, c.servers[0].pid]), flush=True);"
-        "signal.pause()"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen([sys.executable, "-c", UNTIDY], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         folder, *pids = json.loads(parent.stdout.readline())
         for pid in pids:

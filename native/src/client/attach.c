@@ -3,9 +3,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/map.h"
 #include "client.h"
 
 #ifndef MADV_POPULATE_READ
@@ -116,26 +116,13 @@ int crail_client_stats_read(crail_client *c, crail_client_stats *out) {
 
 /* ---- attaching ----------------------------------------------------------- */
 
-static int map_file(int fd, uint64_t bytes, int prot, void **out) {
-    struct stat st;
-    if (fstat(fd, &st) < 0)
-        return -errno;
-    if ((uint64_t)st.st_size < bytes) /* a shorter file would kill us with SIGBUS later */
-        return -EINVAL;
-    void *p = mmap(NULL, bytes, prot, MAP_SHARED, fd, 0);
-    if (p == MAP_FAILED)
-        return -errno;
-    *out = p;
-    return 0;
-}
-
 static int map_region(struct crail_mapping *m, int fd, uint64_t bytes, int prot) {
     void *p;
     uint64_t blocks = (bytes + CRAIL_POPULATE_BLOCK - 1) / CRAIL_POPULATE_BLOCK;
     uint64_t *populated = calloc((blocks + 63) / 64, sizeof(uint64_t));
     if (!populated)
         return -ENOMEM;
-    int rc = map_file(fd, bytes, prot, &p);
+    int rc = crail_map_file(fd, bytes, prot, &p);
     if (rc) {
         free(populated);
         return rc;
@@ -163,13 +150,13 @@ static int fill_attachment(struct crail_attachment *a, const int *region_fds, co
         r->bytes = (uint64_t)granules[i] * CRAIL_GRANULE;
         int rc = map_region(&r->readable, region_fds[i], r->bytes, PROT_READ);
         if (!rc)
-            rc = map_file(generation_fds[i], (uint64_t)granules[i] * sizeof(uint64_t), PROT_READ, &generations);
+            rc = crail_map_file(generation_fds[i], (uint64_t)granules[i] * sizeof(uint64_t), PROT_READ, &generations);
         if (rc)
             return rc;
         r->generations = generations;
     }
     void *use;
-    int rc = map_file(use_fd, sizeof(struct crail_use_table), PROT_READ | PROT_WRITE, &use);
+    int rc = crail_map_file(use_fd, sizeof(struct crail_use_table), PROT_READ | PROT_WRITE, &use);
     if (rc)
         return rc;
     a->use = use;

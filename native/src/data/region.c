@@ -2,6 +2,8 @@
  * takes seconds), entered into the list on the loop's; never unmapped before the loop has ended. */
 #include "storage.h"
 
+#include "base/map.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -22,20 +24,6 @@ static size_t generation_bytes(uint32_t granules) {
     return (size_t)granules * sizeof(uint64_t);
 }
 
-/* Maps `bytes` of the file, which must have them: what lies beyond its end would be a SIGBUS. */
-static int map_file(int fd, size_t bytes, void **out) {
-    struct stat st;
-    if (fstat(fd, &st))
-        return -errno;
-    if (st.st_size < 0 || (uint64_t)st.st_size < bytes)
-        return -EINVAL;
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (at == MAP_FAILED)
-        return -errno;
-    *out = at;
-    return 0;
-}
-
 /* Takes the space of the file now, so that no later store finds the file system full. */
 static int allocate(int fd, size_t bytes) {
     if (fallocate(fd, 0, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP)
@@ -43,9 +31,17 @@ static int allocate(int fd, size_t bytes) {
     return -errno;
 }
 
+/* Collapsing what has pages already would copy them one by one, under the eyes of those that use them. */
+static bool is_empty(int fd) {
+    struct stat st;
+    return fstat(fd, &st) == 0 && st.st_blocks == 0;
+}
+
 /* Before 5.14 the pages are touched by hand; the contents stay. */
 static int populate_memory(int fd, void *memory, size_t bytes) {
     int rc;
+    if (is_empty(fd))
+        crail_map_collapse(fd, memory, bytes);
     do
         rc = madvise(memory, bytes, MADV_POPULATE_WRITE);
     while (rc && (errno == EAGAIN || errno == EINTR));
@@ -75,10 +71,10 @@ int crail_storage_region_add(crail_storage *s, int fd, int generations_fd, uint3
         return -EINVAL;
     struct crail_region region = {.granules = granules};
     void *memory = NULL, *generations = NULL;
-    int rc = map_file(fd, memory_bytes(granules), &memory);
+    int rc = crail_map_file(fd, memory_bytes(granules), PROT_READ | PROT_WRITE, &memory);
     if (rc)
         return rc;
-    rc = map_file(generations_fd, generation_bytes(granules), &generations);
+    rc = crail_map_file(generations_fd, generation_bytes(granules), PROT_READ | PROT_WRITE, &generations);
     if (rc)
         goto out;
     rc = allocate(generations_fd, generation_bytes(granules));

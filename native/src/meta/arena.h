@@ -6,6 +6,7 @@
 #ifndef CRAIL_META_ARENA_H
 #define CRAIL_META_ARENA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -50,6 +51,11 @@ uint32_t crail_arena_cost(uint32_t bytes);
 
 static inline void *crail_arena_at(const struct crail_arena *a, crail_ref ref) {
     return a->base + (uint64_t)ref * 16;
+}
+
+/* Do `bytes` from there lie in memory that the arena has taken? They need not be a record: for those who only peek. */
+static inline bool crail_arena_holds(const struct crail_arena *a, crail_ref ref, uint32_t bytes) {
+    return (uint64_t)ref * 16 + bytes <= (uint64_t)a->chunks * CRAIL_ARENA_CHUNK;
 }
 
 #endif

@@ -89,13 +89,12 @@ struct crail_prefix {
 _Static_assert(sizeof(struct crail_prefix) == 128, "most texts fit in the first cache line");
 
 /* A lookup announced by crail_meta_prefetch(), in some stage of being fetched. */
-#define CRAIL_AHEAD 8u
 struct crail_ahead {
     uint64_t name;   /* hash of its last component; 0: nothing to fetch */
     uint32_t prefix; /* hash of what is before */
     uint32_t hash;   /* in the directory, once that is found */
     crail_ref dir;
-    crail_ref node;
+    crail_ref node; /* 0: not found yet, or done */
 };
 
 struct crail_grave {
@@ -114,7 +113,7 @@ struct crail_meta {
     uint64_t nodes, files, directories, inline_bytes;
     int64_t now_ns; /* of the latest operation */
     struct crail_prefix *prefixes;
-    struct crail_ahead ahead[CRAIL_AHEAD];
+    struct crail_ahead ahead[CRAIL_META_AHEAD];
     uint32_t ahead_next;
 
     struct crail_server **servers; /* number - 1; LOST ones stay as stubs */

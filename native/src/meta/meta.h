@@ -50,7 +50,9 @@ void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s);
 int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op, const char *path,
                        const void *options, const void *data, int64_t now_ns, struct crail_buf *reply);
 
-/* Fetches what a later crail_meta_execute() of a read will touch; called for a few operations ahead. */
+/* Fetches what a later crail_meta_execute() of a read will touch; called once for each operation of a vector,
+ * CRAIL_META_AHEAD of them before the one that is executed next. */
+#define CRAIL_META_AHEAD 20u
 void crail_meta_prefetch(struct crail_meta *m, const struct crail_op *op, const char *path);
 
 /* Does background work for about `budget_ns`. True if some is left. */

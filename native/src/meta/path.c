@@ -175,9 +175,14 @@ int crail_path_walk(struct crail_meta *m, const char *path, uint32_t len, struct
 
 /* ---- fetching ahead -------------------------------------------------------------- */
 
-/* The stages of one announced lookup come two announcements apart: the directory's slot, the bucket, the node, the
- * value. What was noted may be outdated by the next stage; only slots, buckets and memory of the arena are read, and
- * a fetch never faults. A directory without a slot is not fetched for: the operation itself will give it one. */
+/* An announced lookup goes through its stages while later ones are announced: the directory's slot, the bucket, the
+ * node, the value; or the next node of the chain, and then its value. AHEAD_STAGE announcements are between two of
+ * them, time enough for memory to answer. What was noted may be outdated by the next stage, and what a ref names may
+ * be anything by then: only slots, buckets and memory of the arena are read, and a fetch never faults. A directory
+ * without a slot is not fetched for: the operation itself will give it one. */
+
+#define AHEAD_STAGE 4u
+_Static_assert(4 * AHEAD_STAGE < CRAIL_META_AHEAD, "the last stage comes before the operation");
 
 static void fetch_node(const struct crail_meta *m, crail_ref ref) {
     const uint8_t *node = crail_arena_at(&m->arena, ref);
@@ -201,18 +206,22 @@ static void ahead_node(struct crail_meta *m, struct crail_ahead *a) {
     fetch_node(m, a->node);
 }
 
-static void ahead_value(struct crail_meta *m, const struct crail_ahead *a) {
-    if (!a->node)
+static void ahead_value(struct crail_meta *m, struct crail_ahead *a) {
+    if (!a->node || !crail_arena_holds(&m->arena, a->node, sizeof(struct crail_node)))
         return;
     const struct crail_node *n = crail_node_at(m, a->node);
-    if (n->hash != a->hash)
-        fetch_node(m, n->hash_next);
-    else if (n->kind == CRAIL_KIND_FILE && n->data)
+    if (n->hash != a->hash) {
+        a->node = n->hash_next;
+        fetch_node(m, a->node);
+        return;
+    }
+    if (n->kind == CRAIL_KIND_FILE && n->data)
         __builtin_prefetch(crail_arena_at(&m->arena, n->data));
+    a->node = 0;
 }
 
-static struct crail_ahead *announced(struct crail_meta *m, uint32_t before) {
-    return &m->ahead[(m->ahead_next - before) % CRAIL_AHEAD];
+static struct crail_ahead *announced(struct crail_meta *m, uint32_t stage) {
+    return &m->ahead[(m->ahead_next + CRAIL_META_AHEAD - stage * AHEAD_STAGE) % CRAIL_META_AHEAD];
 }
 
 void crail_meta_prefetch(struct crail_meta *m, const struct crail_op *op, const char *path) {
@@ -225,8 +234,9 @@ void crail_meta_prefetch(struct crail_meta *m, const struct crail_op *op, const 
         a->name = crail_names_hash_text(m, slash + 1, (uint32_t)(path + len - slash - 1));
         __builtin_prefetch(prefix_slot(m, a->prefix));
     }
-    ahead_bucket(m, announced(m, 2));
-    ahead_node(m, announced(m, 4));
-    ahead_value(m, announced(m, 6));
-    m->ahead_next++;
+    ahead_bucket(m, announced(m, 1));
+    ahead_node(m, announced(m, 2));
+    ahead_value(m, announced(m, 3));
+    ahead_value(m, announced(m, 4));
+    m->ahead_next = (m->ahead_next + 1) % CRAIL_META_AHEAD;
 }

@@ -37,7 +37,6 @@
 #define CRAIL_RPC_LANES_MAX 4096u             /* lane numbers of one session */
 #define CRAIL_RPC_DESCRIPTION_MAX (64u << 10)
 #define CRAIL_RPC_EVENTS_MAX 4096u
-#define CRAIL_RPC_AHEAD 8u        /* operations that are prefetched ahead of the present one */
 #define CRAIL_RPC_CLOCK_EVERY 16u /* operations between two looks at the clock */
 
 /* Times of the loop; tests shorten them. */

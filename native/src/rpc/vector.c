@@ -132,7 +132,7 @@ int crail_rpc_vector_begin(struct crail_rpc_vector *v, const uint8_t *frame, str
 }
 
 static void prefetch(crail_namenode *nn, struct crail_rpc_vector *v) {
-    uint32_t until = v->next + CRAIL_RPC_AHEAD < v->count ? v->next + CRAIL_RPC_AHEAD : v->count;
+    uint32_t until = v->next + CRAIL_META_AHEAD < v->count ? v->next + CRAIL_META_AHEAD : v->count;
     for (; v->ahead < until; v->ahead++) {
         const struct crail_op *op = (const void *)(v->frame + v->ahead_offset);
         crail_meta_prefetch(nn->meta, op, (const char *)(op + 1));
