@@ -31,7 +31,7 @@ static struct crail_lane *open_lane(crail_client *c, int *peer) {
     int pair[2];
     assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
     assert(crail_lane_checkout(c, 0, &lane) == -EAGAIN);
-    assert(crail_client_lane_add(c, lane->number, pair[0], 1) == 0);
+    assert(crail_client_lane_add(c, lane->number, pair[0], 1, NULL) == 0);
     *peer = pair[1];
     return lane;
 }
@@ -99,7 +99,7 @@ static void a_repeated_request_keeps_its_number(void) {
     close(peer);
     assert(crail_lane_receive(lane, 0) == -EPIPE);
     assert(socketpair(AF_UNIX, SOCK_STREAM, 0, second) == 0);
-    assert(crail_client_lane_add(c, lane->number, second[0], 0) == 0);
+    assert(crail_client_lane_add(c, lane->number, second[0], 0, NULL) == 0);
     crail_lane_send_again(lane);
     assert(crail_lane_send(lane) == 0);
     struct crail_frame again = take_request(second[1]);

@@ -54,7 +54,7 @@ static crail_namenode_stats stats(void) {
 static int attach(uint64_t session, uint32_t lane) {
     int fd[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);
-    CHECK(crail_namenode_lane_attach(nn, fd[1], session, lane) == 0);
+    CHECK(crail_namenode_lane_attach(nn, fd[1], session, lane, NULL) == 0);
     return fd[0];
 }
 
@@ -321,7 +321,7 @@ static void test_random_bytes_do_no_harm(void) {
     for (int round = 0; round < 3000; round++) {
         int pair[2];
         CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-        int rc = crail_namenode_lane_attach(nn, pair[1], 1, (uint32_t)rand_r(&seed) % 4), fd = pair[0];
+        int rc = crail_namenode_lane_attach(nn, pair[1], 1, (uint32_t)rand_r(&seed) % 4, NULL), fd = pair[0];
         CHECK(rc == 0 || rc == -CRAIL_E_SESSION_LOST);
         if (rc) { /* a BYE got through */
             CHECK(crail_namenode_session_open(nn, 1) == 0);
@@ -460,9 +460,9 @@ static void test_bye(void) {
     CHECK(poll(&p, 1, 0) == 0);
     int pair[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-    CHECK(crail_namenode_lane_attach(nn, pair[1], 5, 0) == -CRAIL_E_SESSION_LOST);
+    CHECK(crail_namenode_lane_attach(nn, pair[1], 5, 0, NULL) == -CRAIL_E_SESSION_LOST);
     CHECK(closed(pair[0]));
-    CHECK(crail_namenode_lane_attach(nn, -1, 5, 0) == -EBADF);
+    CHECK(crail_namenode_lane_attach(nn, -1, 5, 0, NULL) == -EBADF);
     close(pair[0]);
     close(fd);
     close(other);

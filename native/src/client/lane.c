@@ -1,13 +1,18 @@
 /* Lanes: the pool, and one request and its reply on a connection.
  *
  * The connection is a blocking socket whose receive timeout is one tick of the kernel's clock. So the common call is
- * two system calls, send and recv, and a reply that is late shows itself by -EAGAIN without a clock being read. */
+ * two system calls, send and recv, and a reply that is late shows itself by -EAGAIN without a clock being read.
+ *
+ * With a ring the bytes go through shared memory, and a receive on the same socket is how we sleep: one byte wakes us,
+ * the end of the connection does, and so do tick and signal. In a dense stream the namenode waits awake for the next
+ * request, so we wait awake for the reply, and no system call is made at all. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,6 +22,8 @@
 #define RECEIVE_BYTES_MIN (64u << 10) /* room for a receive: most replies need no second one */
 #define BUFFER_BYTES_KEPT (4u << 20)  /* a lane that was checked in keeps no larger buffers */
 #define REPLY_BYTES_MAX (64u << 20)   /* a vector's largest honest reply is far below */
+#define CLOSE_NS 100000               /* requests that follow each other within this... */
+#define DENSE_REQUESTS 32u            /* ... make a dense stream when they are so many */
 
 /* ---- the pool ------------------------------------------------------------ */
 
@@ -31,10 +38,18 @@ static void data_disconnect(struct crail_lane *lane) {
         end_connection(lane->data[--lane->data_count].fd);
 }
 
-static void disconnect(struct crail_lane *lane) {
+static void namenode_disconnect(struct crail_lane *lane) {
     if (lane->fd >= 0)
         end_connection(lane->fd);
     lane->fd = -1;
+    if (!crail_ring_is_open(&lane->ring))
+        return;
+    crail_ring_close(&lane->ring);
+    close(lane->bell);
+}
+
+static void disconnect(struct crail_lane *lane) {
+    namenode_disconnect(lane);
     data_disconnect(lane);
 }
 
@@ -136,8 +151,22 @@ static int set_socket(int fd) {
     return 0;
 }
 
-int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh) {
-    int rc = set_socket(fd);
+static int ring_open(const int *fds2, struct crail_ring *ring, int *bell) {
+    int rc = crail_ring_open(ring, fds2[0], false);
+    if (rc)
+        return rc;
+    *bell = fcntl(fds2[1], F_DUPFD_CLOEXEC, 0);
+    rc = *bell < 0 ? -errno : 0;
+    if (rc)
+        crail_ring_close(ring);
+    return rc;
+}
+
+int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh, const int *ring_fds2) {
+    struct crail_ring ring = {0};
+    int bell = -1, rc = set_socket(fd);
+    if (!rc && ring_fds2)
+        rc = ring_open(ring_fds2, &ring, &bell);
     pthread_mutex_lock(&c->lock);
     struct crail_lane *lane = number < CRAIL_CLIENT_LANES_MAX ? c->lanes[number] : NULL;
     if (!rc && !lane)
@@ -147,14 +176,21 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh) {
     if (rc) {
         pthread_mutex_unlock(&c->lock);
         close(fd);
+        crail_ring_close(&ring);
+        if (bell >= 0)
+            close(bell);
         return rc;
     }
     assert(lane->checked_out);
-    if (lane->fd >= 0) {
-        end_connection(lane->fd);
+    if (lane->fd >= 0)
         atomic_fetch_add(&c->reconnects, 1);
-    }
+    namenode_disconnect(lane);
     lane->fd = fd;
+    lane->ring = ring;
+    lane->bell = bell;
+    lane->pace = (struct crail_ring_pace){0};
+    lane->is_dense = false;
+    lane->close_requests = 0;
     if (fresh) {
         lane->seq_last = 0;
         lane->is_lost = false;
@@ -165,6 +201,97 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh) {
     }
     pthread_mutex_unlock(&c->lock);
     return 0;
+}
+
+/* ---- the stream: the socket, or the ring ---------------------------------- */
+
+static int wait_readable(int fd, int64_t timeout_ns) {
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    struct timespec t = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    int n = ppoll(&p, 1, &t, NULL);
+    return n < 0 ? -errno : n == 0 ? -EAGAIN : 0;
+}
+
+/* Waits by a receive on the socket of a lane that has a ring: for a tick, or for timeout_ns. 0: rung, perhaps for
+ * something that we saw already. -EPIPE: the connection has ended. */
+static int sleep_on_socket(struct crail_lane *lane, int64_t timeout_ns) {
+    uint8_t bells[64];
+    int rc = timeout_ns ? wait_readable(lane->fd, timeout_ns) : 0;
+    if (rc)
+        return rc;
+    ssize_t n = recv(lane->fd, bells, sizeof(bells), 0);
+    return n > 0 ? 0 : n == 0 ? -EPIPE : -errno;
+}
+
+static void ring_bell(struct crail_lane *lane) {
+    eventfd_write(lane->bell, 1);
+    lane->was_rung = true;
+}
+
+/* Looks for bytes without sleeping, for as long as a namenode that is awake may need. */
+static bool spin(struct crail_lane *lane) {
+    if (lane->was_rung || !lane->is_dense)
+        return false;
+    bool found = crail_ring_readable(&lane->ring);
+    if (found)
+        return true;
+    int64_t until = crail_now_ns() + CRAIL_RING_SPIN_NS;
+    do {
+        for (int i = 0; i < 8 && !found; i++) {
+            crail_ring_pause();
+            found = crail_ring_readable(&lane->ring);
+        }
+    } while (!found && crail_now_ns() < until);
+    crail_ring_spun(&lane->pace, found);
+    return found;
+}
+
+/* As recv(2), but -errno. timeout_ns: 0 for a tick. */
+static ssize_t stream_read(struct crail_lane *lane, void *to, size_t n, int64_t timeout_ns) {
+    if (!crail_ring_is_open(&lane->ring)) {
+        int rc = timeout_ns ? wait_readable(lane->fd, timeout_ns) : 0;
+        ssize_t got = rc ? rc : recv(lane->fd, to, n, 0);
+        return got < 0 && !rc ? -errno : got;
+    }
+    while (!spin(lane) && crail_ring_sleep_for_bytes(&lane->ring)) {
+        int rc = sleep_on_socket(lane, timeout_ns);
+        if (rc && !crail_ring_readable(&lane->ring)) /* its last words may be there */
+            return rc;
+    }
+    ssize_t got = crail_ring_read(&lane->ring, to, n);
+    if (got > 0 && crail_ring_woke_writer(&lane->ring))
+        ring_bell(lane);
+    return got;
+}
+
+/* As send(2), but -errno. Waits a tick at most. */
+static ssize_t stream_write(struct crail_lane *lane, const void *from, size_t n) {
+    if (!crail_ring_is_open(&lane->ring)) {
+        ssize_t put = send(lane->fd, from, n, MSG_NOSIGNAL);
+        return put < 0 ? -errno : put;
+    }
+    for (;;) {
+        ssize_t put = crail_ring_write(&lane->ring, from, n);
+        if (put > 0 && crail_ring_woke_reader(&lane->ring))
+            ring_bell(lane);
+        if (put)
+            return put;
+        int rc = crail_ring_sleep_for_room(&lane->ring) ? sleep_on_socket(lane, 0) : 0;
+        if (rc)
+            return rc;
+    }
+}
+
+/* A request is about to be sent: is the stream dense? The namenode hears of it, and waits awake for the next. */
+static void note_pace(struct crail_lane *lane) {
+    int64_t now = crail_now_ns();
+    lane->close_requests = now - lane->begun_ns < CLOSE_NS ? lane->close_requests + 1 : 0;
+    lane->begun_ns = now;
+    lane->was_rung = false;
+    bool dense = lane->close_requests >= DENSE_REQUESTS && crail_ring_may_spin(&lane->pace);
+    if (dense != lane->is_dense)
+        atomic_store_explicit(&lane->ring.memory->is_dense, dense, memory_order_relaxed);
+    lane->is_dense = dense;
 }
 
 /* ---- a request ----------------------------------------------------------- */
@@ -219,10 +346,12 @@ static void finish_frame(struct crail_lane *lane) {
 int crail_lane_send(struct crail_lane *lane) {
     if (((struct crail_frame *)lane->out.data)->magic == 0)
         finish_frame(lane);
+    if (crail_ring_is_open(&lane->ring) && !lane->out_sent)
+        note_pace(lane);
     while (lane->out_sent < lane->out.len) {
-        ssize_t n = send(lane->fd, lane->out.data + lane->out_sent, lane->out.len - lane->out_sent, MSG_NOSIGNAL);
+        ssize_t n = stream_write(lane, lane->out.data + lane->out_sent, lane->out.len - lane->out_sent);
         if (n < 0)
-            return errno == EINTR ? -EINTR : errno == EAGAIN ? -EAGAIN : -EPIPE;
+            return n == -EINTR || n == -EAGAIN ? (int)n : -EPIPE;
         lane->out_sent += (size_t)n;
     }
     return 0;
@@ -256,13 +385,6 @@ static int check_reply(struct crail_lane *lane) {
     return -EAGAIN;
 }
 
-static int wait_readable(int fd, int64_t timeout_ns) {
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    struct timespec t = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
-    int n = ppoll(&p, 1, &t, NULL);
-    return n < 0 ? -errno : n == 0 ? -EAGAIN : 0;
-}
-
 int crail_lane_receive(struct crail_lane *lane, int64_t timeout_ns) {
     for (;;) {
         size_t want = RECEIVE_BYTES_MIN;
@@ -272,16 +394,9 @@ int crail_lane_receive(struct crail_lane *lane, int64_t timeout_ns) {
         }
         if (crail_buf_reserve(&lane->in, want))
             return -ENOMEM;
-        if (timeout_ns) {
-            int rc = wait_readable(lane->fd, timeout_ns);
-            if (rc)
-                return rc;
-        }
-        ssize_t n = recv(lane->fd, lane->in.data + lane->in.len, lane->in.cap - lane->in.len, 0);
-        if (n == 0)
-            return -EPIPE;
-        if (n < 0)
-            return errno == EINTR ? -EINTR : errno == EAGAIN ? -EAGAIN : -EPIPE;
+        ssize_t n = stream_read(lane, lane->in.data + lane->in.len, lane->in.cap - lane->in.len, timeout_ns);
+        if (n <= 0)
+            return n == -EINTR || n == -EAGAIN ? (int)n : -EPIPE;
         lane->in.len += (size_t)n;
         int rc = check_reply(lane);
         if (rc != -EAGAIN)
