@@ -10,9 +10,9 @@
 
 #define MAGIC 0x31524c43u /* "CLR1" */
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-#define PENALTY_FIRST 32u
+#define PENALTY_FIRST 2u
 #define PENALTY_MAX 1024u
-#define GOOD_ENOUGH 64u
+#define GOOD_ENOUGH 16u
 
 _Static_assert((CRAIL_RING_BYTES & (CRAIL_RING_BYTES - 1)) == 0, "positions are counts modulo the size");
 _Static_assert(sizeof(struct crail_ring_memory) % 4096 == 0, "whole pages");

@@ -78,9 +78,9 @@ struct crail_lane {
     struct crail_ring ring; /* if open, the bytes go through it, and the socket only wakes us, or ends */
     int bell;               /* the namenode's, or -1 */
     struct crail_ring_pace pace;
-    uint32_t close_requests; /* in a row, each soon after the one before */
-    bool is_dense, was_rung; /* the present request: in such a row; found the namenode asleep */
-    int64_t begun_ns;        /* when it was sent; kept with a ring only */
+    uint32_t close_requests;     /* in a row, each sent soon after the reply before */
+    bool is_dense, was_rung;     /* the present request: at the end of such a row; found the namenode asleep */
+    int64_t replied_ns;          /* when the last reply was here; kept with a ring only */
     bool checked_out;
     bool is_lost;     /* a request ended without its reply: nobody here knows what the namenode executed last */
     bool is_mutating; /* the frame in `out` carries a sequence number */

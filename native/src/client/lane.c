@@ -22,8 +22,9 @@
 #define RECEIVE_BYTES_MIN (64u << 10) /* room for a receive: most replies need no second one */
 #define BUFFER_BYTES_KEPT (4u << 20)  /* a lane that was checked in keeps no larger buffers */
 #define REPLY_BYTES_MAX (64u << 20)   /* a vector's largest honest reply is far below */
-#define CLOSE_NS 100000               /* requests that follow each other within this... */
-#define DENSE_REQUESTS 32u            /* ... make a dense stream when they are so many */
+#define CLOSE_NS 50000                /* requests that follow the reply before within this... */
+#define WAKE_NS 40000                 /* until a namenode that was rung answers, where its core has to wake first */
+#define DENSE_REQUESTS 32u            /* ... make a dense stream when they are so many in a row */
 
 /* ---- the pool ------------------------------------------------------------ */
 
@@ -230,12 +231,12 @@ static void ring_bell(struct crail_lane *lane) {
 
 /* Looks for bytes without sleeping, for as long as a namenode that is awake may need. */
 static bool spin(struct crail_lane *lane) {
-    if (lane->was_rung || !lane->is_dense)
+    if (!lane->is_dense)
         return false;
     bool found = crail_ring_readable(&lane->ring);
     if (found)
         return true;
-    int64_t until = crail_now_ns() + CRAIL_RING_SPIN_NS;
+    int64_t until = crail_now_ns() + (lane->was_rung ? WAKE_NS : CRAIL_RING_SPIN_NS);
     do {
         for (int i = 0; i < 8 && !found; i++) {
             crail_ring_pause();
@@ -284,9 +285,7 @@ static ssize_t stream_write(struct crail_lane *lane, const void *from, size_t n)
 
 /* A request is about to be sent: is the stream dense? The namenode hears of it, and waits awake for the next. */
 static void note_pace(struct crail_lane *lane) {
-    int64_t now = crail_now_ns();
-    lane->close_requests = now - lane->begun_ns < CLOSE_NS ? lane->close_requests + 1 : 0;
-    lane->begun_ns = now;
+    lane->close_requests = crail_now_ns() - lane->replied_ns < CLOSE_NS ? lane->close_requests + 1 : 0;
     lane->was_rung = false;
     bool dense = lane->close_requests >= DENSE_REQUESTS && crail_ring_may_spin(&lane->pace);
     if (dense != lane->is_dense)
@@ -399,6 +398,8 @@ int crail_lane_receive(struct crail_lane *lane, int64_t timeout_ns) {
             return n == -EINTR || n == -EAGAIN ? (int)n : -EPIPE;
         lane->in.len += (size_t)n;
         int rc = check_reply(lane);
+        if (rc == 0 && crail_ring_is_open(&lane->ring))
+            lane->replied_ns = crail_now_ns();
         if (rc != -EAGAIN)
             return rc;
     }
