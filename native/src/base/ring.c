@@ -3,15 +3,21 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MAGIC 0x31524c43u /* "CLR1" */
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+/* A tick of the kernel's clock and a little more: a timer that fires before the next tick has to be set up in the
+ * processor, which costs a virtual machine dearly, and is set for nothing nearly always. */
+#define NAP_NS 5000000
 #define PENALTY_FIRST 2u
-#define PENALTY_MAX 1024u
+#define PENALTY_MAX 64u
 #define GOOD_ENOUGH 16u
 
 _Static_assert((CRAIL_RING_BYTES & (CRAIL_RING_BYTES - 1)) == 0, "positions are counts modulo the size");
@@ -117,32 +123,61 @@ ssize_t crail_ring_write(struct crail_ring *r, const void *from, size_t n) {
 
 /* ---- sleep ---------------------------------------------------------------- */
 
-bool crail_ring_sleep_for_bytes(struct crail_ring *r) {
-    atomic_store(&r->in->reader_sleeps, 1);
+enum { AWAKE, SLEEPS, NAPS }; /* what the flags say */
+
+/* Says how this end is about to wait for bytes. False: they are there. */
+static bool no_bytes(struct crail_ring *r, uint32_t how) {
+    atomic_store(&r->in->reader_sleeps, how);
     if (atomic_load(&r->in->written) == r->taken)
         return true;
-    atomic_store_explicit(&r->in->reader_sleeps, 0, memory_order_relaxed);
+    atomic_store_explicit(&r->in->reader_sleeps, AWAKE, memory_order_relaxed);
     return false;
+}
+
+static bool no_room(struct crail_ring *r, uint32_t how) {
+    atomic_store(&r->out->writer_sleeps, how);
+    if (r->written - atomic_load(&r->out->taken) == CRAIL_RING_BYTES)
+        return true;
+    atomic_store_explicit(&r->out->writer_sleeps, AWAKE, memory_order_relaxed);
+    return false;
+}
+
+bool crail_ring_sleep_for_bytes(struct crail_ring *r) {
+    return no_bytes(r, SLEEPS);
 }
 
 bool crail_ring_sleep_for_room(struct crail_ring *r) {
-    atomic_store(&r->out->writer_sleeps, 1);
-    if (r->written - atomic_load(&r->out->taken) == CRAIL_RING_BYTES)
-        return true;
-    atomic_store_explicit(&r->out->writer_sleeps, 0, memory_order_relaxed);
-    return false;
+    return no_room(r, SLEEPS);
 }
 
-static bool take_down(_Atomic uint32_t *flag) {
-    return atomic_load(flag) && atomic_exchange(flag, 0);
+static int nap(_Atomic uint32_t *flag) {
+    struct timespec tick = {.tv_nsec = NAP_NS};
+    if (syscall(SYS_futex, flag, FUTEX_WAIT, NAPS, &tick, NULL, 0) == 0 || errno == EAGAIN)
+        return 0;
+    return errno == ETIMEDOUT ? -EAGAIN : -errno;
 }
 
-bool crail_ring_woke_reader(struct crail_ring *r) {
-    return take_down(&r->out->reader_sleeps);
+int crail_ring_nap_for_bytes(struct crail_ring *r) {
+    return no_bytes(r, NAPS) ? nap(&r->in->reader_sleeps) : 0;
 }
 
-bool crail_ring_woke_writer(struct crail_ring *r) {
-    return take_down(&r->in->writer_sleeps);
+int crail_ring_nap_for_room(struct crail_ring *r) {
+    return no_room(r, NAPS) ? nap(&r->out->writer_sleeps) : 0;
+}
+
+static bool wake(_Atomic uint32_t *flag) {
+    uint32_t how = atomic_load(flag) == AWAKE ? AWAKE : atomic_exchange(flag, AWAKE);
+    if (how == NAPS)
+        syscall(SYS_futex, flag, FUTEX_WAKE, 1, NULL, NULL, 0);
+    return how == SLEEPS;
+}
+
+bool crail_ring_wake_reader(struct crail_ring *r) {
+    return wake(&r->out->reader_sleeps);
+}
+
+bool crail_ring_wake_writer(struct crail_ring *r) {
+    return wake(&r->in->writer_sleeps);
 }
 
 /* ---- whether to spin ------------------------------------------------------ */

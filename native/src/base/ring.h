@@ -5,10 +5,14 @@
  * loaded once and bounded, and bytes are copied out before anybody looks at them. So the worst that a peer can do is
  * to make its own stream nonsense (-EPROTO). The memory is sealed: nobody can cut it short under a mapping.
  *
+ * Two ways to sleep. A *nap* is a short one on a futex in the ring itself: the cheapest there is. A *sleep* is the
+ * user's own, on whatever descriptor he has, and the peer is told to ring it: for those who watch other things too.
+ *
  * No wake-up is lost. A sleeper stores its flag, then loads the other's count; the other stores its count, then loads
  * the flag. All four are sequentially consistent, so they have one order, and whichever store comes second is followed
  * by a load that sees the first: either the sleeper sees the bytes and stays up, or the other sees the flag and rings.
- * Whoever takes the flag down rings, so that one sleep is worth one ring. */
+ * Whoever takes the flag down rings, so that one sleep is worth one ring; the flag is the futex, so that a nap whose
+ * flag is down already does not begin. */
 #ifndef CRAIL_RING_H
 #define CRAIL_RING_H
 
@@ -69,9 +73,12 @@ static inline bool crail_ring_readable(const struct crail_ring *r) {
 /* Before a sleep: false if there is something to read, or to write to, after all. */
 bool crail_ring_sleep_for_bytes(struct crail_ring *r);
 bool crail_ring_sleep_for_room(struct crail_ring *r);
-/* After a write, and after a read: must the peer be rung? */
-bool crail_ring_woke_reader(struct crail_ring *r);
-bool crail_ring_woke_writer(struct crail_ring *r);
+/* A nap of a tick at most. 0: look again; -EAGAIN: the tick is over; -EINTR. */
+int crail_ring_nap_for_bytes(struct crail_ring *r);
+int crail_ring_nap_for_room(struct crail_ring *r);
+/* After a write, and after a read: wakes a peer that naps. True: it sleeps, and must be rung. */
+bool crail_ring_wake_reader(struct crail_ring *r);
+bool crail_ring_wake_writer(struct crail_ring *r);
 
 /* ---- whether to spin ------------------------------------------------------ */
 

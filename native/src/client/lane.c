@@ -3,9 +3,9 @@
  * The connection is a blocking socket whose receive timeout is one tick of the kernel's clock. So the common call is
  * two system calls, send and recv, and a reply that is late shows itself by -EAGAIN without a clock being read.
  *
- * With a ring the bytes go through shared memory, and a receive on the same socket is how we sleep: one byte wakes us,
- * the end of the connection does, and so do tick and signal. In a dense stream the namenode waits awake for the next
- * request, so we wait awake for the reply, and no system call is made at all. */
+ * With a ring the bytes go through shared memory. In a dense stream the namenode waits awake for the next request, so
+ * we wait awake for the reply, and no system call is made at all. Else we nap for that tick; and who waits longer
+ * sleeps on the socket, by which the namenode wakes us with a byte, or ends. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -213,15 +213,20 @@ static int wait_readable(int fd, int64_t timeout_ns) {
     return n < 0 ? -errno : n == 0 ? -EAGAIN : 0;
 }
 
-/* Waits by a receive on the socket of a lane that has a ring: for a tick, or for timeout_ns. 0: rung, perhaps for
- * something that we saw already. -EPIPE: the connection has ended. */
-static int sleep_on_socket(struct crail_lane *lane, int64_t timeout_ns) {
+/* Waits for bytes of the ring: a tick, or on the socket, which also tells of the connection's end. 0: look again. */
+static int wait_for_bytes(struct crail_lane *lane, int64_t timeout_ns) {
     uint8_t bells[64];
-    int rc = timeout_ns ? wait_readable(lane->fd, timeout_ns) : 0;
+    if (!timeout_ns)
+        return crail_ring_nap_for_bytes(&lane->ring);
+    if (!crail_ring_sleep_for_bytes(&lane->ring))
+        return 0;
+    int rc = wait_readable(lane->fd, timeout_ns);
     if (rc)
         return rc;
     ssize_t n = recv(lane->fd, bells, sizeof(bells), 0);
-    return n > 0 ? 0 : n == 0 ? -EPIPE : -errno;
+    if (n > 0 || crail_ring_readable(&lane->ring)) /* its last words may be there */
+        return 0;
+    return n == 0 ? -EPIPE : -errno;
 }
 
 static void ring_bell(struct crail_lane *lane) {
@@ -254,13 +259,13 @@ static ssize_t stream_read(struct crail_lane *lane, void *to, size_t n, int64_t 
         ssize_t got = rc ? rc : recv(lane->fd, to, n, 0);
         return got < 0 && !rc ? -errno : got;
     }
-    while (!spin(lane) && crail_ring_sleep_for_bytes(&lane->ring)) {
-        int rc = sleep_on_socket(lane, timeout_ns);
-        if (rc && !crail_ring_readable(&lane->ring)) /* its last words may be there */
+    while (!spin(lane) && !crail_ring_readable(&lane->ring)) {
+        int rc = wait_for_bytes(lane, timeout_ns);
+        if (rc)
             return rc;
     }
     ssize_t got = crail_ring_read(&lane->ring, to, n);
-    if (got > 0 && crail_ring_woke_writer(&lane->ring))
+    if (got > 0 && crail_ring_wake_writer(&lane->ring))
         ring_bell(lane);
     return got;
 }
@@ -273,11 +278,11 @@ static ssize_t stream_write(struct crail_lane *lane, const void *from, size_t n)
     }
     for (;;) {
         ssize_t put = crail_ring_write(&lane->ring, from, n);
-        if (put > 0 && crail_ring_woke_reader(&lane->ring))
+        if (put > 0 && crail_ring_wake_reader(&lane->ring))
             ring_bell(lane);
         if (put)
             return put;
-        int rc = crail_ring_sleep_for_room(&lane->ring) ? sleep_on_socket(lane, 0) : 0;
+        int rc = crail_ring_nap_for_room(&lane->ring);
         if (rc)
             return rc;
     }

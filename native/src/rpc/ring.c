@@ -1,5 +1,5 @@
 /* Connections whose bytes go through shared memory. The socket stays: its end is the connection's end, and a byte on
- * it wakes the client. The client wakes us by the bell.
+ * it wakes a client that sleeps there. The client wakes us by the bell.
  *
  * Asleep or awake. A ring whose connection is idle either sleeps (its flag is up, the client will ring) or spins (its
  * flag is down and the loop looks at it again and again, crail_rpc_rings_look). Spinning saves both ends all system
@@ -66,21 +66,21 @@ void crail_rpc_ring_close(crail_namenode *nn, struct crail_rpc_ring *ring) {
 
 /* ---- bytes and bells ----------------------------------------------------- */
 
-/* The client sleeps in a receive on its socket. If that is full of such bytes already, it will not sleep. */
+/* The client sleeps on its socket. If that is full of such bytes already, it will not sleep. */
 static void wake_client(const struct crail_rpc_ring *ring) {
     send(ring->conn->end.fd, "", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 ssize_t crail_rpc_ring_read(struct crail_rpc_ring *ring, void *to, size_t n) {
     ssize_t got = crail_ring_read(&ring->ring, to, n);
-    if (got > 0 && crail_ring_woke_writer(&ring->ring))
+    if (got > 0 && crail_ring_wake_writer(&ring->ring))
         wake_client(ring);
     return got ? got : -EAGAIN;
 }
 
 ssize_t crail_rpc_ring_write(struct crail_rpc_ring *ring, const void *from, size_t n) {
     ssize_t put = crail_ring_write(&ring->ring, from, n);
-    if (put > 0 && crail_ring_woke_reader(&ring->ring))
+    if (put > 0 && crail_ring_wake_reader(&ring->ring))
         wake_client(ring);
     return put ? put : -EAGAIN;
 }
