@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING, Any
 
 from crailpy.config import client_settings
 
-from . import crowd, redis, tree, values
+from . import crowd, redis, ring, tree, values
 from .context import KEYS_BYTES, Bench
 from .machine import machine, memory_available, pin
 from .report import GIB, KIB, MIB, Report, size_text
@@ -73,6 +73,7 @@ PLACED: dict[str, Callable[[Bench], None]] = {
     "lookup": tree.lookup,
     "beside": crowd.beside,
     "clients": crowd.clients,
+    "ring": ring.lanes,
     "redis": redis.compare,
 }
 """The sections that are measured in each placement."""

@@ -36,7 +36,8 @@ struct crail_ring_stream {
 struct crail_ring_memory {
     uint32_t magic, bytes;
     struct crail_ring_stream requests, replies;
-    _Alignas(64) _Atomic uint32_t is_dense; /* the client's word for it: its next request will follow at once */
+    /* The client's word for it, changed seldom: its next request will follow at once; and on which core it sits. */
+    _Alignas(64) _Atomic uint32_t is_dense, client_core;
     _Alignas(4096) uint8_t request_bytes[CRAIL_RING_BYTES];
     uint8_t reply_bytes[CRAIL_RING_BYTES];
 };

@@ -79,6 +79,7 @@ struct crail_lane {
     int bell;               /* the namenode's, or -1 */
     struct crail_ring_pace pace;
     uint32_t close_requests;     /* in a row, each sent soon after the reply before */
+    uint32_t core;               /* as told to the namenode */
     bool is_dense, was_rung;     /* the present request: at the end of such a row; found the namenode asleep */
     int64_t replied_ns;          /* when the last reply was here; kept with a ring only */
     bool checked_out;

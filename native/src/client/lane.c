@@ -12,6 +12,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -191,6 +192,7 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh, c
     lane->bell = bell;
     lane->pace = (struct crail_ring_pace){0};
     lane->is_dense = false;
+    lane->core = 0;
     lane->close_requests = 0;
     if (fresh) {
         lane->seq_last = 0;
@@ -293,9 +295,13 @@ static void note_pace(struct crail_lane *lane) {
     lane->close_requests = crail_now_ns() - lane->replied_ns < CLOSE_NS ? lane->close_requests + 1 : 0;
     lane->was_rung = false;
     bool dense = lane->close_requests >= DENSE_REQUESTS && crail_ring_may_spin(&lane->pace);
+    uint32_t core = (uint32_t)sched_getcpu();
     if (dense != lane->is_dense)
         atomic_store_explicit(&lane->ring.memory->is_dense, dense, memory_order_relaxed);
+    if (core != lane->core)
+        atomic_store_explicit(&lane->ring.memory->client_core, core, memory_order_relaxed);
     lane->is_dense = dense;
+    lane->core = core;
 }
 
 /* ---- a request ----------------------------------------------------------- */

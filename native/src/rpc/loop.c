@@ -2,7 +2,6 @@
  * look again. A quiet single request costs three system calls: epoll_wait, recv, send; through a ring two or none. */
 #include <assert.h>
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -226,9 +225,6 @@ static void turn(crail_namenode *nn) {
 
 static void *loop(void *arg) {
     crail_namenode *nn = arg;
-    cpu_set_t mine;
-    if (sched_getaffinity(0, sizeof mine, &mine) == 0)
-        nn->cores = (uint32_t)CPU_COUNT(&mine);
     pthread_setname_np(pthread_self(), "crail-namenode");
     while (!nn->stopping)
         turn(nn);

@@ -10,6 +10,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -99,6 +100,12 @@ void crail_rpc_ring_event(crail_namenode *nn, struct crail_rpc_ring *ring) {
 
 /* ---- awake or asleep ----------------------------------------------------- */
 
+/* Asked again and again: others may move us at any time. */
+static uint32_t cores_allowed(void) {
+    cpu_set_t allowed;
+    return sched_getaffinity(0, sizeof allowed, &allowed) ? 1 : (uint32_t)CPU_COUNT(&allowed);
+}
+
 void crail_rpc_crowd_count(crail_namenode *nn, struct crail_rpc_lane *lane) {
     if (lane->crowd != nn->crowd_epoch) {
         lane->crowd = nn->crowd_epoch;
@@ -107,6 +114,7 @@ void crail_rpc_crowd_count(crail_namenode *nn, struct crail_rpc_lane *lane) {
     if (--nn->crowd_left)
         return;
     nn->crowd = nn->crowd_now;
+    nn->cores = nn->stats.rings ? cores_allowed() : 0;
     nn->crowd_now = 0;
     nn->crowd_left = CRAIL_RPC_CROWD;
     nn->crowd_epoch++;
@@ -133,6 +141,20 @@ static void ready(crail_namenode *nn, struct crail_rpc_ring *ring) {
     crail_rpc_lane_move(nn, ring->conn->lane, CRAIL_RPC_LANE_READY);
 }
 
+/* Where client and loop share a core, no spin can succeed, and the scheduler keeps them together: each sleeps while the
+ * other works. So the loop goes elsewhere, where it may; what it is allowed stays as it was. */
+static void part_from(const struct crail_rpc_ring *ring) {
+    cpu_set_t all, others;
+    int here = sched_getcpu();
+    if (here < 0 || atomic_load_explicit(&ring->ring.memory->client_core, memory_order_relaxed) != (uint32_t)here ||
+        sched_getaffinity(0, sizeof all, &all))
+        return;
+    others = all;
+    CPU_CLR(here, &others);
+    if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others))
+        sched_setaffinity(0, sizeof all, &all);
+}
+
 bool crail_rpc_rings_look(crail_namenode *nn) {
     bool found = false;
     if (crail_list_empty(&nn->spinning))
@@ -147,6 +169,8 @@ bool crail_rpc_rings_look(crail_namenode *nn) {
         if (!came && late) {
             crail_list_remove(&ring->spin);
             came = !crail_ring_sleep_for_bytes(&ring->ring);
+            if (!came)
+                part_from(ring);
         }
         if (came)
             ready(nn, ring);
