@@ -328,14 +328,10 @@ class ClientHandle(_Handle):
             close(fd)
         return self._open
 
-    def lane_add(
-        self, lane: int, fd: int, fresh: bool, ring: Sequence[int] | None = None
-    ) -> None:
+    def lane_add(self, lane: int, fd: int, fresh: bool, ring: Sequence[int] | None = None) -> None:
         """Gives a lane its connection. Takes the descriptor in any case; those of `ring` stay the
         caller's."""
-        check(
-            lib.crail_client_lane_add(self._open_or_close(fd), lane, fd, fresh, _pair(ring))
-        )
+        check(lib.crail_client_lane_add(self._open_or_close(fd), lane, fd, fresh, _pair(ring)))
 
     def forget_servers(self) -> None:
         """Drops every attached server: their numbers mean others from now on."""

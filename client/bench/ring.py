@@ -70,7 +70,8 @@ def _paced(bench: Bench, socket_store: Any, key: str) -> None:
             seconds = (clock() - begin) / 1e9
             cpu[name].append((bench.namenode()["loop_cpu_ns"] - before) / 1e9 / seconds)
     row = bench.row("ring", "get, one per ms", SIZE, got["ring"])
-    assert row.p50_ns is not None and row.p99_ns is not None
+    assert row.p50_ns is not None
+    assert row.p99_ns is not None
     bars = at_most("us", row.p50_ns / 1e3, 12), at_most("us p99", row.p99_ns / 1e3, 100)
     row.judge(*bars)
     _against(bench, row, got["socket"])

@@ -71,6 +71,11 @@ static inline bool crail_ring_readable(const struct crail_ring *r) {
     return atomic_load_explicit(&r->in->written, memory_order_acquire) != r->taken;
 }
 
+/* Has the peer copied out all that we wrote? */
+static inline bool crail_ring_is_drained(const struct crail_ring *r) {
+    return atomic_load_explicit(&r->out->taken, memory_order_acquire) == r->written;
+}
+
 /* Before a sleep: false if there is something to read, or to write to, after all. */
 bool crail_ring_sleep_for_bytes(struct crail_ring *r);
 bool crail_ring_sleep_for_room(struct crail_ring *r);

@@ -228,7 +228,11 @@ static int wait_for_bytes(struct crail_lane *lane, int64_t timeout_ns) {
     ssize_t n = recv(lane->fd, bells, sizeof(bells), 0);
     if (n > 0 || crail_ring_readable(&lane->ring)) /* its last words may be there */
         return 0;
-    return n == 0 ? -EPIPE : -errno;
+    if (n < 0 && (errno == EINTR || errno == EAGAIN))
+        return -errno;
+    if (!crail_ring_is_drained(&lane->ring)) /* it ended, and never had the whole request */
+        lane->out_sent = 0;
+    return -EPIPE;
 }
 
 static void ring_bell(struct crail_lane *lane) {

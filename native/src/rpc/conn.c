@@ -251,16 +251,15 @@ enum crail_rpc_sent crail_rpc_conn_send(crail_namenode *nn, struct crail_rpc_con
 
 /* ---- idle ---------------------------------------------------------------- */
 
-bool crail_rpc_conn_idle(crail_namenode *nn, struct crail_rpc_conn *c) {
+void crail_rpc_conn_idle(crail_namenode *nn, struct crail_rpc_conn *c) {
     assert(!c->tx_left && !c->blocked);
-    if (c->ring && !crail_rpc_ring_idle(nn, c->ring))
-        return false;
+    if (c->ring)
+        crail_rpc_ring_idle(nn, c->ring);
     crail_rpc_arm(nn, &c->end, EPOLLIN);
     if (c->in_cap > CRAIL_RPC_LARGE_BYTES || c->out.cap > CRAIL_RPC_LARGE_BYTES) {
         c->large_since = nn->now_ns;
         crail_list_push(&nn->large, &c->large);
     }
-    return true;
 }
 
 static void shrink(struct crail_rpc_conn *c) {

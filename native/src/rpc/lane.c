@@ -174,8 +174,10 @@ static bool next_frame(crail_namenode *nn, struct crail_rpc_lane *lane) {
         case CRAIL_RPC_FRAME_NONE:
             break;
         }
-        if (!c->readable && crail_rpc_conn_idle(nn, c))
+        if (!c->readable) {
+            crail_rpc_conn_idle(nn, c);
             return false;
+        }
         c->readable = false;
         if (!crail_rpc_conn_receive(nn, c))
             return false;

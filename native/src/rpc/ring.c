@@ -125,20 +125,21 @@ static bool may_spin(crail_namenode *nn, struct crail_rpc_ring *ring) {
            crail_ring_may_spin(&ring->pace);
 }
 
-bool crail_rpc_ring_idle(crail_namenode *nn, struct crail_rpc_ring *ring) {
-    if (crail_ring_readable(&ring->ring))
-        return false;
-    if (!may_spin(nn, ring))
-        return crail_ring_sleep_for_bytes(&ring->ring);
-    ring->spin_since = crail_clock_ns();
-    crail_list_push(&nn->spinning, &ring->spin);
-    return true;
-}
-
 static void ready(crail_namenode *nn, struct crail_rpc_ring *ring) {
     crail_list_remove(&ring->spin);
     ring->conn->readable = true;
     crail_rpc_lane_move(nn, ring->conn->lane, CRAIL_RPC_LANE_READY);
+}
+
+/* What is there already waits for its turn, too: a client that writes as fast as we read does not hold the loop. */
+void crail_rpc_ring_idle(crail_namenode *nn, struct crail_rpc_ring *ring) {
+    bool came = crail_ring_readable(&ring->ring);
+    if (!came && may_spin(nn, ring)) {
+        ring->spin_since = crail_clock_ns();
+        crail_list_push(&nn->spinning, &ring->spin);
+    } else if (came || !crail_ring_sleep_for_bytes(&ring->ring)) {
+        ready(nn, ring);
+    }
 }
 
 /* Where client and loop share a core, no spin can succeed, and the scheduler keeps them together: each sleeps while the

@@ -123,7 +123,7 @@ struct crail_rpc_lane {
     struct crail_rpc_conn *conn; /* NULL: none at the moment */
     struct crail_rpc_vector vec;
     uint8_t *orphan; /* the input that `vec` lies in, taken over from a connection that died */
-    uint64_t crowd; /* the last nn->crowd_epoch in which it asked for something */
+    uint64_t crowd;  /* the last nn->crowd_epoch in which it asked for something */
     uint64_t last_seq;
     struct crail_buf record; /* the whole reply to last_seq; empty: lost for want of memory */
 };
@@ -220,10 +220,10 @@ struct crail_namenode {
     struct crail_list grave;    /* endpoints */
     struct crail_list spinning; /* rings */
 
-    uint64_t crowd_epoch;       /* counts runs of CRAIL_RPC_CROWD requests */
-    uint32_t crowd_left;        /* requests of the present run */
-    uint32_t crowd_now, crowd;  /* lanes that asked for something in this run, and in the last */
-    uint32_t cores;             /* that this process may use */
+    uint64_t crowd_epoch;      /* counts runs of CRAIL_RPC_CROWD requests */
+    uint32_t crowd_left;       /* requests of the present run */
+    uint32_t crowd_now, crowd; /* lanes that asked for something in this run, and in the last */
+    uint32_t cores;            /* that this process may use */
 
     struct crail_rpc_session **buckets;
     uint32_t buckets_log2;
@@ -285,9 +285,8 @@ enum crail_rpc_sent { CRAIL_RPC_SENT_ALL, CRAIL_RPC_SENT_PART, CRAIL_RPC_SENT_BL
 /* `data` stays untouched until all is sent. */
 enum crail_rpc_sent crail_rpc_conn_send(crail_namenode *nn, struct crail_rpc_conn *c, const uint8_t *data, size_t n);
 enum crail_rpc_sent crail_rpc_conn_flush(crail_namenode *nn, struct crail_rpc_conn *c);
-/* Nothing more to do for it at the moment: listens again, and notes large buffers. False: there is something, after
- * all. */
-bool crail_rpc_conn_idle(crail_namenode *nn, struct crail_rpc_conn *c);
+/* Nothing more to do for it at the moment: listens again, and notes large buffers. */
+void crail_rpc_conn_idle(crail_namenode *nn, struct crail_rpc_conn *c);
 /* Drops clients that do not read, gives back large buffers. */
 void crail_rpc_conn_deadlines(crail_namenode *nn);
 
@@ -304,8 +303,9 @@ void crail_rpc_ring_event(crail_namenode *nn, struct crail_rpc_ring *ring);
 /* As read(2) and write(2), but -errno; they wake a client that sleeps for it. */
 ssize_t crail_rpc_ring_read(struct crail_rpc_ring *ring, void *to, size_t n);
 ssize_t crail_rpc_ring_write(struct crail_rpc_ring *ring, const void *from, size_t n);
-/* The connection waits for its next request, asleep or (in a dense stream) awake. False: it is there already. */
-bool crail_rpc_ring_idle(crail_namenode *nn, struct crail_rpc_ring *ring);
+/* The connection waits for its next request, asleep or (in a dense stream) awake; its lane is ready if that is there.
+ */
+void crail_rpc_ring_idle(crail_namenode *nn, struct crail_rpc_ring *ring);
 /* Takes what came to those that wait awake; those that waited long enough go to sleep. True: somebody is ready. */
 bool crail_rpc_rings_look(crail_namenode *nn);
 /* A lane was answered. */
