@@ -1,4 +1,5 @@
-/* The namenode's loop over socketpairs: framing, exactly once, sessions, slices, slow readers, retire channels.
+/* The namenode's loop over socketpairs, then all again with lanes that have rings: framing, exactly once, sessions,
+ * slices, slow readers, retire channels.
  * sources: rpc meta base api/api_namenode.c
  * With the argument `bench` it measures round trips instead. */
 #include <assert.h>
@@ -8,7 +9,9 @@
 #include <sched.h>
 #include <stdio.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -34,6 +37,52 @@ static void start(uint64_t grace_ms) {
     CHECK(crail_rpc_start(&o, &tuning, &nn) == 0);
 }
 
+/* Our ends of rings, by the descriptor and the inode of the socket beside them. */
+#define RINGS_MAX 512
+static bool with_rings;
+static pthread_mutex_t ends_lock = PTHREAD_MUTEX_INITIALIZER; /* a descriptor may be another thread's next */
+static struct end {
+    struct end *before; /* those of the same descriptor; all go when the test ends */
+    struct crail_ring ring;
+    ino_t socket;
+    int bell;
+} *ends[RINGS_MAX];
+
+static ino_t inode(int fd) {
+    struct stat st;
+    return fstat(fd, &st) ? 0 : st.st_ino;
+}
+
+/* NULL: this socket has none. */
+static struct end *ring_of(int fd) {
+    pthread_mutex_lock(&ends_lock);
+    struct end *e = fd < RINGS_MAX ? ends[fd] : NULL;
+    pthread_mutex_unlock(&ends_lock);
+    return e && e->socket == inode(fd) ? e : NULL;
+}
+
+/* Closes, where another thread may be given the same descriptor next. */
+static void hang_up(int fd) {
+    pthread_mutex_lock(&ends_lock);
+    close(fd);
+    pthread_mutex_unlock(&ends_lock);
+}
+
+static void free_ends(void) {
+    pthread_mutex_lock(&ends_lock);
+    for (int fd = 0; fd < RINGS_MAX; fd++) {
+        if (ends[fd])
+            close(ends[fd]->bell); /* those of the others are closed */
+        for (struct end *e = ends[fd], *before; e; e = before) {
+            before = e->before;
+            crail_ring_close(&e->ring);
+            free(e);
+        }
+        ends[fd] = NULL;
+    }
+    pthread_mutex_unlock(&ends_lock);
+}
+
 static void end(void) {
     char why[256] = "";
     int rc = crail_namenode_check(nn, why, sizeof why);
@@ -42,6 +91,7 @@ static void end(void) {
     CHECK(rc == 0);
     crail_namenode_stop(nn);
     nn = NULL;
+    free_ends();
     tuning = crail_rpc_tuning_default;
 }
 
@@ -51,11 +101,60 @@ static crail_namenode_stats stats(void) {
     return st;
 }
 
+static int attach_pair(const int *pair, uint64_t session, uint32_t lane) {
+    if (!with_rings)
+        return crail_namenode_lane_attach(nn, pair[1], session, lane, NULL);
+    CHECK(pair[0] < RINGS_MAX);
+    int fds[2] = {crail_ring_create(), eventfd(0, EFD_NONBLOCK)};
+    struct end *e = calloc(1, sizeof *e);
+    CHECK(e && fds[0] >= 0 && fds[1] >= 0 && crail_ring_open(&e->ring, fds[0], false) == 0);
+    e->bell = fds[1];
+    e->socket = inode(pair[0]);
+    pthread_mutex_lock(&ends_lock);
+    e->before = ends[pair[0]];
+    if (e->before)
+        close(e->before->bell);
+    ends[pair[0]] = e;
+    pthread_mutex_unlock(&ends_lock);
+    int rc = crail_namenode_lane_attach(nn, pair[1], session, lane, fds);
+    close(fds[0]);
+    return rc;
+}
+
 static int attach(uint64_t session, uint32_t lane) {
     int fd[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);
-    CHECK(crail_namenode_lane_attach(nn, fd[1], session, lane, NULL) == 0);
+    CHECK(attach_pair(fd, session, lane) == 0);
     return fd[0];
+}
+
+/* As send(2) and recv(2) on a blocking socket, also through its ring. */
+static ssize_t put_some(int fd, const void *data, size_t n) {
+    struct end *e = ring_of(fd);
+    if (!e)
+        return send(fd, data, n, MSG_NOSIGNAL);
+    ssize_t k;
+    while ((k = crail_ring_write(&e->ring, data, n)) == 0)
+        crail_ring_nap_for_room(&e->ring);
+    if (k > 0 && crail_ring_wake_reader(&e->ring))
+        eventfd_write(e->bell, 1);
+    return k;
+}
+
+static ssize_t take_some(int fd, void *data, size_t n) {
+    struct end *e = ring_of(fd);
+    char byte;
+    if (!e)
+        return recv(fd, data, n, 0);
+    ssize_t k;
+    while ((k = crail_ring_read(&e->ring, data, n)) == 0) {
+        if (crail_ring_nap_for_bytes(&e->ring) && recv(fd, &byte, 1, MSG_DONTWAIT) == 0 &&
+            !crail_ring_readable(&e->ring))
+            return 0;
+    }
+    if (k > 0 && crail_ring_wake_writer(&e->ring))
+        eventfd_write(e->bell, 1);
+    return k;
 }
 
 static int client(uint64_t session) {
@@ -96,7 +195,7 @@ static void op(struct request *r, uint16_t code, const char *path, const void *d
 
 static void send_all(int fd, const void *data, size_t n) {
     for (const uint8_t *p = data; n;) {
-        ssize_t k = send(fd, p, n, MSG_NOSIGNAL);
+        ssize_t k = put_some(fd, p, n);
         CHECK(k > 0);
         p += k;
         n -= (size_t)k;
@@ -105,7 +204,7 @@ static void send_all(int fd, const void *data, size_t n) {
 
 static bool recv_all(int fd, void *data, size_t n) {
     for (uint8_t *p = data; n;) {
-        ssize_t k = recv(fd, p, n, 0);
+        ssize_t k = take_some(fd, p, n);
         if (k <= 0)
             return false;
         p += k;
@@ -321,7 +420,7 @@ static void test_random_bytes_do_no_harm(void) {
     for (int round = 0; round < 3000; round++) {
         int pair[2];
         CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-        int rc = crail_namenode_lane_attach(nn, pair[1], 1, (uint32_t)rand_r(&seed) % 4, NULL), fd = pair[0];
+        int rc = attach_pair(pair, 1, (uint32_t)rand_r(&seed) % 4), fd = pair[0];
         CHECK(rc == 0 || rc == -CRAIL_E_SESSION_LOST);
         if (rc) { /* a BYE got through */
             CHECK(crail_namenode_session_open(nn, 1) == 0);
@@ -338,11 +437,100 @@ static void test_random_bytes_do_no_harm(void) {
             else
                 Q.b.data[at & ~(size_t)7] ^= (uint8_t)(1u << (rand_r(&seed) % 8));
         }
-        send(fd, Q.b.data, Q.b.len, MSG_NOSIGNAL);
+        put_some(fd, Q.b.data, Q.b.len);
         if (round % 3 == 0)
             stats();
         close(fd);
     }
+    end();
+}
+
+/* ---- rings --------------------------------------------------------------- */
+
+static void lie_written(struct end *e) {
+    atomic_store(&e->ring.memory->requests.written, e->ring.written + CRAIL_RING_BYTES + 1);
+}
+static void lie_written_back(struct end *e) {
+    atomic_store(&e->ring.memory->requests.written, e->ring.written - 1);
+}
+static void lie_taken(struct end *e) {
+    atomic_store(&e->ring.memory->replies.taken, e->ring.taken + 1000000);
+}
+static void lie_bytes(struct end *e) {
+    memset(e->ring.memory->request_bytes, 0xa5, CRAIL_RING_BYTES);
+    atomic_store(&e->ring.memory->requests.written, e->ring.written + 64);
+}
+static void lie_everything(struct end *e) {
+    unsigned seed = 7;
+    volatile uint8_t *bytes = (void *)e->ring.memory;
+    for (size_t i = 0; i < sizeof *e->ring.memory; i++)
+        bytes[i] = (uint8_t)rand_r(&seed);
+}
+
+static void test_a_lying_ring_drops_its_client_only(void) {
+    void (*lies[])(struct end *) = {lie_written, lie_written_back, lie_taken, lie_bytes, lie_everything};
+    with_rings = true;
+    start(60000);
+    static uint8_t value[CRAIL_INLINE_MAX];
+    int honest = client(1);
+    CHECK(one(honest, 1, CRAIL_OP_PUT, "/v", value, sizeof value) == 0);
+    for (uint64_t i = 0; i < sizeof lies / sizeof *lies; i++) {
+        int liar = client(10 + i);
+        CHECK(one(liar, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
+        frame(&Q, 9, 0);
+        for (int k = 0; k < 100; k++) /* a reply longer than the ring: it has to believe what we have taken */
+            op(&Q, CRAIL_OP_GET, "/v", NULL, 0);
+        if (lies[i] == lie_taken)
+            send_all(liar, Q.b.data, Q.b.len);
+        lies[i](ring_of(liar));
+        eventfd_write(ring_of(liar)->bell, 1);
+        CHECK(closed(liar));
+        close(liar);
+        CHECK(one(honest, 0, CRAIL_OP_GET, "/v", NULL, 0) == 0);
+    }
+    CHECK(stats().rings == 1 && stats().lanes == 1 && stats().protocol_errors >= 4);
+    close(honest);
+    end();
+    with_rings = false;
+}
+
+static void test_the_socket_beside_a_ring_is_silent(void) {
+    with_rings = true;
+    start(60000);
+    int fd = client(1), other = client(2);
+    CHECK(stats().rings == 2);
+    for (int i = 0; i < 1000; i++) /* bells for nothing */
+        eventfd_write(ring_of(other)->bell, 1u << 30);
+    CHECK(send(fd, "x", 1, 0) == 1);
+    CHECK(closed(fd));
+    CHECK(one(other, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
+    CHECK(stats().rings == 1 && stats().protocol_errors == 1);
+    close(fd);
+    close(other);
+    end();
+    with_rings = false;
+}
+
+/* In a dense stream the loop waits awake; others are looked at all the same, and it sleeps when the stream ends. */
+static void test_a_dense_stream_starves_nobody(void) {
+    with_rings = true;
+    start(60000);
+    int dense = client(1);
+    with_rings = false;
+    int sparse = client(2);
+    CHECK(one(dense, 1, CRAIL_OP_PUT, "/v", "v", 1) == 0);
+    atomic_store(&ring_of(dense)->ring.memory->is_dense, 1);
+    for (int i = 0; i < 20000; i++) {
+        CHECK(one(dense, 0, CRAIL_OP_GET, "/v", NULL, 0) == 0);
+        if (i % 1000 == 0)
+            CHECK(one(sparse, 0, CRAIL_OP_GET, "/v", NULL, 0) == 0);
+    }
+    usleep(1000);
+    uint64_t before = stats().loop_cpu_ns;
+    usleep(200000);
+    CHECK(stats().loop_cpu_ns - before < 20000000);
+    close(dense);
+    close(sparse);
     end();
 }
 
@@ -460,7 +648,7 @@ static void test_bye(void) {
     CHECK(poll(&p, 1, 0) == 0);
     int pair[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-    CHECK(crail_namenode_lane_attach(nn, pair[1], 5, 0, NULL) == -CRAIL_E_SESSION_LOST);
+    CHECK(attach_pair(pair, 5, 0) == -CRAIL_E_SESSION_LOST);
     CHECK(closed(pair[0]));
     CHECK(crail_namenode_lane_attach(nn, -1, 5, 0, NULL) == -EBADF);
     close(pair[0]);
@@ -515,7 +703,7 @@ static void test_who_does_not_read_is_dropped(void) {
         usleep(10000);
     CHECK(stats().lanes == 2);
     char some[4096]; /* what is left ends early */
-    while (recv(slow, some, sizeof some, 0) > 0)
+    while (take_some(slow, some, sizeof some) > 0)
         ;
     CHECK(one(late, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
     close(slow);
@@ -850,7 +1038,7 @@ static void *busy_client(void *arg) {
         }
         send_all(fd, q.b.data, q.b.len);
         if (seq % 7 == 0) { /* breaks off, and repeats */
-            close(fd);
+            hang_up(fd);
             fd = attach(session, 0);
             send_all(fd, q.b.data, q.b.len);
         }
@@ -866,7 +1054,7 @@ static void *busy_client(void *arg) {
             stats();
     }
     CHECK(one(fd, 401, CRAIL_OP_BYE, "", NULL, 0) == 0);
-    close(fd);
+    hang_up(fd);
     crail_buf_free(&q.b);
     crail_buf_free(&r.b);
     return NULL;
@@ -999,6 +1187,9 @@ int main(int argc, char **argv) {
             T(test_a_frame_of_megabytes),
             T(test_garbage_closes_the_connection),
             T(test_random_bytes_do_no_harm),
+            T(test_a_lying_ring_drops_its_client_only),
+            T(test_the_socket_beside_a_ring_is_silent),
+            T(test_a_dense_stream_starves_nobody),
             T(test_exactly_once),
             T(test_a_dying_connection_does_not_stop_a_vector),
             T(test_slices_let_others_through),
@@ -1016,12 +1207,14 @@ int main(int argc, char **argv) {
             T(test_stop_in_the_middle),
 #undef T
         };
-        for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
-            if (argc > 1 && !strstr(tests[i].name, argv[1]))
+        size_t n = sizeof tests / sizeof *tests;
+        for (size_t i = 0; i < 2 * n; i++) {
+            if (argc > 1 && !strstr(tests[i % n].name, argv[1]))
                 continue;
-            printf("%s\n", tests[i].name);
+            with_rings = i >= n;
+            printf("%s%s\n", tests[i % n].name, with_rings ? ", with rings" : "");
             fflush(stdout);
-            tests[i].run();
+            tests[i % n].run();
         }
         printf("all passed\n");
     }
