@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from functools import partial
-from typing import Any
 
 from .context import Bench
 from .measure import clock, interleave, percentile, taker
@@ -22,25 +21,23 @@ def lanes(bench: Bench) -> None:
     if not bench.namenode()["rings"]:
         bench.report.note("no ring is to be had here: section ring is left out")
         return
-    with bench.connect(bench.address, ring=False) as socket_store:
-        key = f"{bench.base}/ring"
-        data = bench.random.randbytes(SIZE)
-        bench.store.put(key, data)
-        socket_store.get(key)
-        _dense(bench, socket_store, key, data)
-        _paced(bench, socket_store, key)
-        _neighbours(bench, socket_store, key)
-        _crowd(bench, key)
+    key = f"{bench.base}/ring"
+    bench.store.put(key, bench.random.randbytes(SIZE))
+    _dense(bench, key)
+    _paced(bench, key)
+    _neighbours(bench, key)
+    _crowd(bench, key)
 
 
-def _dense(bench: Bench, socket_store: Any, key: str, data: bytes) -> None:
+def _dense(bench: Bench, key: str) -> None:
+    data = bench.random.randbytes(SIZE)
     got = interleave(
         bench.batches(20),
         {
             "raw": partial(bench.unix.round_trips, SIZE, SIZE, 500),
-            "socket put": taker(1000, socket_store.put, [(key, data)]),
+            "socket put": taker(1000, bench.sockets.put, [(key, data)]),
             "put": taker(2000, bench.store.put, [(key, data)]),
-            "socket get": taker(1000, socket_store.get, [(key,)]),
+            "socket get": taker(1000, bench.sockets.get, [(key,)]),
             "get": taker(2000, bench.store.get, [(key,)]),
         },
     )
@@ -55,12 +52,12 @@ def _dense(bench: Bench, socket_store: Any, key: str, data: bytes) -> None:
     bench.latency(row, Limit("unix round trip", percentile(raw, 50), percentile(raw, 99)), None)
 
 
-def _paced(bench: Bench, socket_store: Any, key: str) -> None:
+def _paced(bench: Bench, key: str) -> None:
     """One call per millisecond, by each lane in turn for a while; the namenode's CPU meanwhile."""
     got: dict[str, list[int]] = {"socket": [], "ring": []}
     cpu: dict[str, list[float]] = {"socket": [], "ring": []}
     for _ in range(bench.batches(10)):
-        for name, store in (("socket", socket_store), ("ring", bench.store)):
+        for name, store in (("socket", bench.sockets), ("ring", bench.store)):
             before, begin = bench.namenode()["loop_cpu_ns"], clock()
             for _ in range(100):
                 time.sleep(0.001)
@@ -86,13 +83,13 @@ def _paced(bench: Bench, socket_store: Any, key: str) -> None:
     bench.fact("ring", "CPU, idle", SIZE, idle, "%", at_most("%", idle, 0.05), small=False)
 
 
-def _neighbours(bench: Bench, socket_store: Any, key: str) -> None:
+def _neighbours(bench: Bench, key: str) -> None:
     """A dense stream beside processes that compute at nice 10."""
     with busy(NEIGHBOURS):
         got = interleave(
             bench.batches(20),
             {
-                "socket": taker(500, socket_store.get, [(key,)]),
+                "socket": taker(500, bench.sockets.get, [(key,)]),
                 "get": taker(1000, bench.store.get, [(key,)]),
             },
         )
