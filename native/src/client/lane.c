@@ -265,11 +265,11 @@ static ssize_t stream_read(struct crail_lane *lane, void *to, size_t n, int64_t 
         ssize_t got = rc ? rc : recv(lane->fd, to, n, 0);
         return got < 0 && !rc ? -errno : got;
     }
-    while (!spin(lane) && !crail_ring_readable(&lane->ring)) {
-        int rc = wait_for_bytes(lane, timeout_ns);
-        if (rc)
-            return rc;
-    }
+    int rc = spin(lane) || crail_ring_readable(&lane->ring) ? 0 : wait_for_bytes(lane, timeout_ns);
+    if (rc)
+        return rc;
+    if (!crail_ring_readable(&lane->ring))
+        return -EAGAIN; /* rung for nothing: the caller knows what time is left */
     ssize_t got = crail_ring_read(&lane->ring, to, n);
     if (got > 0 && crail_ring_wake_writer(&lane->ring))
         ring_bell(lane);
