@@ -98,8 +98,8 @@ class DroppingProxy:
 
 
 class DroppingRingProxy(DroppingProxy):
-    """The same at a unix socket, for lanes that ask for a ring: they get one of the proxy's, and the
-    namenode is spoken to through a socket."""
+    """The same at a unix socket, for lanes that ask for a ring: they get one of the proxy's, and
+    the namenode is spoken to through a socket."""
 
     def __init__(self, target: str, path: str, k: int) -> None:
         self.path = path

@@ -1,4 +1,5 @@
-"""One end of a lane's ring in Python (native/src/base/ring.h), for those who must be able to lie."""
+"""One end of a lane's ring in Python (native/src/base/ring.h), for those who must be able to
+lie."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_the_memory_of_a_ring_cannot_be_cut_short(unix):
 
 def test_a_client_that_does_not_read_is_not_served_on(cluster, lane):
     """The namenode waits for room, and goes on where it stopped."""
-    sock, ring = lane
+    _, ring = lane
     with cluster.connect() as store:
         store.put("/long", bytes(4096))
         ring.write(frame(*[op(2, b"/long")] * 40))
@@ -183,4 +183,3 @@ def test_put_many_by_ring_gives_each_version_once(dropping):
         info = dropping.stat_many([f"/ring-many/{n}" for n in range(50)])
         assert [x.version for x in info] == versions
     assert seen == sorted(set(seen))
-
