@@ -92,11 +92,18 @@ class Session:
     """One process's session: dials, says hello, hands descriptors to the core."""
 
     def __init__(
-        self, address: Address, *, token: str | None, transport: str | None, timeout: float
+        self,
+        address: Address,
+        *,
+        token: str | None,
+        transport: str | None,
+        timeout: float,
+        ring: bool = True,
     ) -> None:
         self.address = address
         self.token = token
         self.transport = transport
+        self.ring = ring
         self.core = native.ClientHandle(lanes_max=LANES_MAX)
         self.number = 0
         self.cluster = ""
@@ -151,6 +158,18 @@ class Session:
             sock.close()
             raise
 
+    def _say_for_descriptors(
+        self, sock: socket.socket, deadline: float, fields: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[int]]:
+        """The same on a unix socket, for a reply that may bring descriptors."""
+        try:
+            return hello.exchange_with_descriptors(
+                sock, fields, token=self.token, deadline=deadline
+            )
+        except BaseException:
+            sock.close()
+            raise
+
     # -- lanes ---------------------------------------------------------------
 
     def open_lane(self, number: int, mutating: bool, attempt: int, deadline: float) -> None:
@@ -162,19 +181,22 @@ class Session:
         if attempt > 2:  # it is answering, and closing again: do not spin
             time.sleep(min(0.05 * attempt, max(0.0, deadline - time.monotonic()), RETRY_MAX))
         old = self._lane_sessions.get(number)
-        sock, session = self._retry(
+        sock, session, ring = self._retry(
             deadline,
             self.address.text,
-            lambda: self._open_lane_once(number, old, mutating, deadline),
+            lambda: self._open_lane_once(number, old, mutating, deadline, ring=self.ring),
         )
         self._lane_sessions[number] = session
         self._established = True
-        self.core.lane_add(number, sock.detach(), old != session)
+        try:
+            self.core.lane_add(number, sock.detach(), old != session, ring or None)
+        finally:
+            hello.close_all(ring)
 
     def connect_lane(self, number: int, deadline: float) -> socket.socket:
         """A connection of lane `number` whose hello is done, for a caller that speaks wire.h
         itself: the core does not get it. Raises what `connect` raises, and OSError."""
-        return self._open_lane_once(number, None, False, deadline)[0]
+        return self._open_lane_once(number, None, False, deadline, ring=False)[0]
 
     def _locked(self, deadline: float) -> _Held:
         return _Held(self._lock, deadline)
@@ -183,9 +205,10 @@ class Session:
         return _Held(self._describe_lock, deadline)
 
     def _open_lane_once(
-        self, number: int, old: int | None, mutating: bool, deadline: float
-    ) -> tuple[socket.socket, int]:
-        """A connection of the lane, and the session that it belongs to."""
+        self, number: int, old: int | None, mutating: bool, deadline: float, *, ring: bool
+    ) -> tuple[socket.socket, int, list[int]]:
+        """A connection of the lane, the session that it belongs to, and the descriptors of its
+        ring: none where it is not asked for or not to be had."""
         no_unix = self.transport not in (None, "shm") and self.address.unix is None
         for _ in range(4):  # a redirect, a session that is gone, a socket that is not there
             session = self.number
@@ -193,10 +216,10 @@ class Session:
                 raise _outcome_unknown(self.address.text)
             try:
                 if session:
-                    found = self._say_lane(number, session, no_unix, deadline)
+                    found = self._say_lane(number, session, no_unix, ring, deadline)
                 else:
                     with self._locked(deadline):  # one caller opens the session for all
-                        found = self._say_lane(number, self.number, no_unix, deadline)
+                        found = self._say_lane(number, self.number, no_unix, ring, deadline)
             except SessionLostError:
                 if mutating:
                     raise _outcome_unknown(self.address.text) from None
@@ -216,8 +239,8 @@ class Session:
         raise UnavailableError(f"no session to be had at {self.address.text}")
 
     def _say_lane(
-        self, number: int, session: int, no_unix: bool, deadline: float
-    ) -> tuple[socket.socket, int] | None:
+        self, number: int, session: int, no_unix: bool, ring: bool, deadline: float
+    ) -> tuple[socket.socket, int, list[int]] | None:
         """One hello of a lane; None after a redirect. `session` 0 opens one: under the lock."""
         fields = {"role": "lane", "lane": number, "host": hello.host_identity()}
         if no_unix:
@@ -225,7 +248,11 @@ class Session:
         if session:
             fields |= {"session": session, "session_key": self._key}
         sock = self._dial(deadline, no_unix=no_unix)
-        reply = self._say(sock, deadline, fields)
+        fds: list[int] = []
+        if ring and sock.family == socket.AF_UNIX:
+            reply, fds = self._say_for_descriptors(sock, deadline, fields | {"ring": True})
+        else:
+            reply = self._say(sock, deadline, fields)
         if "redirect" in reply:
             sock.close()
             self._unix = reply["redirect"]
@@ -234,7 +261,7 @@ class Session:
             self._enter_cluster(reply.get("cluster", ""))
             self._key = reply["session_key"]
             self.number = reply["session"]
-        return sock, reply["session"]
+        return sock, reply["session"], fds
 
     def _enter_cluster(self, cluster: str) -> None:
         """A namenode that was started anew counts its servers anew: what we know by their numbers
@@ -334,14 +361,8 @@ class Session:
         self, unix: str, deadline: float, *, write: bool
     ) -> tuple[socket.socket, dict[str, Any], list[int]]:
         sock = hello.connect_unix(unix, max(0.001, deadline - time.monotonic()))
-        try:
-            reply, fds = hello.exchange_with_descriptors(
-                sock, self._credentials("shm") | {"write": write}, deadline=deadline
-            )
-        except BaseException:
-            sock.close()
-            raise
-        return sock, reply, fds
+        fields = self._credentials("shm") | {"write": write}
+        return sock, *self._say_for_descriptors(sock, deadline, fields)
 
     # -- administration, end ---------------------------------------------------
 

@@ -65,6 +65,7 @@ class Store:
         timeout: float = 10.0,
         transport: str | None = None,
         namespace: str = "/",
+        ring: bool = True,
     ) -> None:
         if transport not in TRANSPORTS:
             raise InvalidArgumentError(f"transport {transport!r} is none of {TRANSPORTS}")
@@ -75,6 +76,7 @@ class Store:
             "timeout": timeout,
             "transport": transport,
             "namespace": namespace,
+            "ring": ring,
         }
         self._timeout = timeout
         try:
@@ -98,6 +100,7 @@ class Store:
             token=self._options["token"],
             transport=self._options["transport"],
             timeout=self._timeout,
+            ring=self._options["ring"],
         )
 
     @property
@@ -447,18 +450,29 @@ def connect(
     timeout: float = 10.0,
     transport: str | None = None,
     namespace: str = "/",
+    ring: bool | None = None,
 ) -> Store:
     """Connects to a store.
 
     `address`: "crail://host:port[,host:port]" or "crail+unix:///path"; None: $CRAILPY_ADDRESS, then
     the configuration file, then the local default. `timeout`: default deadline of every call in
     seconds. `transport`: None (the best), "shm" or "tcp". `namespace`: every path is below it.
+    `ring`: False for lanes that use their sockets also on the namenode's host; None: $CRAILPY_RING,
+    then the configuration file, then True.
     Raises UnavailableError, AuthError, InvalidArgumentError.
     """
-    if address is None or token is None:
+    if address is None or token is None or ring is None:
         from crailpy import config
 
         settings = config.client_settings()
         address = address or settings["address"]
         token = token or settings["token"]
-    return Store(address, token=token, timeout=timeout, transport=transport, namespace=namespace)
+        ring = settings["ring"] if ring is None else ring
+    return Store(
+        address,
+        token=token,
+        timeout=timeout,
+        transport=transport,
+        namespace=namespace,
+        ring=ring,
+    )

@@ -94,6 +94,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("address", "text", "crail://127.0.0.1:9060", None, None, "where the namenode is"),
         Setting("token", "text", "", None, None, "the shared secret of the cluster"),
         Setting("hello_timeout", "seconds", 5.0, 0.1, 60, "how long a hello may take"),
+        Setting("ring", "bool", True, None, None, "lanes on this host use shared memory"),
         # clients
         Setting("timeout", "seconds", 10.0, 0.001, 86400, "deadline of a call"),
         Setting("transport", "text", "", None, None, "shm or tcp; empty: the best"),
@@ -205,13 +206,14 @@ def load(
 
 def client_settings() -> dict[str, Any]:
     """What `crailpy.connect` takes from the environment: `address`, `token` (None: none), `timeout`
-    in seconds and `transport` (None: the best). Raises InvalidArgumentError like load()."""
+    in seconds, `transport` (None: the best) and `ring`. Raises InvalidArgumentError like load()."""
     settings = load()
     return {
         "address": settings.address,
         "token": settings.token or None,
         "timeout": settings.timeout,
         "transport": settings.transport or None,
+        "ring": settings.ring,
     }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEAD_BYTES",
     "VERSION",
+    "close_all",
     "connect_tcp",
     "connect_unix",
     "error_reply",
@@ -240,13 +241,35 @@ def answer(reply: dict[str, Any], token: str | None, role: str) -> bytes:
 
 
 def exchange_with_descriptors(
-    sock: socket.socket, fields: dict[str, Any], *, deadline: float
+    sock: socket.socket,
+    fields: dict[str, Any],
+    *,
+    token: str | None = None,
+    deadline: float,
 ) -> tuple[dict[str, Any], list[int]]:
-    """Like exchange() on a unix socket, for a reply that brings descriptors; they are the
+    """Like exchange() on a unix socket, for a reply that may bring descriptors; they are the
     caller's to close.
 
     Raises the same errors, and leaves no descriptor open then."""
-    send(sock, {"version": VERSION, **fields}, deadline)
+    request = {"version": VERSION, **fields}
+    send(sock, request, deadline)
+    reply, fds = _receive_with_descriptors(sock, deadline)
+    if "challenge" in reply:
+        close_all(fds)
+        send(sock, request | {"proof": answer(reply, token, request["role"])}, deadline)
+        reply, fds = _receive_with_descriptors(sock, deadline)
+    try:
+        raise_error(reply)
+        sock.settimeout(None)
+    except BaseException:
+        close_all(fds)
+        raise
+    return reply, fds
+
+
+def _receive_with_descriptors(
+    sock: socket.socket, deadline: float
+) -> tuple[dict[str, Any], list[int]]:
     _limit(sock, deadline)
     head, fds, flags, _ = socket.recv_fds(sock, HEAD_BYTES, DESCRIPTORS_MAX)
     try:
@@ -256,12 +279,15 @@ def exchange_with_descriptors(
             raise ProtocolError("descriptors were lost on the way", hint="raise `ulimit -n`")
         head += _receive_exact(sock, HEAD_BYTES - len(head), deadline)
         reply = unpack(_receive_exact(sock, size_of(head), deadline))
-        raise_error(reply)
         for fd in fds:
             os.set_inheritable(fd, False)
-        sock.settimeout(None)
     except BaseException:
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         raise
     return reply, fds
+
+
+def close_all(fds: list[int]) -> None:
+    """Closes descriptors."""
+    for fd in fds:
+        os.close(fd)

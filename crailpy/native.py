@@ -12,7 +12,7 @@ from os import close, getpid
 from crailpy import _hot, _native, errors
 from crailpy._hot import Client as Client
 from crailpy._hot import View as View
-from crailpy.errors import ClosedError, from_status
+from crailpy.errors import ClosedError, ProtocolError, from_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +75,22 @@ def mac(key: bytes, data: bytes) -> int:
     return int(lib.crail_mac(key, data, len(data)))
 
 
+def make_ring() -> list[int]:
+    """What a lane on this host speaks through instead of its socket: descriptors of its memory and
+    of the namenode's bell. Raises OSError, NoMemoryError."""
+    out = ffi.new("int[2]")
+    check(lib.crail_ring_make(out))
+    return list(out)
+
+
+def _pair(fds: Sequence[int] | None) -> Any:
+    if fds is None:
+        return ffi.NULL
+    if len(fds) != 2:
+        raise ProtocolError(f"a ring is two descriptors, not {len(fds)}")
+    return ffi.new("int[2]", list(fds))
+
+
 def test_guards() -> bool:
     """Is this the test build whose guards can be switched off?"""
     return bool(lib.crail_test_guards())
@@ -133,9 +149,12 @@ class Namenode(_Handle):
         """Raises ExistsError if there is such a session."""
         check(lib.crail_namenode_session_open(self._open, session))
 
-    def lane_attach(self, fd: int, session: int, lane: int) -> None:
-        """Takes the descriptor in any case. Raises SessionLostError."""
-        check(lib.crail_namenode_lane_attach(self._open, fd, session, lane))
+    def lane_attach(
+        self, fd: int, session: int, lane: int, ring: Sequence[int] | None = None
+    ) -> None:
+        """Takes the descriptor in any case; those of `ring` (make_ring) stay the caller's. Raises
+        SessionLostError."""
+        check(lib.crail_namenode_lane_attach(self._open, fd, session, lane, _pair(ring)))
 
     def server_add(self, regions: Sequence[int], description: bytes) -> int:
         """A new incarnation, its regions in granules, all of generation 0. Returns its number."""
@@ -309,9 +328,10 @@ class ClientHandle(_Handle):
             close(fd)
         return self._open
 
-    def lane_add(self, lane: int, fd: int, fresh: bool) -> None:
-        """Gives a lane its connection. Takes the descriptor in any case."""
-        check(lib.crail_client_lane_add(self._open_or_close(fd), lane, fd, fresh))
+    def lane_add(self, lane: int, fd: int, fresh: bool, ring: Sequence[int] | None = None) -> None:
+        """Gives a lane its connection. Takes the descriptor in any case; those of `ring` stay the
+        caller's."""
+        check(lib.crail_client_lane_add(self._open_or_close(fd), lane, fd, fresh, _pair(ring)))
 
     def forget_servers(self) -> None:
         """Drops every attached server: their numbers mean others from now on."""

@@ -11,21 +11,25 @@ before the others, placed by the scheduler.
 
 What is compared with what:
 
-- put and get up to 4 KiB: a unix-socket round trip that carries the payload in the same direction,
-  64 bytes back.
+- put and get up to 4 KiB, through a lane that uses its socket: a unix-socket round trip that
+  carries the payload in the same direction, 64 bytes back. All other sections use the usual lane,
+  which is a ring in shared memory on the namenode's host.
 - 8 to 512 KiB: a 64-byte round trip plus a memcpy of the size.
 - 1 MiB and more: memcpy going round in 1 GiB of memory; puts take their values from the same memory
   and go round over several keys, get_into writes to the same memory.
 - forced TCP: 16 MiB over a loopback TCP stream between private buffers of that size, in the same
   direction, until the other end has it all.
+- ring: the lane through shared memory beside the lane through its socket: in a dense stream, one
+  call per millisecond, beside busy processes at nice 10, and by 8 busy clients.
 - stalls: gets of a second process while this one lists one directory of 1,000,000 names (100,000
   with `--quick`), and while that directory's nodes are removed, beside the same gets with nothing
   else going on.
 
 JSON (`--json`): an object with
 
-- `schema` 1, `crailpy` version, `when` (UTC), `quick`, `address`, `cluster` ("own" or "given"),
-  `seconds`
+- `schema` 1, `crailpy` version, `when` (UTC), `quick`, `address` ("own" for a cluster of this run's
+  own), `fresh` (how many of them, one after the other: rows are medians then), `cluster` ("own" or
+  "given"), `seconds`
 - `machine`: `cores`, `cpu`, `memory_bytes`, `kernel`, `python`, `load` (of one minute, before the
   run), `thp`, `thp_shmem`
 - `placements`: name -> sentence
@@ -51,10 +55,10 @@ from typing import TYPE_CHECKING, Any
 
 from crailpy.config import client_settings
 
-from . import crowd, redis, tree, values
+from . import crowd, redis, ring, tree, values
 from .context import KEYS_BYTES, Bench
 from .machine import machine, memory_available, pin
-from .report import GIB, KIB, MIB, Report, size_text
+from .report import GIB, KIB, MIB, Report, medians, size_text
 
 if TYPE_CHECKING:
     import argparse
@@ -73,6 +77,7 @@ PLACED: dict[str, Callable[[Bench], None]] = {
     "lookup": tree.lookup,
     "beside": crowd.beside,
     "clients": crowd.clients,
+    "ring": ring.lanes,
     "redis": redis.compare,
 }
 """The sections that are measured in each placement."""
@@ -97,33 +102,22 @@ def dram_for(sizes: Sequence[int]) -> int:
     return max(KEYS_BYTES, 2 * largest) + 5 * largest + 512 * MIB
 
 
-def run(options: argparse.Namespace) -> int:
-    """`crailpy bench`. Exit code 1 with --check when a row that counts misses its bar."""
+def _one_run(
+    options: argparse.Namespace,
+    report: Report,
+    sizes: Sequence[int],
+    sections: Sequence[str],
+    placements: dict[str, str],
+) -> None:
+    """All sections against one store: the one that was given, or one that is started for it."""
     import crailpy
 
-    begin = time.monotonic()
-    report = Report(as_json=options.json)
-    about = machine()
-    if about["load"] > 0.5:
-        report.note(f"other work is running here: the load is {about['load']}")
     cores = os.sched_getaffinity(0)
-    sizes = choose_sizes(options.sizes, options.quick, report)
-    sections = options.only or SECTIONS
     core = max(cores)
-    placements = {
-        "pinned": f"bench, echo, namenode and storage servers on core {core}",
-        "free": "the scheduler places bench, echo, namenode and storage servers",
-    }
-    wanted = {"one": ["pinned"], "free": ["free"], "both": ["pinned", "free"]}[options.pin]
     pids: list[int] = []
     with contextlib.ExitStack() as stack:
         if options.address:
             address = options.address
-            if "pinned" in wanted:
-                report.note(
-                    "a store that runs elsewhere cannot be pinned from here: free placement only"
-                )
-                wanted = ["free"]
         else:
             dram = f"{dram_for(sizes) // MIB}MiB"
             cluster = stack.enter_context(crailpy.LocalCluster(dram=dram))
@@ -149,15 +143,50 @@ def run(options: argparse.Namespace) -> int:
             tree.list_names(bench)
         if "stalls" in sections:
             crowd.stalls(bench)
-        for placement in wanted:
+        for placement, what in placements.items():
             pin(bench.pids(), {core} if placement == "pinned" else cores)
             bench.placement = placement
-            report.title(f"{placement}: {placements[placement]}")
+            report.title(f"{placement}: {what}")
             for section in sections:
                 if section in PLACED:
                     PLACED[section](bench)
         if "nodes" in sections:
             tree.drop(bench)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`crailpy bench`. Exit code 1 with --check when a row that counts misses its bar."""
+    import crailpy
+
+    begin = time.monotonic()
+    report = Report(as_json=options.json)
+    about = machine()
+    if about["load"] > 0.5:
+        report.note(f"other work is running here: the load is {about['load']}")
+    cores = os.sched_getaffinity(0)
+    sizes = choose_sizes(options.sizes, options.quick, report)
+    sections = options.only or SECTIONS
+    core = max(cores)
+    placements = {
+        "pinned": f"bench, echo, namenode and storage servers on core {core}",
+        "free": "the scheduler places bench, echo, namenode and storage servers",
+    }
+    wanted = {"one": ["pinned"], "free": ["free"], "both": ["pinned", "free"]}[options.pin]
+    if options.address and "pinned" in wanted:
+        report.note("a store that runs elsewhere cannot be pinned from here: free placement only")
+        wanted = ["free"]
+    if options.fresh > 1:
+        runs = []
+        for number in range(options.fresh):
+            report.title(f"fresh store {number + 1} of {options.fresh}")
+            one = Report(as_json=options.json)
+            _one_run(options, one, sizes, sections, {name: placements[name] for name in wanted})
+            runs.append(one.rows)
+        report.title(f"medians of {options.fresh} fresh stores")
+        for row in medians(runs):
+            report.add(row)
+    else:
+        _one_run(options, report, sizes, sections, {name: placements[name] for name in wanted})
     summary = report.summary()
     if options.json:
         facts = {
@@ -165,7 +194,8 @@ def run(options: argparse.Namespace) -> int:
             "crailpy": crailpy.__version__,
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "quick": options.quick,
-            "address": address,
+            "address": options.address or "own",
+            "fresh": options.fresh,
             "cluster": "given" if options.address else "own",
             "seconds": round(time.monotonic() - begin, 1),
             "machine": about,

@@ -21,7 +21,7 @@ KEYS_BYTES = 256 * MIB
 
 
 class Bench:
-    """One run against one store."""
+    """One run against one store. `sockets` is a second connection, whose lanes have no rings."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Bench:
         self.random = random.Random(20)
         self.closing = contextlib.ExitStack()
         self.memory = self.closing.enter_context(Memory(GIB))
+        self.sockets = self.closing.enter_context(connect(address, ring=False))
         self.unix = self.closing.enter_context(Echo("unix"))
         self.tcp = self.closing.enter_context(Echo("tcp", 16 * MIB))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,12 +40,14 @@ class Tally:
 
 
 @contextlib.contextmanager
-def getting(address: str, key: str, token: str | None, count: int = 1) -> Iterator[list[Tally]]:
+def getting(
+    address: str, key: str, token: str | None, count: int = 1, *, ring: bool = True
+) -> Iterator[list[Tally]]:
     """While the block runs, `count` processes get a small value, one get after the other.
 
-    Their tallies are in the list when the block has ended."""
+    Their tallies are in the list when the block has ended. `ring`: may their lanes have rings?"""
     command = [*COMMAND, "gets", address, key]
-    environment = child_environment(token)
+    environment = child_environment(token) | {"CRAILPY_RING": str(int(ring))}
     with contextlib.ExitStack() as stack:
         processes = []
         for _ in range(count):
@@ -63,6 +66,17 @@ def getting(address: str, key: str, token: str | None, count: int = 1) -> Iterat
         _tell(processes, "stop")
         for process in processes:
             tallies.append(Tally(**json.loads(process.communicate(timeout=30)[0])))
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """While the block runs, `count` processes compute at nice 10."""
+    code = "import os; os.nice(10)\nwhile os.getppid() == {}: sum(range(10000))"
+    command = [sys.executable, "-S", "-c", code.format(os.getpid())]
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            stack.callback(end, subprocess.Popen(command))
+        yield
 
 
 def _tell(processes: list[subprocess.Popen[str]], word: str) -> None:

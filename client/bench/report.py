@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -83,6 +86,27 @@ def value_text(value: float, unit: str) -> str:
     if value >= 1e4:
         return f"{value / 1e3:.1f} k {unit}"
     return f"{value:.3g} {unit}"
+
+
+def medians(runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """One row of medians for the rows of the same place in several runs; bars are held against
+    these."""
+    combined = []
+    for rows in zip(*runs, strict=True):
+        row = copy.deepcopy(rows[0])
+        row.samples = sum(one.samples for one in rows)
+        for name in ("p50_ns", "p99_ns", "gbps", "value", "ratio", "ratio_p99"):
+            if getattr(row, name) is not None:
+                setattr(row, name, statistics.median(getattr(one, name) for one in rows))
+        if row.limit:
+            row.limit.p50_ns = statistics.median(one.limit.p50_ns for one in rows if one.limit)
+        row.bars = []
+        for bars in zip(*(one.bars for one in rows), strict=True):
+            make = at_most if bars[0].bar.startswith("<=") else at_least
+            measured = statistics.median(bar.measured for bar in bars)
+            row.judge(make(bars[0].what, measured, float(bars[0].bar[3:])))
+        combined.append(row)
+    return combined
 
 
 class Report:

@@ -15,6 +15,7 @@ VIEW_SIZES = [64, 64 * KIB, MIB, 16 * MIB, 64 * MIB, 256 * MIB]
 
 
 def small(bench: Bench) -> None:
+    """Through a lane that uses its socket, beside a socket."""
     batches = bench.batches(40)
     for size in (s for s in bench.sizes if s <= SMALL_MAX):
         keys = [f"{bench.base}/small/{size}.{i}" for i in range(16)]
@@ -25,9 +26,9 @@ def small(bench: Bench) -> None:
             batches,
             {
                 "raw put": partial(bench.unix.round_trips, size, SMALL_BYTES, 200),
-                "put": taker(200, bench.store.put, [(key, data) for key in keys]),
+                "put": taker(200, bench.sockets.put, [(key, data) for key in keys]),
                 "raw get": partial(bench.unix.round_trips, SMALL_BYTES, size, 200),
-                "get": taker(200, bench.store.get, [(key,) for key in keys]),
+                "get": taker(200, bench.sockets.get, [(key,) for key in keys]),
             },
         )
         for op in ("put", "get"):

@@ -268,13 +268,13 @@ int call_exchange(struct call *c) {
     bool maybe_done = false; /* by any of the copies that were sent */
     for (int attempt = 0;; attempt++) {
         int rc = send_request(c);
-        maybe_done |= c->lane->out_sent > 0;
         if (!rc)
             rc = await_reply(c, resend_ns);
         if (!rc)
             return 0;
         if (rc == -1)
             break;
+        maybe_done |= c->lane->out_sent > 0;
         if (rc == -EAGAIN)
             resend_ns *= 2;
         if (time_left(c) <= 0) {

@@ -8,10 +8,13 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/ring.h"
 #include "base/siphash.h"
 #include "rpc/rpc.h"
 
@@ -34,6 +37,52 @@ static inline void start(uint64_t grace_ms) {
     CHECK(crail_rpc_start(&o, &tuning, &nn) == 0);
 }
 
+/* Our ends of rings, by the descriptor and the inode of the socket beside them. */
+#define RINGS_MAX 512
+static bool with_rings;
+static pthread_mutex_t ends_lock = PTHREAD_MUTEX_INITIALIZER; /* a descriptor may be another thread's next */
+static struct end {
+    struct end *before; /* those of the same descriptor; all go when the test ends */
+    struct crail_ring ring;
+    ino_t socket;
+    int bell;
+} *ends[RINGS_MAX];
+
+static inline ino_t inode(int fd) {
+    struct stat st;
+    return fstat(fd, &st) ? 0 : st.st_ino;
+}
+
+/* NULL: this socket has none. */
+static inline struct end *ring_of(int fd) {
+    pthread_mutex_lock(&ends_lock);
+    struct end *e = fd < RINGS_MAX ? ends[fd] : NULL;
+    pthread_mutex_unlock(&ends_lock);
+    return e && e->socket == inode(fd) ? e : NULL;
+}
+
+/* Closes, where another thread may be given the same descriptor next. */
+static inline void hang_up(int fd) {
+    pthread_mutex_lock(&ends_lock);
+    close(fd);
+    pthread_mutex_unlock(&ends_lock);
+}
+
+static inline void free_ends(void) {
+    pthread_mutex_lock(&ends_lock);
+    for (int fd = 0; fd < RINGS_MAX; fd++) {
+        if (ends[fd])
+            close(ends[fd]->bell); /* those of the others are closed */
+        for (struct end *e = ends[fd], *before; e; e = before) {
+            before = e->before;
+            crail_ring_close(&e->ring);
+            free(e);
+        }
+        ends[fd] = NULL;
+    }
+    pthread_mutex_unlock(&ends_lock);
+}
+
 static inline void end(void) {
     char why[256] = "";
     int rc = crail_namenode_check(nn, why, sizeof why);
@@ -42,6 +91,7 @@ static inline void end(void) {
     CHECK(rc == 0);
     crail_namenode_stop(nn);
     nn = NULL;
+    free_ends();
     tuning = crail_rpc_tuning_default;
 }
 
@@ -51,11 +101,60 @@ static inline crail_namenode_stats stats(void) {
     return st;
 }
 
+static inline int attach_pair(const int *pair, uint64_t session, uint32_t lane) {
+    if (!with_rings)
+        return crail_namenode_lane_attach(nn, pair[1], session, lane, NULL);
+    CHECK(pair[0] < RINGS_MAX);
+    int fds[2] = {crail_ring_create(), eventfd(0, EFD_NONBLOCK)};
+    struct end *e = calloc(1, sizeof *e);
+    CHECK(e && fds[0] >= 0 && fds[1] >= 0 && crail_ring_open(&e->ring, fds[0], false) == 0);
+    e->bell = fds[1];
+    e->socket = inode(pair[0]);
+    pthread_mutex_lock(&ends_lock);
+    e->before = ends[pair[0]];
+    if (e->before)
+        close(e->before->bell);
+    ends[pair[0]] = e;
+    pthread_mutex_unlock(&ends_lock);
+    int rc = crail_namenode_lane_attach(nn, pair[1], session, lane, fds);
+    close(fds[0]);
+    return rc;
+}
+
 static inline int attach(uint64_t session, uint32_t lane) {
     int fd[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);
-    CHECK(crail_namenode_lane_attach(nn, fd[1], session, lane) == 0);
+    CHECK(attach_pair(fd, session, lane) == 0);
     return fd[0];
+}
+
+/* As send(2) and recv(2) on a blocking socket, also through its ring. */
+static inline ssize_t put_some(int fd, const void *data, size_t n) {
+    struct end *e = ring_of(fd);
+    if (!e)
+        return send(fd, data, n, MSG_NOSIGNAL);
+    ssize_t k;
+    while ((k = crail_ring_write(&e->ring, data, n)) == 0)
+        crail_ring_nap_for_room(&e->ring);
+    if (k > 0 && crail_ring_wake_reader(&e->ring))
+        eventfd_write(e->bell, 1);
+    return k;
+}
+
+static inline ssize_t take_some(int fd, void *data, size_t n) {
+    struct end *e = ring_of(fd);
+    char byte;
+    if (!e)
+        return recv(fd, data, n, 0);
+    ssize_t k;
+    while ((k = crail_ring_read(&e->ring, data, n)) == 0) {
+        if (crail_ring_nap_for_bytes(&e->ring) && recv(fd, &byte, 1, MSG_DONTWAIT) == 0 &&
+            !crail_ring_readable(&e->ring))
+            return 0;
+    }
+    if (k > 0 && crail_ring_wake_writer(&e->ring))
+        eventfd_write(e->bell, 1);
+    return k;
 }
 
 static inline int client(uint64_t session) {
@@ -100,7 +199,7 @@ static inline void op(struct request *r, uint16_t code, const char *path, const 
 
 static inline void send_all(int fd, const void *data, size_t n) {
     for (const uint8_t *p = data; n;) {
-        ssize_t k = send(fd, p, n, MSG_NOSIGNAL);
+        ssize_t k = put_some(fd, p, n);
         CHECK(k > 0);
         p += k;
         n -= (size_t)k;
@@ -109,7 +208,7 @@ static inline void send_all(int fd, const void *data, size_t n) {
 
 static inline bool recv_all(int fd, void *data, size_t n) {
     for (uint8_t *p = data; n;) {
-        ssize_t k = recv(fd, p, n, 0);
+        ssize_t k = take_some(fd, p, n);
         if (k <= 0)
             return false;
         p += k;
@@ -252,15 +351,16 @@ struct rpc_test {
 };
 #define T(name) {#name, name}
 
-/* All of them, or those with the program's argument in their name. */
+/* All of them, or those with the program's argument in their name; then all again with lanes that have rings. */
 static inline int run_tests(const struct rpc_test *tests, size_t n, int argc, char **argv) {
     tuning = crail_rpc_tuning_default;
-    for (size_t i = 0; i < n; i++) {
-        if (argc > 1 && !strstr(tests[i].name, argv[1]))
+    for (size_t i = 0; i < 2 * n; i++) {
+        if (argc > 1 && !strstr(tests[i % n].name, argv[1]))
             continue;
-        printf("%s\n", tests[i].name);
+        with_rings = i >= n;
+        printf("%s%s\n", tests[i % n].name, with_rings ? ", with rings" : "");
         fflush(stdout);
-        tests[i].run();
+        tests[i % n].run();
     }
     printf("all passed\n");
     crail_buf_free(&Q.b);

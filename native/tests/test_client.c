@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -31,7 +32,7 @@ static struct crail_lane *open_lane(crail_client *c, int *peer) {
     int pair[2];
     assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
     assert(crail_lane_checkout(c, 0, &lane) == -EAGAIN);
-    assert(crail_client_lane_add(c, lane->number, pair[0], 1) == 0);
+    assert(crail_client_lane_add(c, lane->number, pair[0], 1, NULL) == 0);
     *peer = pair[1];
     return lane;
 }
@@ -99,7 +100,7 @@ static void a_repeated_request_keeps_its_number(void) {
     close(peer);
     assert(crail_lane_receive(lane, 0) == -EPIPE);
     assert(socketpair(AF_UNIX, SOCK_STREAM, 0, second) == 0);
-    assert(crail_client_lane_add(c, lane->number, second[0], 0) == 0);
+    assert(crail_client_lane_add(c, lane->number, second[0], 0, NULL) == 0);
     crail_lane_send_again(lane);
     assert(crail_lane_send(lane) == 0);
     struct crail_frame again = take_request(second[1]);
@@ -220,6 +221,139 @@ static void grants_fit_within_a_quarter(void) {
     close(peer);
     crail_client_free(c);
     CLAIM("a grant held ahead serves values that fill most of it; number and bytes are bounded");
+}
+
+/* ---- a ring --------------------------------------------------------------- */
+
+/* As open_lane(); *server is the namenode's end. */
+static struct crail_lane *open_ring_lane(crail_client *c, int *peer, struct crail_ring *server, int *bell) {
+    struct crail_lane *lane;
+    int pair[2], fds[2] = {crail_ring_create(), eventfd(0, EFD_NONBLOCK)};
+    assert(fds[0] >= 0 && fds[1] >= 0);
+    assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    int rc = crail_lane_checkout(c, 0, &lane);
+    assert(rc == 0 || rc == -EAGAIN);
+    assert(crail_client_lane_add(c, lane->number, pair[0], 1, fds) == 0);
+    assert(crail_ring_open(server, fds[0], true) == 0);
+    close(fds[0]);
+    *bell = fds[1];
+    *peer = pair[1];
+    return lane;
+}
+
+static void answer_by_ring(struct crail_ring *server, uint64_t version) {
+    uint8_t request[4096];
+    struct {
+        struct crail_frame f;
+        struct crail_result r;
+    } reply = {.f = {.magic = CRAIL_FRAME_MAGIC, .size = sizeof(reply), .count = 1}, .r = {.version = version}};
+    assert(crail_ring_read(server, request, sizeof(request)) >= (ssize_t)sizeof(struct crail_frame));
+    reply.f.id = ((const struct crail_frame *)(const void *)request)->id;
+    assert(crail_ring_write(server, &reply, sizeof(reply)) == sizeof(reply));
+}
+
+static void a_ring_carries_requests_and_replies(void) {
+    int peer, bell;
+    eventfd_t times;
+    const void *data;
+    struct crail_ring server;
+    crail_client *c = new_client(1);
+    struct crail_lane *lane = open_ring_lane(c, &peer, &server, &bell);
+    for (uint64_t i = 0; i < 100; i++) { /* soon a dense stream */
+        crail_lane_begin(lane);
+        add_op(lane, CRAIL_OP_GET, "/a");
+        assert(crail_ring_sleep_for_bytes(&server));
+        assert(crail_lane_send(lane) == 0);
+        assert(eventfd_read(bell, &times) == 0); /* we were rung */
+        answer_by_ring(&server, i);
+        assert(crail_lane_receive(lane, 0) == 0 && crail_lane_result(lane, &data)->version == i);
+    }
+    assert(lane->is_dense && server.memory->is_dense);
+    crail_lane_begin(lane);
+    add_op(lane, CRAIL_OP_GET, "/a");
+    assert(crail_lane_send(lane) == 0);
+    assert(crail_lane_receive(lane, 0) == -EAGAIN); /* a tick */
+    assert(crail_lane_receive(lane, 1000000) == -EAGAIN);
+    assert(!crail_ring_nap_for_bytes(&server)); /* the request */
+    answer_by_ring(&server, 7);
+    assert(crail_ring_wake_reader(&server) && send(peer, "", 1, 0) == 1); /* it said that it sleeps on the socket */
+    assert(crail_lane_receive(lane, 1000000000) == 0 && crail_lane_result(lane, &data)->version == 7);
+    crail_lane_checkin(lane);
+    crail_client_free(c);
+    crail_ring_close(&server);
+    close(peer), close(bell);
+    CLAIM("a ring carries requests and replies; who waits beyond a tick sleeps on the socket");
+}
+
+/* The namenode's connection ends before, or after, it took the request. */
+static void a_request_left_in_the_ring_was_not_executed(void) {
+    for (int taken = 0; taken < 2; taken++) {
+        int peer, bell;
+        uint8_t request[4096];
+        struct crail_ring server;
+        crail_client *c = new_client(1);
+        struct crail_lane *lane = open_ring_lane(c, &peer, &server, &bell);
+        crail_lane_begin(lane);
+        add_op(lane, CRAIL_OP_MKDIR, "/a");
+        assert(crail_lane_send(lane) == 0 && lane->out_sent > 0);
+        if (taken)
+            assert(crail_ring_read(&server, request, sizeof(request)) > 0);
+        close(peer);
+        assert(crail_lane_receive(lane, 1000000) == -EPIPE);
+        assert((lane->out_sent > 0) == taken);
+        crail_lane_discard(lane);
+        crail_client_free(c);
+        crail_ring_close(&server);
+        close(bell);
+    }
+    CLAIM("a request that the namenode never took out of the ring may be sent elsewhere");
+}
+
+static void a_lying_ring_breaks_the_connection(void) {
+    int peer, bell;
+    struct crail_ring server;
+    crail_client *c = new_client(1);
+    struct crail_lane *lane = open_ring_lane(c, &peer, &server, &bell);
+    crail_lane_begin(lane);
+    add_op(lane, CRAIL_OP_MKDIR, "/a");
+    assert(crail_lane_send(lane) == 0);
+    server.memory->replies.written = UINT64_MAX / 2;
+    assert(crail_lane_receive(lane, 0) == -EPIPE);
+    crail_lane_discard(lane);
+    crail_client_free(c);
+    crail_ring_close(&server);
+    close(peer), close(bell);
+    CLAIM("a ring whose counts make no sense breaks the connection");
+}
+
+static void a_long_request_passes_in_pieces(void) {
+    int peer, bell;
+    uint8_t path[] = "/a", *to, *data;
+    static uint8_t piece[CRAIL_RING_BYTES];
+    size_t total = 0;
+    struct crail_ring server;
+    crail_client *c = new_client(1);
+    struct crail_lane *lane = open_ring_lane(c, &peer, &server, &bell);
+    crail_lane_begin(lane);
+    for (int i = 0; i < 40; i++) {
+        struct crail_op op = {.code = CRAIL_OP_PUT, .path_len = 2, .data_len = 4000};
+        assert(crail_lane_op(lane, &op, &to, &data) == 0);
+        memcpy(to, path, 2);
+        memset(data, i, 4000);
+    }
+    while (total < lane->out.len) {
+        int rc = crail_lane_send(lane); /* full: a tick, and again */
+        assert(rc == (lane->out_sent == lane->out.len ? 0 : -EAGAIN));
+        ssize_t n = crail_ring_read(&server, piece, sizeof(piece));
+        assert(n > 0 && memcmp(piece, lane->out.data + total, (size_t)n) == 0);
+        total += (size_t)n;
+    }
+    assert(lane->out_sent == total && total > 2 * CRAIL_RING_BYTES);
+    crail_lane_discard(lane);
+    crail_client_free(c);
+    crail_ring_close(&server);
+    close(peer), close(bell);
+    CLAIM("a request longer than the ring passes in pieces");
 }
 
 /* ---- shared memory ------------------------------------------------------- */
@@ -395,6 +529,10 @@ int main(void) {
     the_pool_is_bounded();
     a_discarded_lane_keeps_its_number_and_its_grants();
     grants_fit_within_a_quarter();
+    a_ring_carries_requests_and_replies();
+    a_request_left_in_the_ring_was_not_executed();
+    a_lying_ring_breaks_the_connection();
+    a_long_request_passes_in_pieces();
     values_are_cut_by_extent();
     a_raised_generation_is_refused();
     views_leave_slots_for_calls();

@@ -144,7 +144,7 @@ static void test_random_bytes_do_no_harm(void) {
     for (int round = 0; round < 3000; round++) {
         int pair[2];
         CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-        int rc = crail_namenode_lane_attach(nn, pair[1], 1, (uint32_t)rand_r(&seed) % 4), fd = pair[0];
+        int rc = attach_pair(pair, 1, (uint32_t)rand_r(&seed) % 4), fd = pair[0];
         CHECK(rc == 0 || rc == -CRAIL_E_SESSION_LOST);
         if (rc) { /* a BYE got through */
             CHECK(crail_namenode_session_open(nn, 1) == 0);
@@ -161,7 +161,7 @@ static void test_random_bytes_do_no_harm(void) {
             else
                 Q.b.data[at & ~(size_t)7] ^= (uint8_t)(1u << (rand_r(&seed) % 8));
         }
-        send(fd, Q.b.data, Q.b.len, MSG_NOSIGNAL);
+        put_some(fd, Q.b.data, Q.b.len);
         if (round % 3 == 0)
             stats();
         close(fd);

@@ -116,9 +116,9 @@ static void test_bye(void) {
     CHECK(poll(&p, 1, 0) == 0);
     int pair[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-    CHECK(crail_namenode_lane_attach(nn, pair[1], 5, 0) == -CRAIL_E_SESSION_LOST);
+    CHECK(attach_pair(pair, 5, 0) == -CRAIL_E_SESSION_LOST);
     CHECK(closed(pair[0]));
-    CHECK(crail_namenode_lane_attach(nn, -1, 5, 0) == -EBADF);
+    CHECK(crail_namenode_lane_attach(nn, -1, 5, 0, NULL) == -EBADF);
     close(pair[0]);
     close(fd);
     close(other);
@@ -171,7 +171,7 @@ static void test_who_does_not_read_is_dropped(void) {
         usleep(10000);
     CHECK(stats().lanes == 2);
     char some[4096]; /* what is left ends early */
-    while (recv(slow, some, sizeof some, 0) > 0)
+    while (take_some(slow, some, sizeof some) > 0)
         ;
     CHECK(one(late, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
     close(slow);
@@ -231,7 +231,7 @@ static void *busy_client(void *arg) {
         }
         send_all(fd, q.b.data, q.b.len);
         if (seq % 7 == 0) { /* breaks off, and repeats */
-            close(fd);
+            hang_up(fd);
             fd = attach(session, 0);
             send_all(fd, q.b.data, q.b.len);
         }
@@ -247,7 +247,7 @@ static void *busy_client(void *arg) {
             stats();
     }
     CHECK(one(fd, 401, CRAIL_OP_BYE, "", NULL, 0) == 0);
-    close(fd);
+    hang_up(fd);
     crail_buf_free(&q.b);
     crail_buf_free(&r.b);
     return NULL;

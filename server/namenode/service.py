@@ -127,19 +127,33 @@ class NamenodeService:
             self._check_key(session, request.get("session_key"))
             if session not in self._sessions:
                 raise SessionLostError()
-        await visit.reply(
-            {
-                "session": session,
-                "session_key": hello.session_key(self._key, session),
-                "lane": lane,
-                "cluster": self.cluster,
-                "limits": LIMITS,
-            }
-        )
+        reply = {
+            "session": session,
+            "session_key": hello.session_key(self._key, session),
+            "lane": lane,
+            "cluster": self.cluster,
+            "limits": LIMITS,
+        }
+        ring = self._make_ring() if visit.unix and request.get("ring") is True else None
         try:
-            self._core.lane_attach(visit.take(), session, lane)
+            if ring is None:
+                await visit.reply(reply)
+            else:
+                await visit.reply_with_descriptors(reply | {"ring": True}, ring)
+            self._core.lane_attach(visit.take(), session, lane, ring)
         except SessionLostError:
             self._sessions.discard(session)  # ended this moment; the client sees the end
+        finally:
+            hello.close_all(ring or [])
+
+    def _make_ring(self) -> list[int] | None:
+        if not self.settings.ring:
+            return None
+        try:
+            return native.make_ring()
+        except (OSError, CrailError) as error:  # then its socket has to do
+            log.warning("no ring for a lane: %s", error)
+            return None
 
     def _open_session(self) -> int:
         session = 0

@@ -13,9 +13,12 @@ import crailpy
 from crailpy import errors
 
 
-@pytest.fixture
-def own():
-    with crailpy.LocalCluster(dram="128MiB") as cluster, cluster.connect() as store:
+@pytest.fixture(params=[True, False], ids=["ring", "socket"])
+def own(request):
+    with (
+        crailpy.LocalCluster(dram="128MiB") as cluster,
+        cluster.connect(ring=request.param) as store,
+    ):
         yield cluster, store
 
 

@@ -51,7 +51,7 @@ def test_a_large_put_is_one_request_once_it_holds_a_grant(own):
 
 GETS = """
 import sys, crailpy
-store = crailpy.connect(sys.argv[1])
+store = crailpy.connect(sys.argv[1], ring=sys.argv[2] == "ring")
 store.put("/k", b"x" * 1024)
 store.get("/k")
 print("ready", flush=True)
@@ -81,9 +81,12 @@ def total_calls(process, out) -> int:
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed here")
-def test_a_get_is_two_system_calls_in_the_client_and_three_in_the_server(own, tmp_path):
+@pytest.mark.parametrize(
+    ("lane", "client_calls", "server_calls"), [("socket", 2, 3), ("ring", 2, 2)]
+)
+def test_a_get_is_few_system_calls(own, tmp_path, lane, client_calls, server_calls):
     cluster, _ = own
-    command = [sys.executable, "-c", GETS, cluster.address]
+    command = [sys.executable, "-c", GETS, cluster.address, lane]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -96,8 +99,8 @@ def test_a_get_is_two_system_calls_in_the_client_and_three_in_the_server(own, tm
         calls = total_calls(client, client_out), total_calls(server, server_out)
         child.communicate("\n", timeout=10)
     slack = 100  # starting, stopping, heartbeats
-    assert calls[0] <= 2000 + slack
-    assert calls[1] <= 3000 + slack
+    assert calls[0] <= 1000 * client_calls + slack
+    assert calls[1] <= 1000 * server_calls + slack
 
 
 def python_switches(pid: int) -> int:

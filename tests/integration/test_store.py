@@ -12,10 +12,16 @@ import pytest
 import crailpy
 from crailpy import errors
 
+WAYS = {
+    "shm-ring": {"transport": "shm"},
+    "shm-socket": {"transport": "shm", "ring": False},
+    "tcp": {"transport": "tcp"},
+}
 
-@pytest.fixture(params=["shm", "tcp"])
+
+@pytest.fixture(params=sorted(WAYS))
 def store(request, cluster):
-    with cluster.connect(transport=request.param) as store:
+    with cluster.connect(**WAYS[request.param]) as store:
         store.mkdir("/t", exist_ok=True)
         yield store
         store.rmtree("/t")

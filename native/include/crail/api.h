@@ -18,6 +18,10 @@ const char *crail_status_name(int status);
 int crail_test_guards(void);
 uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size);
 
+/* What a lane on this host speaks through instead of its socket: sealed memory, and the bell by which the namenode is
+ * woken. Both descriptors go to both ends (as pairs, in this order) and stay the caller's. */
+int crail_ring_make(int *fds2);
+
 /* ---- namenode: one loop thread that owns the tree ------------------------ */
 
 typedef struct crail_namenode crail_namenode;
@@ -35,7 +39,7 @@ typedef struct {
     uint64_t granules_total, granules_free, granules_used, granules_granted, granules_retiring;
     uint64_t background_pending;
     /* connections */
-    uint64_t sessions, lanes;
+    uint64_t sessions, lanes, rings; /* rings: lanes that speak through one */
     /* since the start */
     uint64_t requests;   /* frames answered */
     uint64_t operations; /* in them */
@@ -63,8 +67,10 @@ void crail_namenode_stop(crail_namenode *nn);
  * last one was a unix socket). -EEXIST. */
 int crail_namenode_session_open(crail_namenode *nn, uint64_t session);
 /* Hands over a connection whose hello is done: it is lane `lane` of the session from now on. An older connection of
- * the same lane is closed. Takes the descriptor in any case. CRAIL_E_SESSION_LOST if the session is unknown. */
-int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t lane);
+ * the same lane is closed. Takes the descriptor in any case. CRAIL_E_SESSION_LOST if the session is unknown.
+ * ring_fds2: of crail_ring_make(), or NULL for a lane that speaks through its socket. With a ring the socket is there
+ * for its end, and for the bytes by which the client is woken. */
+int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t lane, const int *ring_fds2);
 
 /* A new incarnation of a storage server: `regions` sizes in granules, optionally the generations of each region
  * (NULL: all 0), and the description that CRAIL_OP_SERVER gives to clients. *number names it for ever. */
@@ -159,8 +165,8 @@ void crail_client_free(crail_client *c);
 
 /* A lane: a connection to the namenode whose hello is done. The number is the one the hello named; a lane that lost
  * its connection gets a new one under the same number. Takes the descriptor. `fresh`: the session is new, so the
- * lane counts from 1 again and holds no grants. */
-int crail_client_lane_add(crail_client *c, uint32_t lane, int fd, int fresh);
+ * lane counts from 1 again and holds no grants. ring_fds2: as crail_namenode_lane_attach(). */
+int crail_client_lane_add(crail_client *c, uint32_t lane, int fd, int fresh, const int *ring_fds2);
 
 /* A storage server on this host. Descriptors are duplicated or mapped; the caller keeps its own.
  * `region_fds` open for reading only, `generation_fds` likewise, `use_fd` for writing. */

@@ -1,6 +1,10 @@
 /* The part of the wide door that is about the core itself. */
+#include <errno.h>
 #include <stddef.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
+#include "base/ring.h"
 #include "base/siphash.h"
 #include "client/hot.h"
 #include "crail/api.h"
@@ -28,6 +32,23 @@ int crail_test_guards(void) {
 #else
     return 0;
 #endif
+}
+
+int crail_ring_make(int *fds2) {
+    if (!fds2)
+        return -EINVAL;
+    int memory = crail_ring_create();
+    if (memory < 0)
+        return memory;
+    int bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (bell < 0) {
+        int rc = -errno;
+        close(memory);
+        return rc;
+    }
+    fds2[0] = memory;
+    fds2[1] = bell;
+    return 0;
 }
 
 uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size) {

@@ -60,17 +60,27 @@ struct attach {
     int fd;
     uint64_t session;
     uint32_t lane;
+    struct crail_rpc_ring *ring;
 };
 
 static int lane_attach(crail_namenode *nn, void *args) {
     const struct attach *a = args;
-    return crail_rpc_lane_attach(nn, a->fd, a->session, a->lane);
+    return crail_rpc_lane_attach(nn, a->fd, a->session, a->lane, a->ring);
 }
 
-int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t lane) {
-    struct attach a = {fd, session, lane};
+int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t lane, const int *ring_fds2) {
+    struct attach a = {.fd = fd, .session = session, .lane = lane};
     int rc = prepare(fd);
-    return rc ? rc : crail_rpc_post(nn, lane_attach, &a);
+    if (rc)
+        return rc;
+    if (ring_fds2) { /* mapped here: the loop has no time for it */
+        rc = crail_rpc_ring_new(ring_fds2, &a.ring);
+        if (rc) {
+            close(fd);
+            return rc;
+        }
+    }
+    return crail_rpc_post(nn, lane_attach, &a);
 }
 
 /* ---- servers ------------------------------------------------------------- */

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "base/buf.h"
+#include "base/ring.h"
 #include "crail/api.h"
 #include "crail/status.h"
 #include "crail/wire.h"
@@ -73,14 +74,21 @@ struct crail_data_connection {
 struct crail_lane {
     crail_client *client;
     uint32_t number;
-    int fd; /* -1: broken, needs a new connection */
+    int fd;                 /* -1: broken, needs a new connection */
+    struct crail_ring ring; /* if open, the bytes go through it, and the socket only wakes us, or ends */
+    int bell;               /* the namenode's, or -1 */
+    struct crail_ring_pace pace;
+    uint32_t close_requests; /* in a row, each sent soon after the reply before */
+    uint32_t core;           /* as told to the namenode */
+    bool is_dense, was_rung; /* the present request: at the end of such a row; found the namenode asleep */
+    int64_t replied_ns;      /* when the last reply was here; kept with a ring only */
     bool checked_out;
     bool is_lost;     /* a request ended without its reply: nobody here knows what the namenode executed last */
     bool is_mutating; /* the frame in `out` carries a sequence number */
     uint8_t patience; /* calls left for which the interpreter's lock is given up before waiting */
     uint64_t id_last, seq_last;
     struct crail_buf out; /* the request; kept whole until its reply is here, so that it can be sent again */
-    size_t out_sent;
+    size_t out_sent;      /* 0 again where the connection ended and the namenode cannot have executed it */
     struct crail_buf in;
     size_t in_at; /* where the next result starts */
     uint32_t grants_count;

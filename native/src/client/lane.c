@@ -1,13 +1,19 @@
 /* Lanes: the pool, and one request and its reply on a connection.
  *
  * The connection is a blocking socket whose receive timeout is one tick of the kernel's clock. So the common call is
- * two system calls, send and recv, and a reply that is late shows itself by -EAGAIN without a clock being read. */
+ * two system calls, send and recv, and a reply that is late shows itself by -EAGAIN without a clock being read.
+ *
+ * With a ring the bytes go through shared memory. In a dense stream the namenode waits awake for the next request, so
+ * we wait awake for the reply, and no system call is made at all. Else we nap for that tick; and who waits longer
+ * sleeps on the socket, by which the namenode wakes us with a byte, or ends. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,6 +23,9 @@
 #define RECEIVE_BYTES_MIN (64u << 10) /* room for a receive: most replies need no second one */
 #define BUFFER_BYTES_KEPT (4u << 20)  /* a lane that was checked in keeps no larger buffers */
 #define REPLY_BYTES_MAX (64u << 20)   /* a vector's largest honest reply is far below */
+#define CLOSE_NS 50000                /* requests that follow the reply before within this... */
+#define WAKE_NS 40000                 /* until a namenode that was rung answers, where its core has to wake first */
+#define DENSE_REQUESTS 32u            /* ... make a dense stream when they are so many in a row */
 
 /* ---- the pool ------------------------------------------------------------ */
 
@@ -31,10 +40,18 @@ static void data_disconnect(struct crail_lane *lane) {
         end_connection(lane->data[--lane->data_count].fd);
 }
 
-static void disconnect(struct crail_lane *lane) {
+static void namenode_disconnect(struct crail_lane *lane) {
     if (lane->fd >= 0)
         end_connection(lane->fd);
     lane->fd = -1;
+    if (!crail_ring_is_open(&lane->ring))
+        return;
+    crail_ring_close(&lane->ring);
+    close(lane->bell);
+}
+
+static void disconnect(struct crail_lane *lane) {
+    namenode_disconnect(lane);
     data_disconnect(lane);
 }
 
@@ -136,8 +153,22 @@ static int set_socket(int fd) {
     return 0;
 }
 
-int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh) {
-    int rc = set_socket(fd);
+static int ring_open(const int *fds2, struct crail_ring *ring, int *bell) {
+    int rc = crail_ring_open(ring, fds2[0], false);
+    if (rc)
+        return rc;
+    *bell = fcntl(fds2[1], F_DUPFD_CLOEXEC, 0);
+    rc = *bell < 0 ? -errno : 0;
+    if (rc)
+        crail_ring_close(ring);
+    return rc;
+}
+
+int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh, const int *ring_fds2) {
+    struct crail_ring ring = {0};
+    int bell = -1, rc = set_socket(fd);
+    if (!rc && ring_fds2)
+        rc = ring_open(ring_fds2, &ring, &bell);
     pthread_mutex_lock(&c->lock);
     struct crail_lane *lane = number < CRAIL_CLIENT_LANES_MAX ? c->lanes[number] : NULL;
     if (!rc && !lane)
@@ -147,14 +178,22 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh) {
     if (rc) {
         pthread_mutex_unlock(&c->lock);
         close(fd);
+        crail_ring_close(&ring);
+        if (bell >= 0)
+            close(bell);
         return rc;
     }
     assert(lane->checked_out);
-    if (lane->fd >= 0) {
-        end_connection(lane->fd);
+    if (lane->fd >= 0)
         atomic_fetch_add(&c->reconnects, 1);
-    }
+    namenode_disconnect(lane);
     lane->fd = fd;
+    lane->ring = ring;
+    lane->bell = bell;
+    lane->pace = (struct crail_ring_pace){0};
+    lane->is_dense = false;
+    lane->core = 0;
+    lane->close_requests = 0;
     if (fresh) {
         lane->seq_last = 0;
         lane->is_lost = false;
@@ -165,6 +204,108 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh) {
     }
     pthread_mutex_unlock(&c->lock);
     return 0;
+}
+
+/* ---- the stream: the socket, or the ring ---------------------------------- */
+
+static int wait_readable(int fd, int64_t timeout_ns) {
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    struct timespec t = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    int n = ppoll(&p, 1, &t, NULL);
+    return n < 0 ? -errno : n == 0 ? -EAGAIN : 0;
+}
+
+/* Waits for bytes of the ring: a tick, or on the socket, which also tells of the connection's end. 0: look again. */
+static int wait_for_bytes(struct crail_lane *lane, int64_t timeout_ns) {
+    uint8_t bells[64];
+    if (!timeout_ns)
+        return crail_ring_nap_for_bytes(&lane->ring);
+    if (!crail_ring_sleep_for_bytes(&lane->ring))
+        return 0;
+    int rc = wait_readable(lane->fd, timeout_ns);
+    if (rc)
+        return rc;
+    ssize_t n = recv(lane->fd, bells, sizeof(bells), 0);
+    if (n > 0 || crail_ring_readable(&lane->ring)) /* its last words may be there */
+        return 0;
+    if (n < 0 && (errno == EINTR || errno == EAGAIN))
+        return -errno;
+    if (!crail_ring_is_drained(&lane->ring)) /* it ended, and never had the whole request */
+        lane->out_sent = 0;
+    return -EPIPE;
+}
+
+static void ring_bell(struct crail_lane *lane) {
+    eventfd_write(lane->bell, 1);
+    lane->was_rung = true;
+}
+
+/* Looks for bytes without sleeping, for as long as a namenode that is awake may need. */
+static bool spin(struct crail_lane *lane) {
+    if (!lane->is_dense)
+        return false;
+    bool found = crail_ring_readable(&lane->ring);
+    if (found)
+        return true;
+    int64_t until = crail_now_ns() + (lane->was_rung ? WAKE_NS : CRAIL_RING_SPIN_NS);
+    do {
+        for (int i = 0; i < 8 && !found; i++) {
+            crail_ring_pause();
+            found = crail_ring_readable(&lane->ring);
+        }
+    } while (!found && crail_now_ns() < until);
+    crail_ring_spun(&lane->pace, found);
+    return found;
+}
+
+/* As recv(2), but -errno. timeout_ns: 0 for a tick. */
+static ssize_t stream_read(struct crail_lane *lane, void *to, size_t n, int64_t timeout_ns) {
+    if (!crail_ring_is_open(&lane->ring)) {
+        int rc = timeout_ns ? wait_readable(lane->fd, timeout_ns) : 0;
+        ssize_t got = rc ? rc : recv(lane->fd, to, n, 0);
+        return got < 0 && !rc ? -errno : got;
+    }
+    int rc = spin(lane) || crail_ring_readable(&lane->ring) ? 0 : wait_for_bytes(lane, timeout_ns);
+    if (rc)
+        return rc;
+    if (!crail_ring_readable(&lane->ring))
+        return -EAGAIN; /* rung for nothing: the caller knows what time is left */
+    ssize_t got = crail_ring_read(&lane->ring, to, n);
+    if (got > 0 && crail_ring_wake_writer(&lane->ring))
+        ring_bell(lane);
+    return got;
+}
+
+/* As send(2), but -errno. Waits a tick at most. */
+static ssize_t stream_write(struct crail_lane *lane, const void *from, size_t n) {
+    if (!crail_ring_is_open(&lane->ring)) {
+        ssize_t put = send(lane->fd, from, n, MSG_NOSIGNAL);
+        return put < 0 ? -errno : put;
+    }
+    for (;;) {
+        ssize_t put = crail_ring_write(&lane->ring, from, n);
+        if (put > 0 && crail_ring_wake_reader(&lane->ring))
+            ring_bell(lane);
+        if (put)
+            return put;
+        int rc = crail_ring_nap_for_room(&lane->ring);
+        if (rc)
+            return rc;
+    }
+}
+
+/* A request is about to be sent: is the stream dense? The namenode hears of it, and waits awake for the next. */
+static void note_pace(struct crail_lane *lane) {
+    lane->close_requests = crail_now_ns() - lane->replied_ns < CLOSE_NS ? lane->close_requests + 1 : 0;
+    lane->was_rung = false;
+    bool dense = lane->close_requests >= DENSE_REQUESTS && crail_ring_may_spin(&lane->pace);
+    uint32_t core = (uint32_t)sched_getcpu();
+    if (dense != lane->is_dense)
+        atomic_store_explicit(&lane->ring.memory->is_dense, dense, memory_order_relaxed);
+    if (core != lane->core)
+        atomic_store_explicit(&lane->ring.memory->client_core, core, memory_order_relaxed);
+    lane->is_dense = dense;
+    lane->core = core;
 }
 
 /* ---- a request ----------------------------------------------------------- */
@@ -219,10 +360,12 @@ static void finish_frame(struct crail_lane *lane) {
 int crail_lane_send(struct crail_lane *lane) {
     if (((struct crail_frame *)lane->out.data)->magic == 0)
         finish_frame(lane);
+    if (crail_ring_is_open(&lane->ring) && !lane->out_sent)
+        note_pace(lane);
     while (lane->out_sent < lane->out.len) {
-        ssize_t n = send(lane->fd, lane->out.data + lane->out_sent, lane->out.len - lane->out_sent, MSG_NOSIGNAL);
+        ssize_t n = stream_write(lane, lane->out.data + lane->out_sent, lane->out.len - lane->out_sent);
         if (n < 0)
-            return errno == EINTR ? -EINTR : errno == EAGAIN ? -EAGAIN : -EPIPE;
+            return n == -EINTR || n == -EAGAIN ? (int)n : -EPIPE;
         lane->out_sent += (size_t)n;
     }
     return 0;
@@ -256,13 +399,6 @@ static int check_reply(struct crail_lane *lane) {
     return -EAGAIN;
 }
 
-static int wait_readable(int fd, int64_t timeout_ns) {
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-    struct timespec t = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
-    int n = ppoll(&p, 1, &t, NULL);
-    return n < 0 ? -errno : n == 0 ? -EAGAIN : 0;
-}
-
 int crail_lane_receive(struct crail_lane *lane, int64_t timeout_ns) {
     for (;;) {
         size_t want = RECEIVE_BYTES_MIN;
@@ -272,18 +408,13 @@ int crail_lane_receive(struct crail_lane *lane, int64_t timeout_ns) {
         }
         if (crail_buf_reserve(&lane->in, want))
             return -ENOMEM;
-        if (timeout_ns) {
-            int rc = wait_readable(lane->fd, timeout_ns);
-            if (rc)
-                return rc;
-        }
-        ssize_t n = recv(lane->fd, lane->in.data + lane->in.len, lane->in.cap - lane->in.len, 0);
-        if (n == 0)
-            return -EPIPE;
-        if (n < 0)
-            return errno == EINTR ? -EINTR : errno == EAGAIN ? -EAGAIN : -EPIPE;
+        ssize_t n = stream_read(lane, lane->in.data + lane->in.len, lane->in.cap - lane->in.len, timeout_ns);
+        if (n <= 0)
+            return n == -EINTR || n == -EAGAIN ? (int)n : -EPIPE;
         lane->in.len += (size_t)n;
         int rc = check_reply(lane);
+        if (rc == 0 && crail_ring_is_open(&lane->ring))
+            lane->replied_ns = crail_now_ns();
         if (rc != -EAGAIN)
             return rc;
     }

@@ -19,25 +19,31 @@
 
 /* ---- open and close ------------------------------------------------------ */
 
-int crail_rpc_conn_open(crail_namenode *nn, int fd, struct crail_rpc_lane *lane) {
+int crail_rpc_conn_open(crail_namenode *nn, int fd, struct crail_rpc_lane *lane, struct crail_rpc_ring *ring) {
     assert(!lane->conn);
     struct crail_rpc_conn *c = calloc(1, sizeof *c);
-    if (!c) {
-        close(fd);
-        return -ENOMEM;
-    }
-    int rc = crail_rpc_endpoint_open(nn, &c->end, CRAIL_RPC_CONN, fd);
+    int rc = c ? crail_rpc_endpoint_open(nn, &c->end, CRAIL_RPC_CONN, fd) : -ENOMEM;
     if (rc) {
         close(fd);
+        crail_rpc_ring_free(ring);
         free(c);
+        return rc;
+    }
+    rc = ring ? crail_rpc_ring_open(nn, ring, c) : 0;
+    if (rc) {
+        crail_rpc_endpoint_close(nn, &c->end);
+        crail_rpc_ring_free(ring);
         return rc;
     }
     crail_list_init(&c->drain);
     crail_list_init(&c->large);
     c->lane = lane;
+    c->ring = ring;
     lane->conn = c;
     nn->stats.lanes++;
     crail_rpc_session_conn_gained(lane->session, fd);
+    if (ring)
+        crail_rpc_ring_event(nn, ring); /* the client was quicker, perhaps */
     return 0;
 }
 
@@ -45,6 +51,9 @@ void crail_rpc_conn_close(crail_namenode *nn, struct crail_rpc_conn *c) {
     struct crail_rpc_lane *lane = c->lane;
     assert(lane && lane->conn == c);
     crail_rpc_endpoint_close(nn, &c->end);
+    if (c->ring)
+        crail_rpc_ring_close(nn, c->ring);
+    c->ring = NULL;
     crail_list_remove(&c->drain);
     crail_list_remove(&c->large);
     crail_rpc_lane_lost_conn(nn, lane); /* may take `in` away */
@@ -62,8 +71,22 @@ void crail_rpc_conn_refuse(crail_namenode *nn, struct crail_rpc_conn *c) {
     crail_rpc_conn_close(nn, c);
 }
 
+/* Beside a ring the socket is silent. */
+static void silent_event(crail_namenode *nn, struct crail_rpc_conn *c) {
+    uint8_t byte;
+    ssize_t n = recv(c->end.fd, &byte, 1, MSG_DONTWAIT);
+    if (n > 0)
+        crail_rpc_conn_refuse(nn, c);
+    else if (n == 0 || (errno != EAGAIN && errno != EINTR))
+        crail_rpc_conn_close(nn, c);
+}
+
 void crail_rpc_conn_event(crail_namenode *nn, struct crail_rpc_conn *c, uint32_t events) {
     struct crail_rpc_lane *lane = c->lane;
+    if (c->ring) {
+        silent_event(nn, c);
+        return;
+    }
     bool busy = lane->vec.frame || c->tx_left;
     if ((events & (EPOLLERR | EPOLLHUP)) && (busy || !(events & EPOLLIN))) {
         /* Cannot be switched off, so it is acted upon; an idle one is read first: its last words may be there. */
@@ -108,6 +131,21 @@ static bool make_room(struct crail_rpc_conn *c) {
     return true;
 }
 
+/* As recv(2), but -errno, through whatever the connection has. */
+static ssize_t stream_read(struct crail_rpc_conn *c, void *to, size_t n) {
+    if (c->ring)
+        return crail_rpc_ring_read(c->ring, to, n);
+    ssize_t got = recv(c->end.fd, to, n, MSG_DONTWAIT);
+    return got < 0 ? -errno : got;
+}
+
+static ssize_t stream_write(struct crail_rpc_conn *c, const void *from, size_t n) {
+    if (c->ring)
+        return crail_rpc_ring_write(c->ring, from, n);
+    ssize_t put = send(c->end.fd, from, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return put < 0 ? -errno : put;
+}
+
 bool crail_rpc_conn_receive(crail_namenode *nn, struct crail_rpc_conn *c) {
     assert(!c->lane->vec.frame || c->lane->orphan); /* nothing points into the buffer */
     if (!make_room(c)) {
@@ -115,16 +153,18 @@ bool crail_rpc_conn_receive(crail_namenode *nn, struct crail_rpc_conn *c) {
         return false;
     }
     size_t room = c->in_cap - c->in_len;
-    ssize_t n =
-        recv(c->end.fd, c->in + c->in_len, room < CRAIL_RPC_CHUNK_BYTES ? room : CRAIL_RPC_CHUNK_BYTES, MSG_DONTWAIT);
+    ssize_t n = stream_read(c, c->in + c->in_len, room < CRAIL_RPC_CHUNK_BYTES ? room : CRAIL_RPC_CHUNK_BYTES);
     if (n > 0) {
         c->in_len += (uint32_t)n;
         nn->stats.bytes_in += (uint64_t)n;
         return true;
     }
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+    if (n == -EAGAIN || n == -EINTR)
         return true;
-    crail_rpc_conn_close(nn, c);
+    if (n == -EPROTO)
+        crail_rpc_conn_refuse(nn, c);
+    else
+        crail_rpc_conn_close(nn, c);
     return false;
 }
 
@@ -176,8 +216,8 @@ static void drain_from_now(crail_namenode *nn, struct crail_rpc_conn *c) {
 enum crail_rpc_sent crail_rpc_conn_flush(crail_namenode *nn, struct crail_rpc_conn *c) {
     assert(c->tx_left && !c->blocked);
     size_t want = c->tx_left < CRAIL_RPC_CHUNK_BYTES ? c->tx_left : CRAIL_RPC_CHUNK_BYTES;
-    ssize_t n = send(c->end.fd, c->tx, want, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (n < 0 && errno != EAGAIN && errno != EINTR) {
+    ssize_t n = stream_write(c, c->tx, want);
+    if (n < 0 && n != -EAGAIN && n != -EINTR) {
         crail_rpc_conn_close(nn, c);
         return CRAIL_RPC_SENT_CLOSED;
     }
@@ -194,8 +234,11 @@ enum crail_rpc_sent crail_rpc_conn_flush(crail_namenode *nn, struct crail_rpc_co
         drain_from_now(nn, c);
     if (n > 0 && (size_t)n == want)
         return CRAIL_RPC_SENT_PART; /* the kernel may take more: after the others had their turn */
+    if (c->ring && !crail_ring_sleep_for_room(&c->ring->ring))
+        return CRAIL_RPC_SENT_PART;
     c->blocked = true;
-    crail_rpc_arm(nn, &c->end, EPOLLOUT); /* and not EPOLLIN: who does not read is not read */
+    if (!c->ring)
+        crail_rpc_arm(nn, &c->end, EPOLLOUT); /* and not EPOLLIN: who does not read is not read */
     return CRAIL_RPC_SENT_BLOCKED;
 }
 
@@ -210,6 +253,8 @@ enum crail_rpc_sent crail_rpc_conn_send(crail_namenode *nn, struct crail_rpc_con
 
 void crail_rpc_conn_idle(crail_namenode *nn, struct crail_rpc_conn *c) {
     assert(!c->tx_left && !c->blocked);
+    if (c->ring)
+        crail_rpc_ring_idle(nn, c->ring);
     crail_rpc_arm(nn, &c->end, EPOLLIN);
     if (c->in_cap > CRAIL_RPC_LARGE_BYTES || c->out.cap > CRAIL_RPC_LARGE_BYTES) {
         c->large_since = nn->now_ns;

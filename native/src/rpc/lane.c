@@ -100,6 +100,7 @@ static bool sent(crail_namenode *nn, struct crail_rpc_lane *lane, enum crail_rpc
 
 static bool reply(crail_namenode *nn, struct crail_rpc_lane *lane, const struct crail_buf *b) {
     nn->stats.requests++;
+    crail_rpc_crowd_count(nn, lane);
     return sent(nn, lane, crail_rpc_conn_send(nn, lane->conn, b->data, b->len));
 }
 

@@ -1,5 +1,5 @@
 /* The namenode's thread: look at the connections, serve what is ready for a bounded time, do some background work,
- * look again. A quiet single request costs three system calls: epoll_wait, recv, send. */
+ * look again. A quiet single request costs three system calls: epoll_wait, recv, send; through a ring two or none. */
 #include <assert.h>
 #include <errno.h>
 #include <signal.h>
@@ -96,6 +96,9 @@ static void dispatch(crail_namenode *nn, struct crail_rpc_endpoint *end, uint32_
     case CRAIL_RPC_CONN:
         crail_rpc_conn_event(nn, (struct crail_rpc_conn *)end, events);
         return;
+    case CRAIL_RPC_BELL:
+        crail_rpc_ring_event(nn, (struct crail_rpc_ring *)end);
+        return;
     case CRAIL_RPC_CHANNEL:
         crail_rpc_channel_event(nn, (struct crail_rpc_channel *)end, events);
         return;
@@ -179,15 +182,35 @@ static int wait_ms(crail_namenode *nn) {
     return -1;
 }
 
+/* Everybody, through epoll; but while requests keep coming through rings, only these, and the others from time to
+ * time. The number of events. */
+static int look(crail_namenode *nn, struct epoll_event *events) {
+    for (;;) {
+        bool found = crail_rpc_rings_look(nn);
+        bool soon = found || !crail_list_empty(&nn->spinning);
+        if (soon && crail_clock_ns() - nn->looked_ns < CRAIL_RPC_LOOK_NS) {
+            if (found)
+                return 0;
+            if (wait_ms(nn)) {
+                crail_ring_pause();
+                continue;
+            }
+        }
+        int n = epoll_wait(nn->epoll_fd, events, EVENTS_PER_LOOK, soon ? 0 : wait_ms(nn));
+        assert(n >= 0 || errno == EINTR);
+        nn->looked_ns = crail_clock_ns();
+        nn->excused_ns = 0;
+        return n;
+    }
+}
+
 static void turn(crail_namenode *nn) {
     struct epoll_event events[EVENTS_PER_LOOK];
-    int n = epoll_wait(nn->epoll_fd, events, EVENTS_PER_LOOK, wait_ms(nn));
-    assert(n >= 0 || errno == EINTR);
+    int n = look(nn, events);
     nn->now_ns = crail_clock_ns();
     nn->realtime_ns = crail_clock_realtime_ns();
     nn->turn_end_ns = nn->now_ns + nn->tuning.slice_ns;
     nn->ops_to_clock = CRAIL_RPC_CLOCK_EVERY;
-    nn->excused_ns = 0;
     for (int i = 0; i < n; i++)
         dispatch(nn, events[i].data.ptr, events[i].events);
     serve_ready(nn);
@@ -195,7 +218,7 @@ static void turn(crail_namenode *nn) {
     deadlines(nn);
     crail_rpc_retires_order(nn);
     bury(nn);
-    uint64_t held = crail_clock_ns() - nn->now_ns - nn->excused_ns;
+    uint64_t held = crail_clock_ns() - nn->looked_ns - nn->excused_ns;
     if (held > nn->stats.step_ns_max)
         nn->stats.step_ns_max = held;
 }
@@ -238,9 +261,11 @@ int crail_rpc_start(const crail_namenode_options *options, const struct crail_rp
     nn->grace_ns[0] = options->session_grace_ms * 1000000u;
     nn->grace_ns[1] = min_u64(nn->grace_ns[0], GRACE_LOCAL_NS_MAX);
     struct crail_list *lists[] = {&nn->ready,    &nn->wait_step, &nn->wait_space, &nn->drain, &nn->large,
-                                  &nn->grace[0], &nn->grace[1],  &nn->channels,   &nn->grave};
+                                  &nn->grace[0], &nn->grace[1],  &nn->channels,   &nn->grave, &nn->spinning};
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         crail_list_init(lists[i]);
+    nn->crowd_epoch = 1;
+    nn->crowd_left = CRAIL_RPC_CROWD;
     int rc = crail_rpc_sessions_init(nn);
     if (rc)
         goto out_nn;

@@ -5,6 +5,7 @@
  *
  *   loop.c     the turn: look at the connections, serve what is ready, background work, deadlines
  *   conn.c     the bytes of one connection: frames in, replies out, slow readers
+ *   ring.c     the same through shared memory: bells, and when to wait for the next request without sleeping
  *   session.c  sessions and lanes: who they are, when they end
  *   lane.c     a lane's turn: the next frame, exactly once, waiting
  *   vector.c   the operations of one request, in slices
@@ -22,6 +23,7 @@
 
 #include "base/buf.h"
 #include "base/list.h"
+#include "base/ring.h"
 #include "meta/meta.h"
 #include "crail/api.h"
 #include "crail/status.h"
@@ -38,6 +40,8 @@
 #define CRAIL_RPC_DESCRIPTION_MAX (64u << 10)
 #define CRAIL_RPC_EVENTS_MAX 4096u
 #define CRAIL_RPC_CLOCK_EVERY 16u /* operations between two looks at the clock */
+#define CRAIL_RPC_LOOK_NS 10000u  /* while rings keep the loop busy: between two looks at everybody else */
+#define CRAIL_RPC_CROWD 64u       /* requests over which busy lanes are counted */
 
 /* Times of the loop; tests shorten them. */
 struct crail_rpc_tuning {
@@ -52,7 +56,7 @@ extern const struct crail_rpc_tuning crail_rpc_tuning_default;
 
 /* ---- what epoll points at ------------------------------------------------ */
 
-enum crail_rpc_kind { CRAIL_RPC_MAILBOX, CRAIL_RPC_CONN, CRAIL_RPC_CHANNEL, CRAIL_RPC_TIMER };
+enum crail_rpc_kind { CRAIL_RPC_MAILBOX, CRAIL_RPC_CONN, CRAIL_RPC_BELL, CRAIL_RPC_CHANNEL, CRAIL_RPC_TIMER };
 
 struct crail_rpc_endpoint {
     enum crail_rpc_kind kind;
@@ -78,16 +82,28 @@ struct crail_rpc_vector {
 struct crail_rpc_conn {
     struct crail_rpc_endpoint end; /* first: epoll's pointer */
     struct crail_rpc_lane *lane;   /* NULL once closed */
+    struct crail_rpc_ring *ring;   /* NULL: its bytes go through the socket */
     uint8_t *in;                   /* in_cap bytes, in_len of them received, those before in_pos done with */
     uint32_t in_cap, in_len, in_pos;
     bool readable;     /* epoll says so, and nobody has read since */
-    bool blocked;      /* the kernel takes no more; EPOLLOUT is armed */
+    bool blocked;      /* no more is taken; EPOLLOUT is armed, or the client rings */
     const uint8_t *tx; /* what is left of a reply: in `out` or in the lane's record */
     size_t tx_left;
     struct crail_buf out;
     struct crail_list drain; /* while the client keeps a reply waiting; in the order of drain_since */
     struct crail_list large; /* while a buffer is large and unused; in the order of large_since */
     uint64_t drain_since, large_since;
+};
+
+/* A connection's ring. The bell is an eventfd that the client writes to and nobody reads: epoll tells of each write
+ * (EPOLLET). So the loop trusts nothing that the client could do to it. */
+struct crail_rpc_ring {
+    struct crail_rpc_endpoint end; /* first: epoll's pointer; the bell */
+    struct crail_rpc_conn *conn;   /* NULL once closed */
+    struct crail_ring ring;
+    struct crail_ring_pace pace;
+    struct crail_list spin; /* in nn->spinning while the next request is waited for awake; in the order of spin_since */
+    uint64_t spin_since;
 };
 
 enum crail_rpc_lane_state {
@@ -106,6 +122,7 @@ struct crail_rpc_lane {
     struct crail_rpc_conn *conn; /* NULL: none at the moment */
     struct crail_rpc_vector vec;
     uint8_t *orphan; /* the input that `vec` lies in, taken over from a connection that died */
+    uint64_t crowd;  /* the last nn->crowd_epoch in which it asked for something */
     uint64_t last_seq;
     struct crail_buf record; /* the whole reply to last_seq; empty: lost for want of memory */
 };
@@ -188,17 +205,24 @@ struct crail_namenode {
     bool background; /* crail_meta_step() has work left */
     bool changed;    /* something may have come due for retirement since the last look */
 
-    uint64_t now_ns;      /* monotonic, at the last look */
+    uint64_t now_ns;      /* monotonic, at the last turn */
+    uint64_t looked_ns;   /* the same at the last look at all connections: rings are served without one */
     uint64_t turn_end_ns; /* service stops there in this turn */
     int64_t realtime_ns;
     uint32_t ops_to_clock; /* operations until the next look at the clock */
-    uint64_t excused_ns;   /* part of this turn that does not count as a stall (the invariant check) */
+    uint64_t excused_ns;   /* part since the last look that does not count as a stall (the invariant check) */
 
     struct crail_list ready, wait_step, wait_space; /* lanes */
     struct crail_list drain, large;                 /* connections */
     struct crail_list grace[2];                     /* sessions: far away, and on this host */
     struct crail_list channels;
-    struct crail_list grave; /* endpoints */
+    struct crail_list grave;    /* endpoints */
+    struct crail_list spinning; /* rings */
+
+    uint64_t crowd_epoch;      /* counts runs of CRAIL_RPC_CROWD requests */
+    uint32_t crowd_left;       /* requests of the present run */
+    uint32_t crowd_now, crowd; /* lanes that asked for something in this run, and in the last */
+    uint32_t cores;            /* that this process may use */
 
     struct crail_rpc_session **buckets;
     uint32_t buckets_log2;
@@ -242,8 +266,8 @@ uint32_t crail_rpc_events_take(struct crail_rpc_events *e, crail_namenode_event 
 
 /* ---- conn.c -------------------------------------------------------------- */
 
-/* Takes the descriptor in any case. */
-int crail_rpc_conn_open(crail_namenode *nn, int fd, struct crail_rpc_lane *lane);
+/* Takes descriptor and ring (may be NULL) in any case. */
+int crail_rpc_conn_open(crail_namenode *nn, int fd, struct crail_rpc_lane *lane, struct crail_rpc_ring *ring);
 /* Tells the lane (crail_rpc_lane_lost_conn) and the session. */
 void crail_rpc_conn_close(crail_namenode *nn, struct crail_rpc_conn *c);
 /* Closes for what the peer sent. */
@@ -265,6 +289,27 @@ void crail_rpc_conn_idle(crail_namenode *nn, struct crail_rpc_conn *c);
 /* Drops clients that do not read, gives back large buffers. */
 void crail_rpc_conn_deadlines(crail_namenode *nn);
 
+/* ---- ring.c -------------------------------------------------------------- */
+
+/* Any thread. The descriptors of crail_ring_make() stay the caller's. */
+int crail_rpc_ring_new(const int *fds2, struct crail_rpc_ring **out);
+/* One that was never opened, or NULL. */
+void crail_rpc_ring_free(struct crail_rpc_ring *ring);
+int crail_rpc_ring_open(crail_namenode *nn, struct crail_rpc_ring *ring, struct crail_rpc_conn *c);
+void crail_rpc_ring_close(crail_namenode *nn, struct crail_rpc_ring *ring);
+/* The bell was rung: there may be bytes, or room. */
+void crail_rpc_ring_event(crail_namenode *nn, struct crail_rpc_ring *ring);
+/* As read(2) and write(2), but -errno; they wake a client that sleeps for it. */
+ssize_t crail_rpc_ring_read(struct crail_rpc_ring *ring, void *to, size_t n);
+ssize_t crail_rpc_ring_write(struct crail_rpc_ring *ring, const void *from, size_t n);
+/* The connection waits for its next request, asleep or (in a dense stream) awake; its lane is ready if that is there.
+ */
+void crail_rpc_ring_idle(crail_namenode *nn, struct crail_rpc_ring *ring);
+/* Takes what came to those that wait awake; those that waited long enough go to sleep. True: somebody is ready. */
+bool crail_rpc_rings_look(crail_namenode *nn);
+/* A lane was answered. */
+void crail_rpc_crowd_count(crail_namenode *nn, struct crail_rpc_lane *lane);
+
 /* ---- session.c ----------------------------------------------------------- */
 
 int crail_rpc_sessions_init(crail_namenode *nn);
@@ -274,7 +319,8 @@ int crail_rpc_session_open(crail_namenode *nn, uint64_t id);
 void crail_rpc_session_end(crail_namenode *nn, struct crail_rpc_session *s);
 void crail_rpc_session_conn_gained(struct crail_rpc_session *s, int fd);
 void crail_rpc_session_conn_lost(crail_namenode *nn, struct crail_rpc_session *s);
-int crail_rpc_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t number);
+/* Takes descriptor and ring in any case. */
+int crail_rpc_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t number, struct crail_rpc_ring *ring);
 void crail_rpc_session_deadlines(crail_namenode *nn);
 
 /* ---- lane.c -------------------------------------------------------------- */

@@ -161,14 +161,15 @@ static struct crail_rpc_lane *lane_of(struct crail_rpc_session *s, uint32_t numb
     return lane;
 }
 
-int crail_rpc_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t number) {
+int crail_rpc_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t number, struct crail_rpc_ring *ring) {
     struct crail_rpc_session *s = find(nn, session);
     struct crail_rpc_lane *lane = s && number < CRAIL_RPC_LANES_MAX ? lane_of(s, number) : NULL;
     if (!lane) {
         close(fd);
+        crail_rpc_ring_free(ring);
         return !s ? -CRAIL_E_SESSION_LOST : number < CRAIL_RPC_LANES_MAX ? -ENOMEM : -CRAIL_E_INVALID_ARGUMENT;
     }
     if (lane->conn)
         crail_rpc_conn_close(nn, lane->conn);
-    return crail_rpc_conn_open(nn, fd, lane);
+    return crail_rpc_conn_open(nn, fd, lane, ring);
 }
