@@ -16,6 +16,7 @@ from crailpy.errors import (
     CrailError,
     ExistsError,
     InvalidArgumentError,
+    InvalidPathError,
     NotFoundError,
     from_status,
 )
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "crail://127.0.0.1:9060"
 TRANSPORTS = (None, "shm", "tcp")
 PAGE = 1024  # entries of one page of a listing
+PATH_MAX = 4096  # bytes
 
 # operation codes and flags (native/include/crail/wire.h)
 _PING, _STAT, _LIST, _SERVER = 1, 3, 4, 5
@@ -325,12 +327,22 @@ class Store:
     def stat_many(
         self, paths: Iterable[str], *, timeout: float | None = None
     ) -> list[NodeInfo | None]:
-        """Facts about each path, in order; None for absent ones."""
+        """Facts about each path, in order; None for absent ones. Raises BatchError for other
+        failures, whose `.results` has a NodeInfo, None or an error for each path."""
         paths = list(paths)
-        return [
-            None if r[0] else listing.node_info(path, r[6])
-            for path, r in zip(paths, self._hot.call_many(_STAT, 0, paths, timeout), strict=True)
-        ]
+        absent = NotFoundError.status
+        return _all_or_batch_error(
+            [
+                listing.node_info(path, r[6])
+                if not r[0]
+                else None
+                if -r[0] == absent
+                else self._error(-r[0], path, 0)
+                for path, r in zip(
+                    paths, self._hot.call_many(_STAT, 0, paths, timeout), strict=True
+                )
+            ]
+        )
 
     # -- tree -----------------------------------------------------------------------
 
@@ -355,7 +367,13 @@ class Store:
         InvalidArgumentError (into itself)."""
         if not isinstance(dst, str):
             raise TypeError(f"a path is a str, not {type(dst).__name__}")
-        to = (self._prefix + dst).encode("utf-8", "surrogatepass")
+        if not dst.startswith("/"):  # never behind the prefix: it would lead out of the namespace
+            raise InvalidPathError(path=dst)
+        to = (self._prefix + dst if dst != "/" else self._prefix or "/").encode(
+            "utf-8", "surrogatepass"
+        )
+        if len(to) > PATH_MAX:
+            raise InvalidPathError(path=dst)
         self._call(_RENAME, _OVERWRITE if overwrite else 0, src, to, timeout=timeout)
 
     def remove(self, path: str, *, timeout: float | None = None) -> None:

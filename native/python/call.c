@@ -148,9 +148,9 @@ void call_end(struct call *c) {
 
 /* ---- requests ------------------------------------------------------------ */
 
-int call_set_path(struct call *c, PyObject *key) {
+int call_path_of(struct call *c, PyObject *key) {
     Py_ssize_t n;
-    c->path = NULL;
+    c->path = "";
     c->path_len = 0;
     if (!PyUnicode_Check(key)) {
         PyErr_Format(PyExc_TypeError, "a key is a str like '/job/part-0', not %R", (PyObject *)Py_TYPE(key));
@@ -159,13 +159,16 @@ int call_set_path(struct call *c, PyObject *key) {
     const char *s = PyUnicode_AsUTF8AndSize(key, &n);
     if (!s) { /* lone surrogates: no UTF-8 */
         PyErr_Clear();
-        return call_fail(c, CRAIL_E_INVALID_PATH, 0);
+        return 1;
     }
     c->path = s;
     c->path_len = n;
-    if (n + c->self->prefix_len > (Py_ssize_t)CRAIL_PATH_MAX)
-        return call_fail(c, CRAIL_E_INVALID_PATH, 0);
-    return 0;
+    return n + c->self->prefix_len > (Py_ssize_t)CRAIL_PATH_MAX;
+}
+
+int call_set_path(struct call *c, PyObject *key) {
+    int rc = call_path_of(c, key);
+    return rc > 0 ? call_fail(c, CRAIL_E_INVALID_PATH, 0) : rc;
 }
 
 int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
@@ -175,8 +178,8 @@ int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uin
     size_t own = (size_t)c->path_len;
     if (prefix && own == 1 && c->path[0] == '/') /* the root of a namespace is its directory */
         own = 0;
-    if (!c->path || !c->path_len)
-        prefix = 0; /* an op without a path; or an empty key, which the namenode refuses */
+    if (!c->path || !c->path_len || c->path[0] != '/')
+        prefix = 0; /* an op without a path; or a key that is none, which the namenode refuses as it stands */
     struct crail_op op = {.code = code,
                           .flags = flags,
                           .path_len = (uint16_t)(prefix + own),

@@ -48,6 +48,9 @@ struct call {
 /* `reserve`: see crail_lane_checkout(). */
 int call_begin(struct call *c, HotClient *self, PyObject *timeout, uint32_t reserve);
 void call_end(struct call *c);
+/* 0; 1: what is no path whatever the namenode thinks of it; -1: no str, with an exception set. */
+int call_path_of(struct call *c, PyObject *key);
+/* The same, but what is no path is an InvalidPathError already. */
 int call_set_path(struct call *c, PyObject *key);
 /* Adds an op with c->path, below the client's prefix. 1: the frame is full. */
 int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,

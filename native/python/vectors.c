@@ -16,10 +16,18 @@ static int append_owned(PyObject *list, PyObject *item) {
     return rc;
 }
 
-/* The key at `i`; kept alive by the list it stands in. */
-static int path_at(struct call *c, PyObject *keys, Py_ssize_t i) {
-    PyObject *key = PyList_GetItem(keys, i); /* borrowed */
-    return key ? call_set_path(c, key) : -1;
+/* One of many keys, for its request. One that cannot be a path goes as an empty one: the namenode refuses that among
+ * the results of the others. */
+static int one_path(struct call *c, PyObject *key) {
+    int rc = key ? call_path_of(c, key) : -1;
+    if (rc > 0)
+        c->path_len = 0;
+    return rc < 0 ? -1 : 0;
+}
+
+/* The same, for the error that its result is. */
+static int name_path(struct call *c, PyObject *key) {
+    return !key || call_path_of(c, key) < 0 ? -1 : 0;
 }
 
 /* Fills the request with ops for keys[from...] until the list or the frame is full; returns the first left over. */
@@ -27,7 +35,7 @@ static Py_ssize_t fill(struct call *c, PyObject *keys, Py_ssize_t from, uint16_t
     Py_ssize_t i = from, n = PyList_Size(keys);
     T->lane_begin(c->lane);
     for (; i < n; i++) {
-        if (path_at(c, keys, i))
+        if (one_path(c, PyList_GetItem(keys, i))) /* kept alive by the list it stands in */
             return -1;
         int rc = call_op(c, code, flags, NULL, 0, 0, 0, 0);
         if (rc < 0)
@@ -75,7 +83,7 @@ static int take_values(struct call *c, PyObject *keys, Py_ssize_t from, Py_ssize
         const struct crail_result *r = call_result(c, &data);
         if (!r)
             return -1;
-        if (!(r->flags & CRAIL_RESF_INLINE) && path_at(c, keys, i)) /* errors name the path */
+        if (!(r->flags & CRAIL_RESF_INLINE) && name_path(c, PyList_GetItem(keys, i)))
             return -1;
         PyObject *value = one_value(c, r, data, none_if_missing, &is_again);
         if (!value || PyList_SetItem(out, i, value))
@@ -125,8 +133,7 @@ static int add_item(struct call *c, PyObject *items, Py_ssize_t i, uint16_t flag
         PyErr_SetString(PyExc_TypeError, "put_many takes pairs of key and data");
         return -1;
     }
-    if (call_set_path(c, PyTuple_GetItem(item, 0)) ||
-        PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b, PyBUF_C_CONTIGUOUS))
+    if (one_path(c, PyTuple_GetItem(item, 0)) || PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b, PyBUF_C_CONTIGUOUS))
         return -1;
     int rc = (uint64_t)b.len > c->client->options.inline_max
                  ? 2
@@ -141,7 +148,7 @@ static int take_versions(struct call *c, PyObject *items, Py_ssize_t from, Py_ss
         const struct crail_result *r = call_result(c, &data);
         if (!r)
             return -1;
-        if (r->status && call_set_path(c, PyTuple_GetItem(PyList_GetItem(items, i), 0)))
+        if (r->status && name_path(c, PyTuple_GetItem(PyList_GetItem(items, i), 0)))
             return -1;
         if (append_owned(out,
                          r->status ? call_error(c, r->status, r->server) : PyLong_FromUnsignedLongLong(r->version)))
