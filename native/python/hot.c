@@ -1,6 +1,7 @@
 /* The module crailpy._hot: binds itself to the core's table, and offers Client and View. */
 #include <string.h>
 
+#include "aiolane.h"
 #include "door.h"
 
 const struct crail_hot_table *T;
@@ -101,14 +102,24 @@ static struct PyModuleDef module = {
     .m_size = -1,          .m_methods = functions,
 };
 
+static int add_type(PyObject *m, const char *name, PyType_Spec *spec) {
+    PyObject *type = PyType_FromSpec(spec);
+    int rc = type ? PyModule_AddObjectRef(m, name, type) : -1;
+    Py_XDECREF(type);
+    return rc;
+}
+
 PyMODINIT_FUNC PyInit__hot(void) {
     PyObject *m = PyModule_Create(&module);
     if (!m)
         return NULL;
     PyObject *client = PyType_FromSpec(&client_spec);
     view_type = (PyTypeObject *)PyType_FromSpec(&view_spec);
-    if (!client || !view_type || PyModule_AddObjectRef(m, "Client", client) ||
-        PyModule_AddObjectRef(m, "View", (PyObject *)view_type)) {
+    async_batch_type = (PyTypeObject *)PyType_FromSpec(&async_batch_spec);
+    if (!client || !view_type || !async_batch_type || PyModule_AddObjectRef(m, "Client", client) ||
+        PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || add_type(m, "AsyncLane", &async_lane_spec) ||
+        add_type(m, "Copy", &copy_spec) || add_type(m, "Landing", &landing_spec) ||
+        PyModule_AddFunctions(m, async_functions)) {
         Py_DECREF(m);
         return NULL;
     }

@@ -37,7 +37,7 @@ static int find(struct call *c, struct found *f) {
 }
 
 /* Memory that is new each time costs a page fault per 4 KiB, ten times the copy; huge pages make that one per 2 MiB. */
-static PyObject *new_bytes(uint64_t n) {
+PyObject *new_bytes(uint64_t n) {
     if (n > (uint64_t)PY_SSIZE_T_MAX - 64)
         return PyErr_NoMemory();
     PyObject *b = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);

@@ -4,6 +4,7 @@
 #define CRAIL_HOT_H
 
 #include "client.h"
+#include "pipe.h"
 
 #define CRAIL_HOT_FUNCTIONS(X) \
     X(lane_checkout)           \
@@ -29,7 +30,21 @@
     X(client_ref)              \
     X(client_unref)            \
     X(client_find)             \
-    X(lane_has_data)
+    X(lane_has_data)           \
+    X(now_ns)                  \
+    X(pipe_init)               \
+    X(pipe_free)               \
+    X(pipe_op)                 \
+    X(pipe_attach)             \
+    X(pipe_detach)             \
+    X(pipe_flush)              \
+    X(pipe_receive)            \
+    X(pipe_reply)              \
+    X(pipe_next)               \
+    X(pipe_find)               \
+    X(pipe_remove)             \
+    X(pipe_frame_free)         \
+    X(pipe_silent_since)
 
 struct crail_hot_table {
     uint32_t size; /* of this struct: both sides must agree */
