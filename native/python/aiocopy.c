@@ -192,6 +192,56 @@ PyType_Spec landing_spec = {
     .slots = landing_slots,
 };
 
+/* ---- Flat: any buffer as bytes ---------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD Py_buffer of;
+    bool is_writable;
+} Flat;
+
+/* Flat(buffer, writable): a C-contiguous buffer of whatever shape and format, as that many bytes */
+static int flat_init(PyObject *self, PyObject *args, PyObject *kw) {
+    Flat *f = (Flat *)self;
+    PyObject *buffer;
+    int writable;
+    if ((kw && PyDict_Size(kw)) || f->of.obj) {
+        PyErr_SetString(PyExc_TypeError, "Flat takes no keyword arguments, once");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(args, "Op", &buffer, &writable))
+        return -1;
+    f->is_writable = writable;
+    return PyObject_GetBuffer(buffer, &f->of, writable ? PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS : PyBUF_C_CONTIGUOUS);
+}
+
+static int flat_getbuffer(PyObject *self, Py_buffer *buffer, int flags) {
+    Flat *f = (Flat *)self;
+    return PyBuffer_FillInfo(buffer, self, f->of.buf, f->of.len, !f->is_writable, flags);
+}
+
+static void flat_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (((Flat *)self)->of.obj)
+        PyBuffer_Release(&((Flat *)self)->of);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot flat_slots[] = {
+    {Py_tp_init, flat_init},
+    {Py_tp_dealloc, flat_dealloc},
+    {Py_bf_getbuffer, flat_getbuffer},
+    {Py_tp_doc, "Any C-contiguous buffer as bytes."},
+    {0, NULL},
+};
+
+PyType_Spec flat_spec = {
+    .name = "crailpy._hot.Flat",
+    .basicsize = sizeof(Flat),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = flat_slots,
+};
+
 /* ---- views ------------------------------------------------------------------------ */
 
 /* pin(core, extent: bytes, size, version) -> View; 1: attach the server first; -CRAIL_E_...: out of date; another

@@ -56,7 +56,7 @@ PyObject *async_reap(PyObject *self, PyObject *unused);
 PyObject *async_tick(PyObject *self, PyObject *unused);
 
 /* aiocopy.c */
-extern PyType_Spec copy_spec, landing_spec;
+extern PyType_Spec copy_spec, landing_spec, flat_spec;
 extern PyMethodDef async_functions[];
 
 #endif
