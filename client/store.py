@@ -176,9 +176,13 @@ class Store:
         arg0: int = 0,
         arg1: int = 0,
         timeout: float | None = None,
+        *,
+        count: int = 0,
+        options: bytes = b"",
     ) -> tuple[int, int, int, int, int, bytes]:
+        """One operation of wire.h: (version, size, kind, flags, count, data) of its result."""
         result: tuple[int, int, int, int, int, bytes] = self._hot.call(
-            code, flags, key, data, arg0, arg1, timeout
+            code, flags, key, data, count, options, arg0, arg1, timeout
         )
         return result
 

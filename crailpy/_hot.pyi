@@ -50,6 +50,8 @@ class Client:
         flags: int,
         key: str | None,
         data: Any,
+        count: int,
+        options: bytes,
         arg0: int,
         arg1: int,
         timeout: float | None,

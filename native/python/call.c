@@ -168,22 +168,17 @@ int call_set_path(struct call *c, PyObject *key) {
     return 0;
 }
 
-int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
-            uint64_t arg0, uint64_t arg1) {
+int call_whole_op(struct call *c, const struct crail_op *head, const void *options, const void *data) {
     uint8_t *path, *to;
+    struct crail_op op = *head;
     uint16_t prefix = c->self->prefix_len;
     size_t own = (size_t)c->path_len;
     if (prefix && own == 1 && c->path[0] == '/') /* the root of a namespace is its directory */
         own = 0;
     if (!c->path || !c->path_len)
         prefix = 0; /* an op without a path; or an empty key, which the namenode refuses */
-    struct crail_op op = {.code = code,
-                          .flags = flags,
-                          .path_len = (uint16_t)(prefix + own),
-                          .data_len = data_len,
-                          .count = count,
-                          .arg0 = arg0,
-                          .arg1 = arg1};
+    op.path_len = (uint16_t)(prefix + own);
+    op.options_len = options ? (uint16_t)sizeof(struct crail_options) : 0;
     int rc = T->lane_op(c->lane, &op, &path, &to);
     if (rc == -EMSGSIZE)
         return 1;
@@ -194,9 +189,18 @@ int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uin
     memcpy(path, c->self->prefix, prefix);
     if (own)
         memcpy(path + prefix, c->path, own);
-    if (data_len)
-        memcpy(to, data, data_len);
+    if (options)
+        memcpy(to, options, op.options_len);
+    if (op.data_len)
+        memcpy(to + op.options_len, data, op.data_len);
     return 0;
+}
+
+int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
+            uint64_t arg0, uint64_t arg1) {
+    struct crail_op op = {
+        .code = code, .flags = flags, .data_len = data_len, .count = count, .arg0 = arg0, .arg1 = arg1};
+    return call_whole_op(c, &op, NULL, data);
 }
 
 int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t count, uint64_t arg1) {

@@ -52,6 +52,8 @@ int call_set_path(struct call *c, PyObject *key);
 /* Adds an op with c->path, below the client's prefix. 1: the frame is full. */
 int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
             uint64_t arg0, uint64_t arg1);
+/* The same with all that an op can bring: its head but for path_len, options (NULL: none) and data. */
+int call_whole_op(struct call *c, const struct crail_op *op, const void *options, const void *data);
 /* Adds an op that names no path. */
 int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t count, uint64_t arg1);
 /* Sends the request and has its reply when it returns 0. On -1 the lane is gone. */

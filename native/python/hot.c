@@ -56,7 +56,8 @@ static PyMethodDef client_methods[] = {
     FAST(put, "put(key, data, flags, if_version, timeout) -> version"),
     FAST(get_many, "get_many(keys, none_if_missing, timeout) -> (values, indexes to ask again)"),
     FAST(put_many, "put_many(items, start, out, flags, timeout) -> where it stopped"),
-    FAST(call, "call(code, flags, key, data, arg0, arg1, timeout) -> (version, size, kind, flags, count, data)"),
+    FAST(call, "call(code, flags, key, data, count, options, arg0, arg1, timeout)"
+               " -> (version, size, kind, flags, count, data)"),
     FAST(call_many, "call_many(code, flags, keys, timeout) -> [(status, version, size, kind, flags, count, data)]"),
     {"rebind", client_rebind, METH_O, "rebind(core)"},
     {NULL, NULL, 0, NULL},

@@ -1,6 +1,8 @@
 /* get_many, put_many, and the plain call behind everything that is not worth a method of its own. */
 #include "door.h"
 
+#define PLAIN_DATA_MAX (128u << 10) /* names, paths, extents, attributes */
+
 static bool arguments(const char *name, Py_ssize_t n, Py_ssize_t want) {
     if (n == want)
         return true;
@@ -186,25 +188,44 @@ static PyObject *result_tuple(const struct crail_result *r, const void *data) {
                          (int)r->kind, (int)r->flags, (int)r->count, (const char *)data, (Py_ssize_t)r->data_len);
 }
 
-/* call(code, flags, key or None, data, arg0, arg1, timeout) -> (version, size, kind, flags, count, data); raises */
+/* The arguments of a plain call, taken apart; `data` and `options` are to be released. 0, or -1 and nothing held. */
+static int parse_call(struct call *c, PyObject *const *args, struct crail_op *op, Py_buffer *data, Py_buffer *options) {
+    op->code = (uint16_t)PyLong_AsLong(args[0]);
+    op->flags = (uint16_t)PyLong_AsLong(args[1]);
+    op->count = (uint32_t)PyLong_AsUnsignedLong(args[4]);
+    op->arg0 = PyLong_AsUnsignedLongLong(args[6]);
+    op->arg1 = PyLong_AsUnsignedLongLong(args[7]);
+    if (PyErr_Occurred() || (args[2] != Py_None && call_set_path(c, args[2])) ||
+        PyObject_GetBuffer(args[3], data, PyBUF_C_CONTIGUOUS))
+        return -1;
+    if (PyObject_GetBuffer(args[5], options, PyBUF_C_CONTIGUOUS)) {
+        PyBuffer_Release(data);
+        return -1;
+    }
+    op->data_len = (uint32_t)data->len;
+    if (data->len <= (Py_ssize_t)PLAIN_DATA_MAX &&
+        (options->len == 0 || options->len == (Py_ssize_t)sizeof(struct crail_options)))
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "a plain call has at most 128 KiB of data, and options of 32 bytes or none");
+    PyBuffer_Release(options);
+    PyBuffer_Release(data);
+    return -1;
+}
+
+/* call(code, flags, key or None, data, count, options, arg0, arg1, timeout)
+ * -> (version, size, kind, flags, count, data); raises */
 PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {.self = (HotClient *)self};
-    Py_buffer b;
+    struct crail_op op = {0};
+    Py_buffer b, options;
     const void *data;
     PyObject *out = NULL;
-    if (!arguments("call", n, 7))
+    if (!arguments("call", n, 9) || parse_call(&c, args, &op, &b, &options))
         return NULL;
-    uint16_t code = (uint16_t)PyLong_AsLong(args[0]), flags = (uint16_t)PyLong_AsLong(args[1]);
-    uint64_t arg0 = PyLong_AsUnsignedLongLong(args[4]), arg1 = PyLong_AsUnsignedLongLong(args[5]);
-    if (PyErr_Occurred() || (args[2] != Py_None && call_set_path(&c, args[2])) ||
-        PyObject_GetBuffer(args[3], &b, PyBUF_C_CONTIGUOUS))
-        return NULL;
-    if (b.len > (Py_ssize_t)CRAIL_PATH_MAX) {
-        PyErr_SetString(PyExc_ValueError, "data of a plain call is a name or a path");
-    } else if (!call_begin(&c, c.self, args[6], code == CRAIL_OP_SERVER ? 1 : 0)) {
+    if (!call_begin(&c, c.self, args[8], op.code == CRAIL_OP_SERVER ? 1 : 0)) {
         T->lane_begin(c.lane);
         const struct crail_result *r = NULL;
-        if (!call_op(&c, code, flags, b.buf, (uint32_t)b.len, 0, arg0, arg1) && !call_exchange(&c))
+        if (!call_whole_op(&c, &op, options.len ? options.buf : NULL, b.buf) && !call_exchange(&c))
             r = call_result(&c, &data);
         if (r && r->status)
             call_fail(&c, r->status, r->server);
@@ -214,6 +235,7 @@ PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         if (c.lane)
             call_end(&c);
     }
+    PyBuffer_Release(&options);
     PyBuffer_Release(&b);
     return out;
 }
