@@ -16,7 +16,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from crailpy import native
-from crailpy.errors import CrailError, DeadlineError, UnavailableError, from_status
+from crailpy.errors import CrailError, DeadlineError, from_status
 
 from ..session import RETRY_FIRST, RETRY_MAX, outcome_unknown
 
@@ -150,7 +150,7 @@ class Lane:
                     self.native.fail(error, False)
                 elif not self._session.established:
                     # Never reached: then the address is the likelier cause.
-                    self.native.fail(self._unreachable(), False)
+                    self.native.fail(self._session.unreachable(error), False)
                 else:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, RETRY_MAX)
@@ -170,15 +170,9 @@ class Lane:
 
     # -- ends ------------------------------------------------------------------------------
 
-    def _unreachable(self) -> UnavailableError:
-        return UnavailableError(
-            f"cannot reach {self._session.address.text}: {self._why}",
-            hint="is it running there? `crailpy up` starts a store on this machine",
-        )
-
     def _error(self, status: int, path: str | None, server: int) -> CrailError:
         if status == DeadlineError.status and self._sock is None and self._why is not None:
-            return self._unreachable()
+            return self._session.unreachable(self._why)
         return from_status(status, path=path or None, server=str(server) if server else None)
 
     def close(self) -> asyncio.Task[None] | None:

@@ -163,6 +163,13 @@ class AsyncSession:
             pass
         channel.close(sock, self.loop)
 
+    def unreachable(self, why: BaseException) -> UnavailableError:
+        """The namenode is not there."""
+        return UnavailableError(
+            f"cannot reach {self.address.text}: {why}",
+            hint="is it running there? `crailpy up` starts a store on this machine",
+        )
+
     async def admin(self, method: str, params: dict[str, Any]) -> Any:
         """One question to the namenode's control plane, on a connection of its own."""
         fields = {"role": "admin", "method": method, "params": params}

@@ -237,14 +237,16 @@ class Transfers:
 
     # -- views -------------------------------------------------------------------------
 
-    async def pin(self, result: Result, deadline: float) -> native.View | None:
+    async def pin(
+        self, result: Result, goes_when_read: bool, deadline: float
+    ) -> native.View | None:
         """A view into shared memory; None: a copy it must be. Raises OutOfDate."""
         extents = extents_of(result)
         if len(extents) != 1:
             return None
         server = _EXTENT.unpack(extents[0])[0]
         while True:
-            found = native.pin(self._core, extents[0], result[1], result[0])
+            found = native.pin(self._core, extents[0], result[1], result[0], goes_when_read)
             if isinstance(found, native.View):
                 return found
             if found == _STALE:

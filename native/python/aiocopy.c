@@ -244,16 +244,17 @@ PyType_Spec flat_spec = {
 
 /* ---- views ------------------------------------------------------------------------ */
 
-/* pin(core, extent: bytes, size, version) -> View; 1: attach the server first; -CRAIL_E_...: out of date; another
+/* pin(core, extent: bytes, size, version, goes_when_read) -> View; 1: attach the server first; -CRAIL_E_...: out of date; another
  * negative number: no pin is to be had, copy */
 static PyObject *pin(PyObject *module, PyObject *args) {
     unsigned long long core, size, version;
     const char *bytes;
     Py_ssize_t n;
+    int goes_when_read;
     struct crail_extent extent;
     struct crail_pin pin;
     (void)module;
-    if (!PyArg_ParseTuple(args, "Ky#KK", &core, &bytes, &n, &size, &version))
+    if (!PyArg_ParseTuple(args, "Ky#KKp", &core, &bytes, &n, &size, &version, &goes_when_read))
         return NULL;
     if (!T || !core || n != (Py_ssize_t)sizeof(extent)) {
         PyErr_SetString(PyExc_ValueError, "unbound core, or not one extent");
@@ -261,21 +262,22 @@ static PyObject *pin(PyObject *module, PyObject *args) {
     }
     memcpy(&extent, bytes, sizeof(extent));
     int rc = T->pin_take((crail_client *)(uintptr_t)core, &extent, size, &pin);
-    return rc ? PyLong_FromLong(rc) : view_from_pin(&pin, size, version);
+    return rc ? PyLong_FromLong(rc) : view_from_pin(&pin, size, version, goes_when_read);
 }
 
-/* view(bytes, version) -> View of a copy */
+/* view(bytes, version, goes_when_read) -> View of a copy */
 static PyObject *view(PyObject *module, PyObject *args) {
     PyObject *bytes;
     unsigned long long version;
+    int goes_when_read;
     (void)module;
-    if (!PyArg_ParseTuple(args, "SK", &bytes, &version))
+    if (!PyArg_ParseTuple(args, "SKp", &bytes, &version, &goes_when_read))
         return NULL;
-    return view_from_bytes(Py_NewRef(bytes), version);
+    return view_from_bytes(Py_NewRef(bytes), version, goes_when_read);
 }
 
 PyMethodDef async_functions[] = {
-    {"pin", pin, METH_VARARGS, "pin(core, extent, size, version) -> View or int"},
-    {"view", view, METH_VARARGS, "view(bytes, version) -> View"},
+    {"pin", pin, METH_VARARGS, "pin(core, extent, size, version, goes_when_read) -> View or int"},
+    {"view", view, METH_VARARGS, "view(bytes, version, goes_when_read) -> View"},
     {NULL, NULL, 0, NULL},
 };
