@@ -116,7 +116,9 @@ class AsyncConnection:
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
-        return f"<crailpy.aio.{type(self).__name__} {self._address.text}{self._prefix or '/'}{state}>"
+        return (
+            f"<crailpy.aio.{type(self).__name__} {self._address.text}{self._prefix or '/'}{state}>"
+        )
 
     @property
     def address(self) -> str:

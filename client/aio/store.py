@@ -37,7 +37,7 @@ class AsyncStore(AsyncValues, AsyncTree):
             try:
                 return await self._session.admin(method, {})
             except OSError as error:
-                if isinstance(error, CrailError) or isinstance(error, TimeoutError):
+                if isinstance(error, CrailError):
                     raise
                 raise self._session.unreachable(error) from error
 

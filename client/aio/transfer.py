@@ -156,9 +156,7 @@ class Transfers:
             copy.close()
         return True
 
-    async def _transmit(
-        self, extent: bytes, within: int, part: memoryview, is_write: bool
-    ) -> None:
+    async def _transmit(self, extent: bytes, within: int, part: memoryview, is_write: bool) -> None:
         """One run over TCP."""
         server = _EXTENT.unpack(extent)[0]
         try:
@@ -288,9 +286,7 @@ class Transfers:
     def _is_shared(self, extents: list[bytes]) -> bool:
         """Do all of them lie in shared memory? Then only our own copies reach them, and those have
         ended."""
-        return all(
-            self._session.core.has_server(_EXTENT.unpack(extent)[0]) for extent in extents
-        )
+        return all(self._session.core.has_server(_EXTENT.unpack(extent)[0]) for extent in extents)
 
     async def _allocate(
         self, key: str, size: int, options: bytes, wait_space: float

@@ -106,9 +106,7 @@ class AsyncValues(AsyncConnection):
                 return all_or_batch_error(results)
             try:  # a value too large to travel in a vector
                 key, data = pairs[len(results)]
-                results.append(
-                    await self._put_large(key, data, flags, options, 0, wait, timeout)
-                )
+                results.append(await self._put_large(key, data, flags, options, 0, wait, timeout))
             except CrailError as error:
                 results.append(error)
 

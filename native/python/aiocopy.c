@@ -65,7 +65,8 @@ static int copy_init(PyObject *self, PyObject *args, PyObject *kw) {
 }
 
 /* step(bytes_max) -> 0: done; 3: come back; 1, 2: attach the server first (for reading, for writing); -CRAIL_E_...:
- * the location is out of date; -ENOBUFS: no use slot is free. The interpreter's lock is kept: there is no other thread. */
+ * the location is out of date; -ENOBUFS: no use slot is free. The interpreter's lock is kept: there is no other thread.
+ */
 static PyObject *copy_step(PyObject *self, PyObject *bytes_max) {
     Copy *c = (Copy *)self;
     unsigned long long piece = PyLong_AsUnsignedLongLong(bytes_max);
@@ -244,8 +245,8 @@ PyType_Spec flat_spec = {
 
 /* ---- views ------------------------------------------------------------------------ */
 
-/* pin(core, extent: bytes, size, version, goes_when_read) -> View; 1: attach the server first; -CRAIL_E_...: out of date; another
- * negative number: no pin is to be had, copy */
+/* pin(core, extent: bytes, size, version, goes_when_read) -> View; 1: attach the server first; -CRAIL_E_...: out of
+ * date; another negative number: no pin is to be had, copy */
 static PyObject *pin(PyObject *module, PyObject *args) {
     unsigned long long core, size, version;
     const char *bytes;

@@ -161,7 +161,7 @@ static PyObject *lane_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         return NULL;
     s.op.flags = (uint16_t)PyLong_AsLong(args[2]);
     s.op.arg0 = PyLong_AsUnsignedLongLong(args[4]);
-    if (PyErr_Occurred() || take_options(&s, args[3]) || set_deadline(l, &s, args[5]) ||
+    if (PyErr_Occurred() || take_options(&s, args[3]) || set_deadline(l, &s, args[5]) || check_usable(l) ||
         PyObject_GetBuffer(args[1], &b, PyBUF_C_CONTIGUOUS))
         return NULL;
     PyObject *r;
@@ -330,7 +330,7 @@ static PyObject *lane_put_many(PyObject *self, PyObject *const *args, Py_ssize_t
         return NULL;
     Py_ssize_t from = PyLong_AsSsize_t(args[1]);
     s.op.flags = (uint16_t)PyLong_AsLong(args[2]);
-    if (PyErr_Occurred())
+    if (PyErr_Occurred() || check_usable(l))
         return NULL;
     if (!PyList_Check(args[0]) || from < 0) {
         PyErr_SetString(PyExc_TypeError, "items must be a list");
@@ -471,6 +471,7 @@ static PyObject *lane_flush(PyObject *self, PyObject *unused) {
     AsyncLane *l = (AsyncLane *)self;
     (void)unused;
     l->flush_due = false;
+    async_expire(l, T->now_ns()); /* what is late is not sent */
     if (l->is_closed)
         return PyLong_FromLong(0);
     if (l->pipe.fd < 0)
@@ -485,6 +486,14 @@ static PyObject *lane_flush(PyObject *self, PyObject *unused) {
 }
 
 /* ---- the object ------------------------------------------------------------------------- */
+
+/* In a forked child the client is the parent's. */
+static void release_core(AsyncLane *l) {
+    crail_client *core = l->core;
+    l->core = NULL;
+    if (core && core->fork_epoch == *T->fork_child_epoch)
+        T->client_unref(core);
+}
 
 static void close_now(AsyncLane *l) {
     l->is_closed = true;
@@ -503,6 +512,7 @@ static void close_now(AsyncLane *l) {
         l->busy--;
     }
     T->pipe_free(&l->pipe);
+    release_core(l);
     Py_CLEAR(l->create_future);
     Py_CLEAR(l->call_soon);
     Py_CLEAR(l->on_flush);
@@ -533,7 +543,7 @@ static int lane_init(PyObject *self, PyObject *args, PyObject *kw) {
     Py_ssize_t prefix_len;
     double timeout;
     PyObject *create_future, *call_soon, *on_flush, *error;
-    if ((kw && PyDict_Size(kw)) || l->core) {
+    if ((kw && PyDict_Size(kw)) || l->error) {
         PyErr_SetString(PyExc_TypeError, "AsyncLane takes no keyword arguments, once");
         return -1;
     }
@@ -575,7 +585,7 @@ static int lane_traverse(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(l->call_soon);
     Py_VISIT(l->on_flush);
     Py_VISIT(l->error);
-    if (!l->core || l->is_closed)
+    if (!l->core)
         return 0;
     int rc = visit_list(&l->pipe.sent, visit, arg);
     return rc ? rc : visit_list(&l->pipe.queued, visit, arg);
@@ -600,8 +610,7 @@ static void lane_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     lane_clear(self);
-    if (l->core && l->core->fork_epoch == *T->fork_child_epoch)
-        T->client_unref(l->core);
+    release_core(l);
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }

@@ -49,6 +49,8 @@ PyObject *async_error(AsyncLane *l, int status, const struct crail_pipe_entry *e
 /* Asks the loop for a flush at the end of this tick. */
 int async_want_flush(AsyncLane *l);
 void async_close_if_due(AsyncLane *l);
+/* Fails what is late. */
+void async_expire(AsyncLane *l, int64_t now_ns);
 /* A CANCEL of the frame, which nobody waits for. */
 void async_take_back(AsyncLane *l, uint64_t frame);
 

@@ -101,10 +101,10 @@ PyObject *async_error(AsyncLane *l, int status, const struct crail_pipe_entry *e
 static PyObject *raw(const struct crail_result *r, const struct crail_pipe_entry *deadline_of) {
     const char *data = (const char *)(r + 1);
     if (deadline_of)
-        return Py_BuildValue(
-            "KKiiiy#d", (unsigned long long)r->version, (unsigned long long)r->size, (int)r->kind, (int)r->flags,
-            (int)r->count, data, (Py_ssize_t)r->data_len,
-            deadline_of->deadline_ns == CRAIL_PIPE_NEVER ? Py_HUGE_VAL : (double)deadline_of->deadline_ns / 1e9);
+        return Py_BuildValue("KKiiiy#d", (unsigned long long)r->version, (unsigned long long)r->size, (int)r->kind,
+                             (int)r->flags, (int)r->count, data, (Py_ssize_t)r->data_len,
+                             deadline_of->deadline_ns == CRAIL_PIPE_NEVER ? Py_HUGE_VAL
+                                                                          : (double)deadline_of->deadline_ns / 1e9);
     return Py_BuildValue("KKiiiy#", (unsigned long long)r->version, (unsigned long long)r->size, (int)r->kind,
                          (int)r->flags, (int)r->count, data, (Py_ssize_t)r->data_len);
 }
@@ -207,20 +207,23 @@ static void expire(AsyncLane *l, struct crail_list *list, int64_t now_ns) {
     }
 }
 
+void async_expire(AsyncLane *l, int64_t now_ns) {
+    if (l->is_closed || l->earliest_ns > now_ns)
+        return;
+    l->earliest_ns = CRAIL_PIPE_NEVER;
+    l->busy++;
+    expire(l, &l->pipe.sent, now_ns);
+    expire(l, &l->pipe.queued, now_ns);
+    l->busy--;
+    async_close_if_due(l);
+}
+
 /* tick() -> (deadline before which nothing more is late, time of the last sign of life that a reply is missing since),
  * both in seconds, infinity for none */
 PyObject *async_tick(PyObject *self, PyObject *unused) {
     AsyncLane *l = (AsyncLane *)self;
     (void)unused;
-    int64_t now_ns = T->now_ns();
-    if (!l->is_closed && l->earliest_ns <= now_ns) {
-        l->earliest_ns = CRAIL_PIPE_NEVER;
-        l->busy++;
-        expire(l, &l->pipe.sent, now_ns);
-        expire(l, &l->pipe.queued, now_ns);
-        l->busy--;
-        async_close_if_due(l);
-    }
+    async_expire(l, T->now_ns());
     int64_t since = l->is_closed ? CRAIL_PIPE_NEVER : T->pipe_silent_since(&l->pipe);
     return Py_BuildValue("dd", l->earliest_ns == CRAIL_PIPE_NEVER ? Py_HUGE_VAL : (double)l->earliest_ns / 1e9,
                          since == CRAIL_PIPE_NEVER ? Py_HUGE_VAL : (double)since / 1e9);

@@ -119,8 +119,7 @@ PyMODINIT_FUNC PyInit__hot(void) {
     async_batch_type = (PyTypeObject *)PyType_FromSpec(&async_batch_spec);
     if (!client || !view_type || !async_batch_type || PyModule_AddObjectRef(m, "Client", client) ||
         PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || add_type(m, "AsyncLane", &async_lane_spec) ||
-        add_type(m, "Copy", &copy_spec) || add_type(m, "Landing", &landing_spec) ||
-        add_type(m, "Flat", &flat_spec) ||
+        add_type(m, "Copy", &copy_spec) || add_type(m, "Landing", &landing_spec) || add_type(m, "Flat", &flat_spec) ||
         PyModule_AddFunctions(m, async_functions)) {
         Py_DECREF(m);
         return NULL;

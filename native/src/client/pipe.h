@@ -61,9 +61,9 @@ struct crail_pipe {
     uint32_t frames_count;
     struct crail_list queued, sent; /* in order */
     struct crail_pipe_frame **buckets;
-    uint32_t buckets_count;          /* a power of two, or 0 */
-    struct crail_pipe_frame *tx;     /* first of `sent` that is not out yet */
-    size_t tx_at;                    /* bytes of it that are */
+    uint32_t buckets_count;      /* a power of two, or 0 */
+    struct crail_pipe_frame *tx; /* first of `sent` that is not out yet */
+    size_t tx_at;                /* bytes of it that are */
     struct crail_buf in;
     size_t in_at;        /* where the next reply starts */
     int64_t received_ns; /* the last sign of life */
