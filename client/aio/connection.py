@@ -110,9 +110,9 @@ class AsyncConnection:
     def __del__(self) -> None:
         opened = getattr(self, "_opened", None)
         if opened is not None and not opened.closed:
+            opened.abort()
             if opened.is_of_this_process:
                 warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
-            opened.abort()
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
