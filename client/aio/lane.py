@@ -1,6 +1,6 @@
-"""A lane of an asynchronous session: the connection under a native pipe of requests.
+"""A lane of an asynchronous session: the connection under a native flow of requests.
 
-The pipe (`crailpy._hot.AsyncLane`) packs requests, parses replies and resolves futures. Here its
+The flow (`crailpy._hot.AsyncLane`) packs requests, parses replies and resolves futures. Here its
 socket is watched, opened again when it is lost, and one timer looks after deadlines and silence.
 
 What was in flight on a lost connection goes out again on the next one. Reading twice does no harm;
@@ -46,7 +46,7 @@ class Lane:
             self._error,
         )
         self._sock: socket.socket | None = None
-        self._of = 0  # the session that the pipe's sequence numbers count in
+        self._of = 0  # the session that the flow's sequence numbers count in
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf

@@ -129,7 +129,7 @@ static int landing_init(PyObject *self, PyObject *args, PyObject *kw) {
             PyErr_SetString(PyExc_TypeError, "Landing takes a number of bytes, once");
         return -1;
     }
-    l->bytes = new_bytes(n);
+    l->bytes = call_new_bytes(n);
     return l->bytes ? 0 : -1;
 }
 

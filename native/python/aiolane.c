@@ -26,7 +26,7 @@ struct submission {
 };
 
 static int fail_with(AsyncLane *l, int status, PyObject *about) {
-    struct crail_pipe_entry e = {.about = about};
+    struct crail_flow_entry e = {.about = about};
     PyObject *error = async_error(l, status, &e, 0);
     if (error) {
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
@@ -82,12 +82,12 @@ static int submit(AsyncLane *l, struct submission *s, PyObject *key, PyObject *w
     uint8_t *path, *data;
     uint16_t prefix;
     Py_ssize_t n;
-    struct crail_pipe_entry *e;
+    struct crail_flow_entry *e;
     const char *text = path_of(l, key, &n, &prefix);
     if (!text || async_want_flush(l))
         return -1;
     s->op.path_len = (uint16_t)(prefix + n);
-    int rc = T->pipe_op(&l->pipe, &s->op, s->is_alone, &path, &data, &e, &s->frame);
+    int rc = T->flow_op(&l->flow, &s->op, s->is_alone, &path, &data, &e, &s->frame);
     if (rc == -EMSGSIZE)
         return fail_with(l, CRAIL_E_INVALID_ARGUMENT, key);
     if (rc) {
@@ -114,7 +114,7 @@ static int set_deadline(AsyncLane *l, struct submission *s, PyObject *timeout) {
     int64_t timeout_ns;
     if (call_parse_timeout(timeout, l->timeout_ns, &timeout_ns))
         return -1;
-    s->deadline_ns = timeout_ns == TIMEOUT_NS_MAX ? CRAIL_PIPE_NEVER : T->now_ns() + timeout_ns;
+    s->deadline_ns = timeout_ns == TIMEOUT_NS_MAX ? CRAIL_FLOW_NEVER : T->now_ns() + timeout_ns;
     return 0;
 }
 
@@ -215,7 +215,7 @@ static PyObject *lane_call(PyObject *self, PyObject *const *args, Py_ssize_t n) 
 static PyObject *lane_post(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     AsyncLane *l = (AsyncLane *)self;
     Py_buffer b;
-    struct submission s = {.decode = DECODE_RAW, .deadline_ns = CRAIL_PIPE_NEVER};
+    struct submission s = {.decode = DECODE_RAW, .deadline_ns = CRAIL_FLOW_NEVER};
     if (!arguments("post", n, 8) || check_usable(l) || take_call(&s, args, &b))
         return NULL;
     int rc = submit(l, &s, args[2], NULL, 0);
@@ -350,13 +350,13 @@ static PyObject *lane_put_many(PyObject *self, PyObject *const *args, Py_ssize_t
 void async_take_back(AsyncLane *l, uint64_t frame) {
     uint8_t *path, *data;
     uint64_t id;
-    struct crail_pipe_entry *e;
+    struct crail_flow_entry *e;
     struct crail_op op = {.code = CRAIL_OP_CANCEL, .arg0 = frame};
     if (async_want_flush(l)) {
         PyErr_Clear(); /* the loop is closed */
         return;
     }
-    if (T->pipe_op(&l->pipe, &op, false, &path, &data, &e, &id))
+    if (T->flow_op(&l->flow, &op, false, &path, &data, &e, &id))
         return; /* no memory: then the namenode's own time limit ends the wait */
     e->decode = DECODE_CANCEL;
     e->target = frame;
@@ -368,9 +368,9 @@ static PyObject *lane_cancel(PyObject *self, PyObject *id) {
     uint64_t number = PyLong_AsUnsignedLongLong(id);
     if (PyErr_Occurred())
         return NULL;
-    struct crail_pipe_frame *f = l->is_closed || l->close_due ? NULL : T->pipe_find(&l->pipe, number);
+    struct crail_flow_frame *f = l->is_closed || l->close_due ? NULL : T->flow_find(&l->flow, number);
     if (f && !f->is_sent && !l->busy) {
-        T->pipe_remove(&l->pipe, f);
+        T->flow_remove(&l->flow, f);
     } else if (f && f->waits) {
         async_owner.forget(&f->entries[0]);
         f->entries[0].is_dropped = true;
@@ -383,8 +383,8 @@ static PyObject *lane_cancel(PyObject *self, PyObject *id) {
 /* withdraw(future) -> bool: True if what it asks for was not sent yet, and never will be */
 static PyObject *lane_withdraw(PyObject *self, PyObject *future) {
     AsyncLane *l = (AsyncLane *)self;
-    for (struct crail_list *at = l->pipe.queued.next; at != &l->pipe.queued; at = at->next) {
-        struct crail_pipe_frame *f = CRAIL_LIST_OF(at, struct crail_pipe_frame, link);
+    for (struct crail_list *at = l->flow.queued.next; at != &l->flow.queued; at = at->next) {
+        struct crail_flow_frame *f = CRAIL_LIST_OF(at, struct crail_flow_frame, link);
         for (uint32_t i = 0; i < f->count; i++) {
             if (f->entries[i].waiter != future)
                 continue;
@@ -399,7 +399,7 @@ static PyObject *lane_withdraw(PyObject *self, PyObject *future) {
 /* Fails what waits in the list, with the same error. */
 static void fail_list(AsyncLane *l, struct crail_list *list, PyObject *error) {
     for (struct crail_list *at = list->next; at != list; at = at->next) {
-        struct crail_pipe_frame *f = CRAIL_LIST_OF(at, struct crail_pipe_frame, link);
+        struct crail_flow_frame *f = CRAIL_LIST_OF(at, struct crail_flow_frame, link);
         for (uint32_t i = 0; i < f->count; i++) {
             async_fail(l, &f->entries[i], Py_NewRef(error));
             f->entries[i].is_dropped = true;
@@ -409,7 +409,7 @@ static void fail_list(AsyncLane *l, struct crail_list *list, PyObject *error) {
 
 static void remove_list(AsyncLane *l, struct crail_list *list) {
     while (!crail_list_empty(list))
-        T->pipe_remove(&l->pipe, CRAIL_LIST_OF(list->next, struct crail_pipe_frame, link));
+        T->flow_remove(&l->flow, CRAIL_LIST_OF(list->next, struct crail_flow_frame, link));
 }
 
 /* fail(error, only_sent): without a connection. Ends what is in flight, or all there is */
@@ -417,18 +417,18 @@ static PyObject *lane_fail(PyObject *self, PyObject *const *args, Py_ssize_t n) 
     AsyncLane *l = (AsyncLane *)self;
     if (!arguments("fail", n, 2))
         return NULL;
-    if (l->pipe.fd >= 0 || l->busy) {
+    if (l->flow.fd >= 0 || l->busy) {
         PyErr_SetString(PyExc_RuntimeError, "fail() is for a lane without a connection");
         return NULL;
     }
     l->busy++;
-    fail_list(l, &l->pipe.sent, args[0]);
+    fail_list(l, &l->flow.sent, args[0]);
     if (args[1] != Py_True)
-        fail_list(l, &l->pipe.queued, args[0]);
+        fail_list(l, &l->flow.queued, args[0]);
     l->busy--;
-    remove_list(l, &l->pipe.sent);
+    remove_list(l, &l->flow.sent);
     if (args[1] != Py_True)
-        remove_list(l, &l->pipe.queued);
+        remove_list(l, &l->flow.queued);
     async_close_if_due(l);
     Py_RETURN_NONE;
 }
@@ -443,22 +443,22 @@ static PyObject *lane_attach(PyObject *self, PyObject *const *args, Py_ssize_t n
     long fd = PyLong_AsLong(args[0]);
     if (PyErr_Occurred() || check_usable(l))
         return NULL;
-    if (fd < 0 || l->pipe.fd >= 0) {
+    if (fd < 0 || l->flow.fd >= 0) {
         PyErr_SetString(PyExc_ValueError, "attach() takes a descriptor, and detach() comes first");
         return NULL;
     }
-    uint64_t retries = l->pipe.retries;
-    T->pipe_attach(&l->pipe, (int)fd, args[1] == Py_True);
-    atomic_fetch_add_explicit(&l->core->retries, l->pipe.retries - retries, memory_order_relaxed);
+    uint64_t retries = l->flow.retries;
+    T->flow_attach(&l->flow, (int)fd, args[1] == Py_True);
+    atomic_fetch_add_explicit(&l->core->retries, l->flow.retries - retries, memory_order_relaxed);
     Py_RETURN_NONE;
 }
 
 static PyObject *lane_detach(PyObject *self, PyObject *unused) {
     AsyncLane *l = (AsyncLane *)self;
     (void)unused;
-    if (!l->is_closed && !l->busy && l->pipe.fd >= 0) {
+    if (!l->is_closed && !l->busy && l->flow.fd >= 0) {
         l->busy++;
-        T->pipe_detach(&l->pipe);
+        T->flow_detach(&l->flow);
         l->busy--;
         atomic_fetch_add_explicit(&l->core->reconnects, 1, memory_order_relaxed);
         async_close_if_due(l);
@@ -474,13 +474,13 @@ static PyObject *lane_flush(PyObject *self, PyObject *unused) {
     async_expire(l, T->now_ns()); /* what is late is not sent */
     if (l->is_closed)
         return PyLong_FromLong(0);
-    if (l->pipe.fd < 0)
+    if (l->flow.fd < 0)
         return PyLong_FromLong(2);
-    uint64_t requests = l->pipe.requests;
+    uint64_t requests = l->flow.requests;
     l->busy++;
-    int rc = T->pipe_flush(&l->pipe, T->now_ns());
+    int rc = T->flow_flush(&l->flow, T->now_ns());
     l->busy--;
-    atomic_fetch_add_explicit(&l->core->requests, l->pipe.requests - requests, memory_order_relaxed);
+    atomic_fetch_add_explicit(&l->core->requests, l->flow.requests - requests, memory_order_relaxed);
     async_close_if_due(l);
     return PyLong_FromLong(rc == 0 ? 0 : rc == -EAGAIN ? 1 : -1);
 }
@@ -498,20 +498,20 @@ static void release_core(AsyncLane *l) {
 static void close_now(AsyncLane *l) {
     l->is_closed = true;
     l->close_due = false;
-    l->earliest_ns = CRAIL_PIPE_NEVER;
-    l->pipe.fd = -1;
+    l->earliest_ns = CRAIL_FLOW_NEVER;
+    l->flow.fd = -1;
     for (int i = 0; i < 2; i++) {
-        struct crail_list *list = i ? &l->pipe.queued : &l->pipe.sent;
+        struct crail_list *list = i ? &l->flow.queued : &l->flow.sent;
         l->busy++;
         for (struct crail_list *at = list->next; at != list; at = at->next) {
-            struct crail_pipe_frame *f = CRAIL_LIST_OF(at, struct crail_pipe_frame, link);
+            struct crail_flow_frame *f = CRAIL_LIST_OF(at, struct crail_flow_frame, link);
             for (uint32_t k = 0; k < f->count; k++)
                 if (f->entries[k].waiter)
                     async_fail(l, &f->entries[k], async_error(l, CRAIL_E_CLOSED, &f->entries[k], 0));
         }
         l->busy--;
     }
-    T->pipe_free(&l->pipe);
+    T->flow_free(&l->flow);
     release_core(l);
     Py_CLEAR(l->create_future);
     Py_CLEAR(l->call_soon);
@@ -556,13 +556,13 @@ static int lane_init(PyObject *self, PyObject *args, PyObject *kw) {
     }
     l->core = (crail_client *)(uintptr_t)core;
     T->client_ref(l->core);
-    T->pipe_init(&l->pipe, recorded, &async_owner);
+    T->flow_init(&l->flow, recorded, &async_owner);
     l->create_future = Py_NewRef(create_future);
     l->call_soon = Py_NewRef(call_soon);
     l->on_flush = Py_NewRef(on_flush);
     l->error = Py_NewRef(error);
     l->timeout_ns = timeout * 1e9 >= (double)TIMEOUT_NS_MAX ? TIMEOUT_NS_MAX : (int64_t)(timeout * 1e9);
-    l->earliest_ns = CRAIL_PIPE_NEVER;
+    l->earliest_ns = CRAIL_FLOW_NEVER;
     l->fork_epoch = *T->fork_child_epoch;
     l->prefix_len = (uint16_t)prefix_len;
     memcpy(l->prefix, prefix, (size_t)prefix_len);
@@ -571,7 +571,7 @@ static int lane_init(PyObject *self, PyObject *args, PyObject *kw) {
 
 static int visit_list(const struct crail_list *list, visitproc visit, void *arg) {
     for (const struct crail_list *at = list->next; at != list; at = at->next) {
-        struct crail_pipe_frame *f = CRAIL_LIST_OF(at, struct crail_pipe_frame, link);
+        struct crail_flow_frame *f = CRAIL_LIST_OF(at, struct crail_flow_frame, link);
         for (uint32_t i = 0; i < f->count; i++)
             Py_VISIT((PyObject *)f->entries[i].waiter);
     }
@@ -587,8 +587,8 @@ static int lane_traverse(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(l->error);
     if (!l->core)
         return 0;
-    int rc = visit_list(&l->pipe.sent, visit, arg);
-    return rc ? rc : visit_list(&l->pipe.queued, visit, arg);
+    int rc = visit_list(&l->flow.sent, visit, arg);
+    return rc ? rc : visit_list(&l->flow.queued, visit, arg);
 }
 
 /* Nobody is left who could be told: entries go without an answer. */
@@ -596,7 +596,7 @@ static int lane_clear(PyObject *self) {
     AsyncLane *l = (AsyncLane *)self;
     if (l->core && !l->is_closed) {
         l->is_closed = true;
-        T->pipe_free(&l->pipe);
+        T->flow_free(&l->flow);
     }
     Py_CLEAR(l->create_future);
     Py_CLEAR(l->call_soon);
@@ -618,21 +618,21 @@ static void lane_dealloc(PyObject *self) {
 static PyObject *get_frames(PyObject *self, void *unused) {
     (void)unused;
     AsyncLane *l = (AsyncLane *)self;
-    return PyLong_FromUnsignedLong(l->is_closed ? 0 : l->pipe.frames_count);
+    return PyLong_FromUnsignedLong(l->is_closed ? 0 : l->flow.frames_count);
 }
 
 static PyObject *get_maybe_done(PyObject *self, void *unused) {
     (void)unused;
     AsyncLane *l = (AsyncLane *)self;
-    bool is = !l->is_closed && l->pipe.is_recorded && !crail_list_empty(&l->pipe.sent) &&
-              CRAIL_LIST_OF(l->pipe.sent.next, struct crail_pipe_frame, link)->may_be_done;
+    bool is = !l->is_closed && l->flow.is_recorded && !crail_list_empty(&l->flow.sent) &&
+              CRAIL_LIST_OF(l->flow.sent.next, struct crail_flow_frame, link)->may_be_done;
     return PyBool_FromLong(is);
 }
 
 static PyObject *get_earliest(PyObject *self, void *unused) {
     (void)unused;
     int64_t ns = ((AsyncLane *)self)->earliest_ns;
-    return PyFloat_FromDouble(ns == CRAIL_PIPE_NEVER ? Py_HUGE_VAL : (double)ns / 1e9);
+    return PyFloat_FromDouble(ns == CRAIL_FLOW_NEVER ? Py_HUGE_VAL : (double)ns / 1e9);
 }
 
 #define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))lane_##name, METH_FASTCALL, doc}

@@ -1,4 +1,4 @@
-/* AsyncLane: a pipe (client/pipe.h) whose waiters are futures of an event loop. Python watches the descriptor, opens
+/* AsyncLane: a flow (client/flow.h) whose waiters are futures of an event loop. Python watches the descriptor, opens
  * connections and arms one timer; whatever happens per operation happens here.
  *
  * Everything runs on the loop's thread with the interpreter's lock. Calling into Python may run anything, close()
@@ -19,7 +19,7 @@ enum decode {
 
 typedef struct {
     PyObject_HEAD crail_client *core;
-    struct crail_pipe pipe;
+    struct crail_flow flow;
     PyObject *create_future, *call_soon, *on_flush, *error;
     int64_t timeout_ns;
     int64_t earliest_ns; /* no deadline is before this */
@@ -39,13 +39,13 @@ typedef struct {
 
 extern PyType_Spec async_lane_spec, async_batch_spec;
 extern PyTypeObject *async_batch_type;
-extern const struct crail_pipe_owner async_owner;
+extern const struct crail_flow_owner async_owner;
 
 /* Gives the entry its value or its error (one of them NULL; takes the reference over), and forgets its waiter. */
-void async_settle(AsyncLane *l, struct crail_pipe_entry *e, PyObject *value, PyObject *error);
+void async_settle(AsyncLane *l, struct crail_flow_entry *e, PyObject *value, PyObject *error);
 /* A failure of the call as a whole: also of a batch. Takes the reference over. */
-void async_fail(AsyncLane *l, struct crail_pipe_entry *e, PyObject *error);
-PyObject *async_error(AsyncLane *l, int status, const struct crail_pipe_entry *e, uint32_t server);
+void async_fail(AsyncLane *l, struct crail_flow_entry *e, PyObject *error);
+PyObject *async_error(AsyncLane *l, int status, const struct crail_flow_entry *e, uint32_t server);
 /* Asks the loop for a flush at the end of this tick. */
 int async_want_flush(AsyncLane *l);
 void async_close_if_due(AsyncLane *l);

@@ -83,7 +83,7 @@ int call_extents(struct call *c, const struct crail_result *r, const void *data,
 /* The seconds of a timeout argument, `own_ns` for None. Raises ValueError. */
 int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out);
 /* Bytes that are not filled yet, on huge pages where that pays. */
-PyObject *new_bytes(uint64_t n);
+PyObject *call_new_bytes(uint64_t n);
 
 /* ---- the methods ----------------------------------------------------------- */
 

@@ -39,7 +39,7 @@ static int find(struct call *c, struct found *f) {
 }
 
 /* Memory that is new each time costs a page fault per 4 KiB, ten times the copy; huge pages make that one per 2 MiB. */
-PyObject *new_bytes(uint64_t n) {
+PyObject *call_new_bytes(uint64_t n) {
     if (n > (uint64_t)PY_SSIZE_T_MAX - 64)
         return PyErr_NoMemory();
     PyObject *b = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
@@ -87,7 +87,7 @@ static PyObject *read_bytes(struct call *c, struct found *f, int64_t offset, int
             n = (uint64_t)length;
         if (f->is_inline)
             return PyBytes_FromStringAndSize((const char *)f->data + from, (Py_ssize_t)n);
-        PyObject *b = new_bytes(n);
+        PyObject *b = call_new_bytes(n);
         if (!b || n == 0)
             return b;
         int rc = call_transfer(c, f->extents, f->count, f->size, from, n, PyBytes_AsString(b), false);
@@ -206,7 +206,7 @@ static PyObject *read_view(struct call *c) {
             }
             continue;
         }
-        PyObject *b = f.is_inline ? PyBytes_FromStringAndSize(f.data, (Py_ssize_t)f.size) : new_bytes(f.size);
+        PyObject *b = f.is_inline ? PyBytes_FromStringAndSize(f.data, (Py_ssize_t)f.size) : call_new_bytes(f.size);
         if (!b)
             return NULL;
         rc = f.is_inline ? 0 : call_transfer(c, f.extents, f.count, f.size, 0, f.size, PyBytes_AsString(b), false);

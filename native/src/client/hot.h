@@ -4,7 +4,7 @@
 #define CRAIL_HOT_H
 
 #include "client.h"
-#include "pipe.h"
+#include "flow.h"
 
 #define CRAIL_HOT_FUNCTIONS(X) \
     X(lane_checkout)           \
@@ -32,19 +32,19 @@
     X(client_find)             \
     X(lane_has_data)           \
     X(now_ns)                  \
-    X(pipe_init)               \
-    X(pipe_free)               \
-    X(pipe_op)                 \
-    X(pipe_attach)             \
-    X(pipe_detach)             \
-    X(pipe_flush)              \
-    X(pipe_receive)            \
-    X(pipe_reply)              \
-    X(pipe_next)               \
-    X(pipe_find)               \
-    X(pipe_remove)             \
-    X(pipe_frame_free)         \
-    X(pipe_silent_since)
+    X(flow_init)               \
+    X(flow_free)               \
+    X(flow_op)                 \
+    X(flow_attach)             \
+    X(flow_detach)             \
+    X(flow_flush)              \
+    X(flow_receive)            \
+    X(flow_reply)              \
+    X(flow_next)               \
+    X(flow_find)               \
+    X(flow_remove)             \
+    X(flow_frame_free)         \
+    X(flow_silent_since)
 
 struct crail_hot_table {
     uint32_t size; /* of this struct: both sides must agree */

@@ -1,5 +1,5 @@
-/* Pipes: see pipe.h. */
-#include "pipe.h"
+/* Flows: see flow.h. */
+#include "flow.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -12,7 +12,7 @@
 #define REPLY_BYTES_MAX (128u << 20)  /* no honest reply is longer */
 #define BUCKETS_FIRST 64u
 
-static struct crail_frame *head_of(const struct crail_pipe_frame *f) {
+static struct crail_frame *head_of(const struct crail_flow_frame *f) {
     return (void *)f->out.data;
 }
 
@@ -22,20 +22,20 @@ static uint32_t bytes_of(const struct crail_op *op) {
 
 /* ---- frames by their id --------------------------------------------------- */
 
-static struct crail_pipe_frame **bucket(const struct crail_pipe *p, uint64_t id) {
+static struct crail_flow_frame **bucket(const struct crail_flow *p, uint64_t id) {
     return &p->buckets[id & (p->buckets_count - 1)]; /* ids are consecutive: no hash is better */
 }
 
 /* Twice the buckets; where there is no memory for them the chains get longer, nothing else. */
-static void grow(struct crail_pipe *p) {
+static void grow(struct crail_flow *p) {
     uint32_t n = p->buckets_count ? 2 * p->buckets_count : BUCKETS_FIRST, old_n = p->buckets_count;
-    struct crail_pipe_frame **buckets = calloc(n, sizeof(*buckets)), **old = p->buckets;
+    struct crail_flow_frame **buckets = calloc(n, sizeof(*buckets)), **old = p->buckets;
     if (!buckets)
         return;
     p->buckets = buckets;
     p->buckets_count = n;
     for (uint32_t i = 0; i < old_n; i++) {
-        for (struct crail_pipe_frame *f = old[i], *next; f; f = next) {
+        for (struct crail_flow_frame *f = old[i], *next; f; f = next) {
             next = f->same_hash;
             f->same_hash = *bucket(p, f->id);
             *bucket(p, f->id) = f;
@@ -44,27 +44,27 @@ static void grow(struct crail_pipe *p) {
     free(old);
 }
 
-struct crail_pipe_frame *crail_pipe_find(struct crail_pipe *p, uint64_t id) {
-    struct crail_pipe_frame *f = p->buckets_count ? *bucket(p, id) : NULL;
+struct crail_flow_frame *crail_flow_find(struct crail_flow *p, uint64_t id) {
+    struct crail_flow_frame *f = p->buckets_count ? *bucket(p, id) : NULL;
     while (f && f->id != id)
         f = f->same_hash;
     return f;
 }
 
-static void take_out(struct crail_pipe *p, struct crail_pipe_frame *f) {
-    struct crail_pipe_frame **at = bucket(p, f->id);
+static void take_out(struct crail_flow *p, struct crail_flow_frame *f) {
+    struct crail_flow_frame **at = bucket(p, f->id);
     while (*at != f)
         at = &(*at)->same_hash;
     *at = f->same_hash;
     if (p->tx == f) { /* only what is out, or never will be: half a frame must not stay on the wire */
         assert(p->tx_at == 0);
-        p->tx = f->link.next == &p->sent ? NULL : CRAIL_LIST_OF(f->link.next, struct crail_pipe_frame, link);
+        p->tx = f->link.next == &p->sent ? NULL : CRAIL_LIST_OF(f->link.next, struct crail_flow_frame, link);
     }
     crail_list_remove(&f->link);
     p->frames_count--;
 }
 
-void crail_pipe_frame_free(struct crail_pipe *p, struct crail_pipe_frame *f) {
+void crail_flow_frame_free(struct crail_flow *p, struct crail_flow_frame *f) {
     for (uint32_t i = 0; i < f->count; i++)
         p->owner->forget(&f->entries[i]);
     crail_buf_free(&f->out);
@@ -72,23 +72,23 @@ void crail_pipe_frame_free(struct crail_pipe *p, struct crail_pipe_frame *f) {
     free(f);
 }
 
-void crail_pipe_remove(struct crail_pipe *p, struct crail_pipe_frame *f) {
+void crail_flow_remove(struct crail_flow *p, struct crail_flow_frame *f) {
     take_out(p, f);
-    crail_pipe_frame_free(p, f);
+    crail_flow_frame_free(p, f);
 }
 
-void crail_pipe_init(struct crail_pipe *p, bool is_recorded, const struct crail_pipe_owner *owner) {
-    *p = (struct crail_pipe){.owner = owner, .fd = -1, .is_recorded = is_recorded};
+void crail_flow_init(struct crail_flow *p, bool is_recorded, const struct crail_flow_owner *owner) {
+    *p = (struct crail_flow){.owner = owner, .fd = -1, .is_recorded = is_recorded};
     crail_list_init(&p->queued);
     crail_list_init(&p->sent);
 }
 
-static void remove_all(struct crail_pipe *p, struct crail_list *list) {
+static void remove_all(struct crail_flow *p, struct crail_list *list) {
     while (!crail_list_empty(list))
-        crail_pipe_remove(p, CRAIL_LIST_OF(list->next, struct crail_pipe_frame, link));
+        crail_flow_remove(p, CRAIL_LIST_OF(list->next, struct crail_flow_frame, link));
 }
 
-void crail_pipe_free(struct crail_pipe *p) {
+void crail_flow_free(struct crail_flow *p) {
     p->tx = NULL;
     p->tx_at = 0;
     remove_all(p, &p->queued);
@@ -101,12 +101,12 @@ void crail_pipe_free(struct crail_pipe *p) {
 
 /* ---- operations ------------------------------------------------------------ */
 
-static struct crail_pipe_frame *new_frame(struct crail_pipe *p) {
+static struct crail_flow_frame *new_frame(struct crail_flow *p) {
     if (p->frames_count >= p->buckets_count)
         grow(p);
     if (!p->buckets_count)
         return NULL;
-    struct crail_pipe_frame *f = calloc(1, sizeof(*f));
+    struct crail_flow_frame *f = calloc(1, sizeof(*f));
     if (!f || crail_buf_reserve(&f->out, sizeof(struct crail_frame))) {
         free(f);
         return NULL;
@@ -122,16 +122,16 @@ static struct crail_pipe_frame *new_frame(struct crail_pipe *p) {
     return f;
 }
 
-static bool has_room(const struct crail_pipe *p, const struct crail_pipe_frame *f, size_t bytes) {
-    return !f->is_alone && f->count < (p->is_recorded ? CRAIL_VECTOR_OPS_MAX : CRAIL_PIPE_OPS_MAX) &&
+static bool has_room(const struct crail_flow *p, const struct crail_flow_frame *f, size_t bytes) {
+    return !f->is_alone && f->count < (p->is_recorded ? CRAIL_VECTOR_OPS_MAX : CRAIL_FLOW_OPS_MAX) &&
            f->out.len + bytes <= CRAIL_FRAME_BYTES_MAX;
 }
 
-static int reserve_entry(struct crail_pipe_frame *f) {
+static int reserve_entry(struct crail_flow_frame *f) {
     if (f->count < f->room)
         return 0;
     uint32_t room = f->room ? 4 * f->room : 4;
-    struct crail_pipe_entry *entries = realloc(f->entries, room * sizeof(*entries));
+    struct crail_flow_entry *entries = realloc(f->entries, room * sizeof(*entries));
     if (!entries)
         return -ENOMEM;
     f->entries = entries;
@@ -139,20 +139,20 @@ static int reserve_entry(struct crail_pipe_frame *f) {
     return 0;
 }
 
-int crail_pipe_op(struct crail_pipe *p, const struct crail_op *op, bool is_alone, uint8_t **path, uint8_t **data,
-                  struct crail_pipe_entry **entry, uint64_t *frame) {
+int crail_flow_op(struct crail_flow *p, const struct crail_op *op, bool is_alone, uint8_t **path, uint8_t **data,
+                  struct crail_flow_entry **entry, uint64_t *frame) {
     size_t bytes = bytes_of(op);
     if (sizeof(struct crail_frame) + bytes > CRAIL_FRAME_BYTES_MAX)
         return -EMSGSIZE;
-    struct crail_pipe_frame *f =
-        crail_list_empty(&p->queued) ? NULL : CRAIL_LIST_OF(p->queued.prev, struct crail_pipe_frame, link);
+    struct crail_flow_frame *f =
+        crail_list_empty(&p->queued) ? NULL : CRAIL_LIST_OF(p->queued.prev, struct crail_flow_frame, link);
     if (!f || is_alone || !has_room(p, f, bytes))
         f = new_frame(p);
     if (!f)
         return -ENOMEM;
     if (reserve_entry(f) || crail_buf_reserve(&f->out, bytes)) {
         if (!f->count)
-            crail_pipe_remove(p, f);
+            crail_flow_remove(p, f);
         return -ENOMEM;
     }
     uint8_t *at = f->out.data + f->out.len;
@@ -161,7 +161,7 @@ int crail_pipe_op(struct crail_pipe *p, const struct crail_op *op, bool is_alone
     *path = at + sizeof(*op);
     *data = *path + op->path_len + op->options_len;
     *entry = &f->entries[f->count++];
-    **entry = (struct crail_pipe_entry){.code = op->code, .deadline_ns = CRAIL_PIPE_NEVER};
+    **entry = (struct crail_flow_entry){.code = op->code, .deadline_ns = CRAIL_FLOW_NEVER};
     *frame = f->id;
     f->is_alone = is_alone;
     f->waits = is_alone && !p->is_recorded && (op->flags & CRAIL_OPF_WAIT);
@@ -170,11 +170,11 @@ int crail_pipe_op(struct crail_pipe *p, const struct crail_op *op, bool is_alone
 }
 
 /* Takes the operations out of a frame that nobody waits for. False: none is left. */
-static bool compact(struct crail_pipe *p, struct crail_pipe_frame *f, bool and_unasked) {
+static bool compact(struct crail_flow *p, struct crail_flow_frame *f, bool and_unasked) {
     size_t from = sizeof(struct crail_frame), to = from;
     uint32_t kept = 0;
     for (uint32_t i = 0; i < f->count; i++) {
-        struct crail_pipe_entry *e = &f->entries[i];
+        struct crail_flow_entry *e = &f->entries[i];
         size_t n = bytes_of((const struct crail_op *)(f->out.data + from));
         if (e->is_dropped || (and_unasked && !e->waiter) || (e->waiter && p->owner->is_dead(e))) {
             p->owner->forget(e);
@@ -193,7 +193,7 @@ static bool compact(struct crail_pipe *p, struct crail_pipe_frame *f, bool and_u
     return kept > 0;
 }
 
-static void finish(struct crail_pipe_frame *f) {
+static void finish(struct crail_flow_frame *f) {
     struct crail_frame *head = head_of(f);
     assert(f->count > 0 && f->out.len % 8 == 0);
     head->magic = CRAIL_FRAME_MAGIC;
@@ -204,38 +204,38 @@ static void finish(struct crail_pipe_frame *f) {
 
 /* ---- connections ------------------------------------------------------------ */
 
-void crail_pipe_attach(struct crail_pipe *p, int fd, bool fresh) {
+void crail_flow_attach(struct crail_flow *p, int fd, bool fresh) {
     assert(p->fd < 0 && fd >= 0);
     p->fd = fd;
-    p->tx = crail_list_empty(&p->sent) ? NULL : CRAIL_LIST_OF(p->sent.next, struct crail_pipe_frame, link);
+    p->tx = crail_list_empty(&p->sent) ? NULL : CRAIL_LIST_OF(p->sent.next, struct crail_flow_frame, link);
     p->tx_at = 0;
     if (fresh)
         p->seq_last = 0;
     for (struct crail_list *l = p->sent.next; l != &p->sent; l = l->next) {
-        struct crail_pipe_frame *f = CRAIL_LIST_OF(l, struct crail_pipe_frame, link);
+        struct crail_flow_frame *f = CRAIL_LIST_OF(l, struct crail_flow_frame, link);
         p->retries++;
         if (fresh && p->is_recorded)
             head_of(f)->seq = ++p->seq_last;
     }
 }
 
-void crail_pipe_detach(struct crail_pipe *p) {
+void crail_flow_detach(struct crail_flow *p) {
     p->fd = -1;
     p->tx = NULL;
     p->tx_at = 0;
     p->in.len = p->in_at = 0;
     for (struct crail_list *l = p->sent.next, *next; !p->is_recorded && l != &p->sent; l = next) {
-        struct crail_pipe_frame *f = CRAIL_LIST_OF(l, struct crail_pipe_frame, link);
+        struct crail_flow_frame *f = CRAIL_LIST_OF(l, struct crail_flow_frame, link);
         next = l->next;
         if (!compact(p, f, true))
-            crail_pipe_remove(p, f);
+            crail_flow_remove(p, f);
         else
             finish(f);
     }
 }
 
 /* What is left of the time that the namenode was asked to wait. */
-static void tell_time_left(struct crail_pipe_frame *f, int64_t now_ns) {
+static void tell_time_left(struct crail_flow_frame *f, int64_t now_ns) {
     struct crail_op *op = (void *)(f->out.data + sizeof(struct crail_frame));
     int64_t left = (f->entries[0].deadline_ns - now_ns) / 1000000;
     if (f->may_be_done && left < op->count)
@@ -243,11 +243,11 @@ static void tell_time_left(struct crail_pipe_frame *f, int64_t now_ns) {
 }
 
 /* Moves to `sent` what may go out now. */
-static void admit(struct crail_pipe *p, int64_t now_ns) {
+static void admit(struct crail_flow *p, int64_t now_ns) {
     while (!crail_list_empty(&p->queued) && (!p->is_recorded || crail_list_empty(&p->sent))) {
-        struct crail_pipe_frame *f = CRAIL_LIST_OF(p->queued.next, struct crail_pipe_frame, link);
+        struct crail_flow_frame *f = CRAIL_LIST_OF(p->queued.next, struct crail_flow_frame, link);
         if (!compact(p, f, false)) {
-            crail_pipe_remove(p, f);
+            crail_flow_remove(p, f);
             continue;
         }
         finish(f);
@@ -262,11 +262,11 @@ static void admit(struct crail_pipe *p, int64_t now_ns) {
     }
 }
 
-static int gather(struct crail_pipe *p, struct iovec *part, int64_t now_ns) {
+static int gather(struct crail_flow *p, struct iovec *part, int64_t now_ns) {
     int n = 0;
     size_t skip = p->tx_at;
     for (struct crail_list *l = &p->tx->link; l != &p->sent && n < PARTS_MAX; l = l->next, skip = 0) {
-        struct crail_pipe_frame *f = CRAIL_LIST_OF(l, struct crail_pipe_frame, link);
+        struct crail_flow_frame *f = CRAIL_LIST_OF(l, struct crail_flow_frame, link);
         if (f->waits && !skip)
             tell_time_left(f, now_ns);
         f->sent_ns = now_ns;
@@ -276,7 +276,7 @@ static int gather(struct crail_pipe *p, struct iovec *part, int64_t now_ns) {
 }
 
 /* `n` more bytes are out. */
-static void advance(struct crail_pipe *p, size_t n) {
+static void advance(struct crail_flow *p, size_t n) {
     while (n) {
         size_t left = p->tx->out.len - p->tx_at;
         p->tx->may_be_done = true;
@@ -287,11 +287,11 @@ static void advance(struct crail_pipe *p, size_t n) {
         n -= left;
         p->tx_at = 0;
         struct crail_list *next = p->tx->link.next;
-        p->tx = next == &p->sent ? NULL : CRAIL_LIST_OF(next, struct crail_pipe_frame, link);
+        p->tx = next == &p->sent ? NULL : CRAIL_LIST_OF(next, struct crail_flow_frame, link);
     }
 }
 
-int crail_pipe_flush(struct crail_pipe *p, int64_t now_ns) {
+int crail_flow_flush(struct crail_flow *p, int64_t now_ns) {
     assert(p->fd >= 0);
     admit(p, now_ns);
     while (p->tx) {
@@ -308,7 +308,7 @@ int crail_pipe_flush(struct crail_pipe *p, int64_t now_ns) {
 
 /* ---- replies ------------------------------------------------------------------ */
 
-long crail_pipe_receive(struct crail_pipe *p, int64_t now_ns) {
+long crail_flow_receive(struct crail_flow *p, int64_t now_ns) {
     size_t rest = p->in.len - p->in_at, want = RECEIVE_BYTES_MIN;
     assert(p->fd >= 0);
     if (p->in_at && rest)
@@ -334,7 +334,7 @@ long crail_pipe_receive(struct crail_pipe *p, int64_t now_ns) {
     return n;
 }
 
-const struct crail_result *crail_pipe_next(const struct crail_result *r) {
+const struct crail_result *crail_flow_next(const struct crail_result *r) {
     return (const void *)((const uint8_t *)(r + 1) + (((size_t)r->data_len + 7) & ~(size_t)7));
 }
 
@@ -347,19 +347,19 @@ static bool results_fit(const struct crail_frame *f) {
         const struct crail_result *r = (const void *)at;
         if ((size_t)(end - at) - sizeof(*r) < (((size_t)r->data_len + 7) & ~(size_t)7))
             return false;
-        at = (const void *)crail_pipe_next(r);
+        at = (const void *)crail_flow_next(r);
     }
     return at == end;
 }
 
 /* Is the frame wholly on the wire? Only then may it be answered. */
-static bool is_out(const struct crail_pipe *p, const struct crail_pipe_frame *f) {
+static bool is_out(const struct crail_flow *p, const struct crail_flow_frame *f) {
     if (!f->is_sent || !f->may_be_done || f == p->tx)
         return false;
     return true;
 }
 
-int crail_pipe_reply(struct crail_pipe *p, struct crail_pipe_frame **frame, const struct crail_result **results) {
+int crail_flow_reply(struct crail_flow *p, struct crail_flow_frame **frame, const struct crail_result **results) {
     size_t there = p->in.len - p->in_at;
     if (there < sizeof(struct crail_frame))
         return 0;
@@ -369,7 +369,7 @@ int crail_pipe_reply(struct crail_pipe *p, struct crail_pipe_frame **frame, cons
         return -EPIPE;
     if (there < head->size)
         return 0;
-    struct crail_pipe_frame *f = crail_pipe_find(p, head->id);
+    struct crail_flow_frame *f = crail_flow_find(p, head->id);
     if (!f || !is_out(p, f) || head->count != f->count || !results_fit(head))
         return -EPIPE;
     take_out(p, f);
@@ -379,11 +379,11 @@ int crail_pipe_reply(struct crail_pipe *p, struct crail_pipe_frame **frame, cons
     return 1;
 }
 
-int64_t crail_pipe_silent_since(const struct crail_pipe *p) {
+int64_t crail_flow_silent_since(const struct crail_flow *p) {
     for (struct crail_list *l = p->sent.next; p->fd >= 0 && l != &p->sent; l = l->next) {
-        const struct crail_pipe_frame *f = CRAIL_LIST_OF(l, struct crail_pipe_frame, link);
+        const struct crail_flow_frame *f = CRAIL_LIST_OF(l, struct crail_flow_frame, link);
         if (!f->waits)
             return f->sent_ns > p->received_ns ? f->sent_ns : p->received_ns;
     }
-    return CRAIL_PIPE_NEVER;
+    return CRAIL_FLOW_NEVER;
 }
