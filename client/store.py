@@ -8,6 +8,7 @@ here through `_open_lane`, `_attach`, `_error` and `_after_fork`.
 from __future__ import annotations
 
 import time
+from itertools import count
 
 from crailpy import native
 from crailpy.errors import (
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from crailpy.model import NodeInfo
 
-    from .files import Reader, Writer
+    from .files import AnyFile
 
     Buffer = bytes | bytearray | memoryview
 
@@ -85,6 +86,7 @@ class Store:
         prefix = namespace.rstrip("/")
         self._prefix = prefix
         self._closed = False
+        self._tokens = count(1)
         self._session = self._new_session()
         self._hot = native.Client(self._session.core.address, self, prefix.encode(), timeout)
         try:
@@ -116,6 +118,10 @@ class Store:
 
     def _describe(self, server: int, timeout: float) -> bytes:
         return self._call(_SERVER, 0, None, arg0=server, timeout=timeout)[5]
+
+    def _token(self) -> int:
+        """A number for a hold: unique in this store, so also in its session."""
+        return next(self._tokens)
 
     def _error(self, status: int, path: str, server: int) -> CrailError:
         return from_status(status, path=path or None, server=str(server) if server else None)
@@ -398,20 +404,35 @@ class Store:
 
     # -- files ------------------------------------------------------------------------
 
-    def open(self, path: str, mode: str = "rb", *, timeout: float | None = None) -> Reader | Writer:
-        """A file object: mode "rb", "wb" (replaces at close) or "xb" (ExistsError if there).
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        *,
+        follow: bool = False,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> AnyFile:
+        """A file object: modes r, w, x, a, each with + and with b or text, as builtin open().
 
-        What is written appears at `close()`, as one version; leaving a `with` block by an exception
-        discards it."""
-        from .files import Reader, Writer
+        It reads one version, whatever happens to the path meanwhile. What is written appears at
+        `close()`, as one version; leaving a `with` block by an exception, and `discard()`, publish
+        nothing. "r+" raises VersionConflictError at close() if another version was published
+        meanwhile. "a" has the append right of the file until it is closed: another appender waits
+        for it, up to its deadline. `follow` (mode "rb"): reads a file that is still being written,
+        up to its end; DataLostError when it is discarded. `buffering`, `encoding`, `errors` and
+        `newline` as for open(). Raises NotFoundError, ExistsError (mode x), IsContainerError,
+        InvalidArgumentError, OutOfSpaceError."""
+        from .files import open_file
 
-        if mode == "rb":
-            return Reader(self, path, timeout)
-        if mode in ("wb", "xb"):
-            if mode == "xb" and self.exists(path, timeout=timeout):
-                raise ExistsError(path=path)
-            return Writer(self, path, mode == "xb", timeout)
-        raise InvalidArgumentError(f"mode {mode!r}: this store opens rb, wb and xb", path=path)
+        return open_file(
+            self, path, mode, follow=follow, buffering=buffering, encoding=encoding, errors=errors,
+            newline=newline, timeout=timeout, placement=placement,
+        )  # fmt: skip
 
     # -- facts --------------------------------------------------------------------------
 
