@@ -8,6 +8,7 @@ here through `_open_lane`, `_attach`, `_error`, `_delivered` and `_after_fork`.
 from __future__ import annotations
 
 import time
+from itertools import count
 
 from crailpy import native
 from crailpy.errors import (
@@ -73,6 +74,7 @@ class Connection:
         prefix = namespace.rstrip("/")
         self._prefix = prefix
         self._closed = False
+        self._tokens = count(1)
         self._session = self._new_session()
         self._hot: Any = native.Client(self._session.core.address, self, prefix.encode(), timeout)
         self._breaker: Breaker | None = None
@@ -114,6 +116,10 @@ class Connection:
     def _describe(self, server: int, timeout: float) -> bytes:
         description: bytes = self._run(requests.describe_server(server), timeout)
         return description
+
+    def _token(self) -> int:
+        """A number for a hold: unique in this store, so also in its session."""
+        return next(self._tokens)
 
     def _error(self, status: int, path: str, server: int) -> CrailError:
         return from_status(status, path=path or None, server=str(server) if server else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from crailpy.errors import ClosedError, ExistsError, InvalidArgumentError
+from crailpy.errors import ClosedError
 
 from .tree import Tree
 from .values import Values
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .files import Reader, Writer
+    from .files import AnyFile
 
 
 class Store(Values, Tree):
@@ -28,20 +28,35 @@ class Store(Values, Tree):
 
     # -- files ------------------------------------------------------------------------
 
-    def open(self, path: str, mode: str = "rb", *, timeout: float | None = None) -> Reader | Writer:
-        """A file object: mode "rb", "wb" (replaces at close) or "xb" (ExistsError if there).
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        *,
+        follow: bool = False,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> AnyFile:
+        """A file object: modes r, w, x, a, each with + and with b or text, as builtin open().
 
-        What is written appears at `close()`, as one version; leaving a `with` block by an exception
-        discards it."""
-        from .files import Reader, Writer
+        It reads one version, whatever happens to the path meanwhile. What is written appears at
+        `close()`, as one version; leaving a `with` block by an exception, and `discard()`, publish
+        nothing. "r+" raises VersionConflictError at close() if another version was published
+        meanwhile. "a" has the append right of the file until it is closed: another appender waits
+        for it, up to its deadline. `follow` (mode "rb"): reads a file that is still being written,
+        up to its end; DataLostError when it is discarded. `buffering`, `encoding`, `errors` and
+        `newline` as for open(). Raises NotFoundError, ExistsError (mode x), IsContainerError,
+        InvalidArgumentError, OutOfSpaceError."""
+        from .files import open_file
 
-        if mode == "rb":
-            return Reader(self, path, timeout)
-        if mode in ("wb", "xb"):
-            if mode == "xb" and self.exists(path, timeout=timeout):
-                raise ExistsError(path=path)
-            return Writer(self, path, mode == "xb", timeout)
-        raise InvalidArgumentError(f"mode {mode!r}: this store opens rb, wb and xb", path=path)
+        return open_file(
+            self, path, mode, follow=follow, buffering=buffering, encoding=encoding, errors=errors,
+            newline=newline, timeout=timeout, placement=placement,
+        )  # fmt: skip
 
     # -- facts --------------------------------------------------------------------------
 

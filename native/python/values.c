@@ -39,7 +39,7 @@ static int find(struct call *c, struct found *f) {
 }
 
 /* Memory that is new each time costs a page fault per 4 KiB, ten times the copy; huge pages make that one per 2 MiB. */
-static PyObject *new_bytes(uint64_t n) {
+PyObject *call_new_bytes(uint64_t n) {
     if (n > (uint64_t)PY_SSIZE_T_MAX - 64)
         return PyErr_NoMemory();
     PyObject *b = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
@@ -87,7 +87,7 @@ static PyObject *read_bytes(struct call *c, struct found *f, int64_t offset, int
             n = (uint64_t)length;
         if (f->is_inline)
             return PyBytes_FromStringAndSize((const char *)f->data + from, (Py_ssize_t)n);
-        PyObject *b = new_bytes(n);
+        PyObject *b = call_new_bytes(n);
         if (!b || n == 0)
             return b;
         int rc = call_transfer(c, f->extents, f->count, f->size, from, n, PyBytes_AsString(b), false);
@@ -206,7 +206,7 @@ static PyObject *read_view(struct call *c) {
             }
             continue;
         }
-        PyObject *b = f.is_inline ? PyBytes_FromStringAndSize(f.data, (Py_ssize_t)f.size) : new_bytes(f.size);
+        PyObject *b = f.is_inline ? PyBytes_FromStringAndSize(f.data, (Py_ssize_t)f.size) : call_new_bytes(f.size);
         if (!b)
             return NULL;
         rc = f.is_inline ? 0 : call_transfer(c, f.extents, f.count, f.size, 0, f.size, PyBytes_AsString(b), false);
@@ -286,6 +286,41 @@ static int allocate(struct call *c, uint64_t size, uint32_t wait_ms, struct gran
     }
     c->wait_ms = 0;
     return rc;
+}
+
+/* alloc(size, flags, options, timeout) -> bytes: the extents granted, at least `size` together */
+PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {.self = (HotClient *)self};
+    const void *data;
+    Py_buffer options;
+    if (!arguments("alloc", n, 4))
+        return NULL;
+    struct crail_op op = {
+        .code = CRAIL_OP_ALLOC, .flags = (uint16_t)PyLong_AsLong(args[1]), .arg1 = PyLong_AsUnsignedLongLong(args[0])};
+    if (PyErr_Occurred() || PyObject_GetBuffer(args[2], &options, PyBUF_C_CONTIGUOUS))
+        return NULL;
+    bool has_options = options.len == (Py_ssize_t)sizeof(struct crail_options);
+    struct crail_result r = {.status = -CRAIL_E_OUT_OF_SPACE};
+    PyObject *out = NULL;
+    int rc = call_begin(&c, c.self, args[3], 0) ? -1 : 1;
+    while (rc == 1 && r.status == -CRAIL_E_OUT_OF_SPACE) { /* again after what we hold ahead was given back */
+        T->lane_begin(c.lane);
+        const struct crail_result *got = NULL;
+        if (!call_whole_op(&c, &op, has_options ? options.buf : NULL, NULL) && !call_exchange(&c))
+            got = call_result(&c, &data);
+        if (got)
+            r = *got;
+        rc = got ? 0 : -1;
+        if (!rc && r.status == -CRAIL_E_OUT_OF_SPACE)
+            rc = release_held(&c);
+    }
+    if (!rc && r.status)
+        call_fail(&c, r.status, r.server);
+    else if (!rc)
+        out = PyBytes_FromStringAndSize(data, (Py_ssize_t)(r.count * sizeof(struct crail_extent)));
+    finish(&c);
+    PyBuffer_Release(&options);
+    return out;
 }
 
 /* The write came to nothing: what was granted is kept for the next one, or given back. Nothing may be kept into which

@@ -29,7 +29,20 @@
     X(client_ref)              \
     X(client_unref)            \
     X(client_find)             \
-    X(lane_has_data)
+    X(lane_has_data)           \
+    X(stream_open)             \
+    X(stream_close)            \
+    X(stream_is_ours)          \
+    X(stream_reaches)          \
+    X(stream_take)             \
+    X(stream_put_back)         \
+    X(stream_abort)            \
+    X(stream_write)            \
+    X(stream_settle)           \
+    X(stream_read)             \
+    X(stream_ask)              \
+    X(stream_is_astray)        \
+    X(range_locate)
 
 struct crail_hot_table {
     uint32_t size; /* of this struct: both sides must agree */

@@ -15,6 +15,8 @@ struct fsck {
     uint64_t used;            /* granules of nodes on servers that are not lost */
     uint64_t doomed;          /* nodes of removed trees */
     uint64_t ready, building; /* indexes */
+    uint64_t holds;           /* by the lists of the sessions */
+    uint64_t held;            /* by the lists of the nodes */
     uint8_t **seen;           /* per server and region, a byte per granule: a run of a node begins there */
 };
 #define REGIONS 64u
@@ -60,9 +62,11 @@ static int check_runs(struct fsck *f, const struct crail_node *n) {
     return 0;
 }
 
-static int check_file(struct fsck *f, const struct crail_node *n) {
-    CHECK(f, n->kind == CRAIL_KIND_FILE, "node %llu is of no kind", (ull)n->id);
+static int check_leaf(struct fsck *f, const struct crail_node *n) {
+    CHECK(f, crail_node_is_leaf(n) || n->kind == CRAIL_KIND_BARRIER, "node %llu is of no kind", (ull)n->id);
     f->files++;
+    if (!crail_node_is_leaf(n))
+        return 0;
     if (n->extents) {
         f->bytes += n->data ? crail_arena_cost(n->extents * (uint32_t)sizeof(struct crail_run)) : 0;
         return check_runs(f, n);
@@ -95,7 +99,7 @@ static int check_index(struct fsck *f, crail_ref ref, const struct crail_node *n
     return 0;
 }
 
-static int check_directory(struct fsck *f, crail_ref ref, const struct crail_node *n) {
+static int check_container(struct fsck *f, crail_ref ref, const struct crail_node *n) {
     uint64_t children = 0;
     crail_ref prev = 0;
     f->directories++;
@@ -107,6 +111,18 @@ static int check_directory(struct fsck *f, crail_ref ref, const struct crail_nod
     }
     CHECK(f, children == n->size, "node %llu has %llu children, not %llu", (ull)n->id, (ull)children, (ull)n->size);
     return n->index ? check_index(f, ref, n) : 0;
+}
+
+static int check_extra(struct fsck *f, crail_ref ref, const struct crail_node *n) {
+    const struct crail_extra *x = crail_extra_at(f->m, n->extra);
+    crail_ref prev = 0;
+    f->bytes += crail_arena_cost(sizeof(*x));
+    CHECK(f, x->node == ref, "node %llu: its extra is another's", (ull)n->id);
+    for (crail_ref h = x->holds; h; prev = h, h = crail_hold_at(f->m, h)->node_next, f->held++)
+        CHECK(f, crail_hold_at(f->m, h)->node == ref && crail_hold_at(f->m, h)->node_prev == prev,
+              "node %llu: its holds are misled", (ull)n->id);
+    CHECK(f, !crail_extra_says_nothing(x), "node %llu: its extra says nothing", (ull)n->id);
+    return 0;
 }
 
 static int check_node(struct fsck *f, crail_ref ref) {
@@ -124,7 +140,10 @@ static int check_node(struct fsck *f, crail_ref ref) {
               (ull)n->id);
         f->in_hash++;
     }
-    return crail_node_is_dir(n) ? check_directory(f, ref, n) : check_file(f, n);
+    int rc = n->extra ? check_extra(f, ref, n) : 0;
+    if (rc)
+        return rc;
+    return crail_node_is_container(n) ? check_container(f, ref, n) : check_leaf(f, n);
 }
 
 /* A node and all below, without recursion: down by first child, on by sibling, up by parent. */
@@ -135,7 +154,7 @@ static int check_below(struct fsck *f, crail_ref top) {
         if (rc)
             return rc;
         const struct crail_node *n = crail_node_at(f->m, ref);
-        if (crail_node_is_dir(n) && n->first_child) {
+        if (crail_node_is_container(n) && n->first_child) {
             ref = n->first_child;
             continue;
         }
@@ -171,6 +190,34 @@ static int check_names(struct fsck *f) {
     f->bytes += (uint64_t)((t->buckets + CRAIL_NAMES_SEGMENT - 1) / CRAIL_NAMES_SEGMENT) * CRAIL_ARENA_CHUNK;
     CHECK(f, count == t->count && count == f->in_hash, "the hash has %llu nodes, the tree %llu", (ull)count,
           (ull)f->in_hash);
+    return 0;
+}
+
+static int check_holds_of(struct fsck *f, const struct crail_meta_session *s) {
+    crail_ref prev = 0;
+    uint32_t n = 0;
+    for (crail_ref ref = s->holds; ref; prev = ref, ref = crail_hold_at(f->m, ref)->session_next, n++) {
+        const struct crail_hold *h = crail_hold_at(f->m, ref);
+        CHECK(f, h->session == s->slot && h->session_prev == prev && h->kind && h->kind < CRAIL_HOLD_KINDS,
+              "session %llu: its holds are misled", (ull)s->id);
+        CHECK(f, crail_hold_find(f->m, s, h->token) == ref, "session %llu: hold %llu is not found", (ull)s->id,
+              (ull)h->token);
+        f->bytes += crail_arena_cost(sizeof(*h));
+        f->held -= h->node != 0;
+    }
+    CHECK(f, n == s->holds_n, "session %llu has %u holds, not %u", (ull)s->id, n, s->holds_n);
+    f->holds += n;
+    return 0;
+}
+
+static int check_holds(struct fsck *f) {
+    int rc = 0;
+    for (uint32_t i = 0; i < f->m->sessions_n && !rc; i++)
+        rc = f->m->sessions[i] ? check_holds_of(f, f->m->sessions[i]) : 0;
+    if (rc)
+        return rc;
+    CHECK(f, f->holds == f->m->holds && !f->held, "%llu holds are counted, %llu are there", (ull)f->m->holds,
+          (ull)f->holds);
     return 0;
 }
 
@@ -339,6 +386,8 @@ int crail_meta_check(const struct crail_meta *m, char *why, size_t why_bytes) {
         rc = check_tree(&f);
     if (!rc)
         rc = check_names(&f);
+    if (!rc)
+        rc = check_holds(&f);
     if (!rc)
         rc = check_totals(&f);
     if (!rc)
