@@ -136,6 +136,26 @@ class Values(Connection):
         data: bytes = self._hot.get_range(key, offset, length, timeout)
         return data
 
+    def incr(
+        self,
+        key: str,
+        by: int = 1,
+        *,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> int:
+        """Adds to the counter at `key`, exactly once, and returns the sum: 64 bits with a sign.
+
+        It is made, as 0, at its first use; as a value it is 8 bytes, little-endian. Raises
+        InvalidArgumentError for a value that is no counter and for a sum that is out of range,
+        IsContainerError, NotFoundError (no parent and `parents` is false)."""
+        options = b""
+        if placement:
+            options, _, timeout = self._placed(placement, timeout)
+        total: int = self._run(requests.incr(key, by, parents, options), timeout)
+        return total
+
     def put_object(
         self,
         key: str,
