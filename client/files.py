@@ -117,6 +117,8 @@ class File(io.RawIOBase):
         self._sequential = True  # everything up to _at was read in order
         self._pipe: Pipe | None = None
         if mode.creates:
+            if mode.exclusive and store.exists(path, timeout=timeout):
+                raise ExistsError(path=path)
             self._memory = bytearray()
         else:
             self._open_version()
@@ -559,10 +561,12 @@ def _forsaken(layer: object, file: File) -> None:
     """Nobody closed it, and nobody will: nothing is published."""
     if getattr(file, "_done", True) or file._pid != os.getpid() or sys.is_finalizing():
         return
-    import warnings
+    try:
+        file.discard()
+    finally:  # a warning may be made an error
+        import warnings
 
-    warnings.warn(f"unclosed file {file.name!r}", ResourceWarning, stacklevel=3, source=layer)
-    file.discard()
+        warnings.warn(f"unclosed file {file.name!r}", ResourceWarning, stacklevel=3, source=layer)
 
 
 class _OverFile:
