@@ -148,6 +148,13 @@ void call_end(struct call *c) {
     T->lane_checkin(c->lane);
 }
 
+int call_delivered(struct call *c, PyObject *key, uint64_t version) {
+    PyObject *r =
+        PyObject_CallMethod(c->self->owner, "_delivered", "OKd", key, (unsigned long long)version, deadline_seconds(c));
+    Py_XDECREF(r);
+    return r ? 0 : -1;
+}
+
 /* ---- requests ------------------------------------------------------------ */
 
 int call_set_path(struct call *c, PyObject *key) {
@@ -167,6 +174,30 @@ int call_set_path(struct call *c, PyObject *key) {
     c->path_len = n;
     if (n + c->self->prefix_len > (Py_ssize_t)CRAIL_PATH_MAX)
         return call_fail(c, CRAIL_E_INVALID_PATH, 0);
+    return 0;
+}
+
+int call_set_options(struct call *c, PyObject *options) {
+    char *bytes;
+    Py_ssize_t n;
+    if (PyBytes_AsStringAndSize(options, &bytes, &n))
+        return -1;
+    c->has_options = n > 0;
+    if (c->has_options && n != sizeof(c->options)) {
+        PyErr_SetString(PyExc_ValueError, "options are the bytes of one struct crail_options, or none");
+        return -1;
+    }
+    memcpy(&c->options, bytes, (size_t)n);
+    return 0;
+}
+
+int call_set_wait(struct call *c, PyObject *wait_ms) {
+    unsigned long ms = PyLong_AsUnsignedLong(wait_ms);
+    if (PyErr_Occurred())
+        return -1;
+    if (ms > CRAIL_WAIT_MS_MAX)
+        return call_fail(c, CRAIL_E_INVALID_ARGUMENT, 0);
+    c->wait_ms = (uint32_t)ms;
     return 0;
 }
 
@@ -202,14 +233,18 @@ int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uin
             uint64_t arg0, uint64_t arg1) {
     struct crail_op op = {
         .code = code, .flags = flags, .data_len = data_len, .count = count, .arg0 = arg0, .arg1 = arg1};
-    return call_whole_op(c, &op, NULL, data);
+    return call_whole_op(c, &op, c->has_options ? &c->options : NULL, data);
 }
 
-int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t count, uint64_t arg1) {
+int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t extents_count,
+                  uint64_t arg1) {
     struct call plain = *c;
     plain.path = NULL;
     plain.path_len = 0;
-    return call_op(&plain, code, 0, extents, count * (uint32_t)sizeof(*extents), count, 0, arg1);
+    plain.has_options = c->has_options && code == CRAIL_OP_ALLOC;
+    bool waits = c->wait_ms && code == CRAIL_OP_ALLOC;
+    return call_op(&plain, code, waits ? CRAIL_OPF_WAIT : 0, extents, extents_count * (uint32_t)sizeof(*extents),
+                   waits ? c->wait_ms : extents_count, 0, arg1);
 }
 
 /* Gives 0, -EPIPE, or -1 with an exception set. */
@@ -262,8 +297,14 @@ static int await_reply(struct call *c, int64_t resend_ns) {
     return left > 0 ? -EAGAIN : call_fail(c, CRAIL_E_DEADLINE, 0);
 }
 
+/* How long the namenode may set this request aside. */
+static int64_t set_aside_ns(const struct crail_lane *lane) {
+    const struct crail_op *op = (const struct crail_op *)(lane->out.data + sizeof(struct crail_frame));
+    return op->flags & CRAIL_OPF_WAIT ? (int64_t)op->count * 1000000 : 0;
+}
+
 int call_exchange(struct call *c) {
-    int64_t resend_ns = RESEND_NS_FIRST;
+    int64_t resend_ns = RESEND_NS_FIRST + set_aside_ns(c->lane);
     bool maybe_done = false; /* by any of the copies that were sent */
     for (int attempt = 0;; attempt++) {
         int rc = send_request(c);

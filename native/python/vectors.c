@@ -70,7 +70,7 @@ static PyObject *one_value(struct call *c, const struct crail_result *r, const v
 }
 
 static int take_values(struct call *c, PyObject *keys, Py_ssize_t from, Py_ssize_t to, PyObject *out, PyObject *again,
-                       bool none_if_missing) {
+                       PyObject *delivered, bool none_if_missing) {
     const void *data;
     for (Py_ssize_t i = from; i < to; i++) {
         bool is_again = false;
@@ -84,12 +84,15 @@ static int take_values(struct call *c, PyObject *keys, Py_ssize_t from, Py_ssize
             return -1;
         if (is_again && append_owned(again, PyLong_FromSsize_t(i)))
             return -1;
+        if (!is_again && (r->flags & CRAIL_RESF_DELETE_AFTER_READ) &&
+            append_owned(delivered, Py_BuildValue("OK", PyList_GetItem(keys, i), (unsigned long long)r->version)))
+            return -1;
     }
     return 0;
 }
 
-/* get_many(keys: list, none_if_missing, timeout) -> (values: list of bytes, None or CrailError, indexes to ask again)
- */
+/* get_many(keys: list, none_if_missing, timeout) -> (values: list of bytes, None or CrailError, indexes to ask again,
+ * (key, version) of each value that goes now that it was read) */
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     if (!arguments("get_many", n, 3))
@@ -100,20 +103,21 @@ PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     }
     bool none_if_missing = PyObject_IsTrue(args[1]) == 1;
     Py_ssize_t total = PyList_Size(args[0]);
-    PyObject *out = PyList_New(total), *again = PyList_New(0);
-    int rc = !out || !again ? -1 : call_begin(&c, (HotClient *)self, args[2], 0);
+    PyObject *out = PyList_New(total), *again = PyList_New(0), *delivered = PyList_New(0);
+    int rc = !out || !again || !delivered ? -1 : call_begin(&c, (HotClient *)self, args[2], 0);
     bool is_begun = rc == 0;
     for (Py_ssize_t from = 0; rc == 0 && from < total;) {
         Py_ssize_t to = fill(&c, args[0], from, CRAIL_OP_GET, 0);
-        if (to < 0 || call_exchange(&c) || take_values(&c, args[0], from, to, out, again, none_if_missing))
+        if (to < 0 || call_exchange(&c) || take_values(&c, args[0], from, to, out, again, delivered, none_if_missing))
             rc = -1;
         from = to;
     }
     if (is_begun && c.lane)
         call_end(&c);
-    PyObject *result = rc ? NULL : PyTuple_Pack(2, out, again);
+    PyObject *result = rc ? NULL : PyTuple_Pack(3, out, again, delivered);
     Py_XDECREF(out);
     Py_XDECREF(again);
+    Py_XDECREF(delivered);
     return result;
 }
 
@@ -152,12 +156,12 @@ static int take_versions(struct call *c, PyObject *items, Py_ssize_t from, Py_ss
     return 0;
 }
 
-/* put_many(items: list of (key, data), from, out: list, flags, timeout) -> int
+/* put_many(items: list of (key, data), from, out: list, flags, options, timeout) -> int
  * Puts items[from...] in order, appending a version or a CrailError each to `out`, up to the end or to the first value
  * that is too large for a vector; returns where it stopped. */
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
-    if (!arguments("put_many", n, 5))
+    if (!arguments("put_many", n, 6) || call_set_options(&c, args[4]))
         return NULL;
     if (!PyList_Check(args[0]) || !PyList_Check(args[2])) {
         PyErr_SetString(PyExc_TypeError, "items and out must be lists");
@@ -165,7 +169,7 @@ PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     }
     Py_ssize_t at = PyLong_AsSsize_t(args[1]), total = PyList_Size(args[0]);
     uint16_t flags = (uint16_t)PyLong_AsLong(args[3]);
-    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[4], 0))
+    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[5], 0))
         return NULL;
     int rc = 0;
     while (rc != 2 && rc >= 0 && at < total) {
