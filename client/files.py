@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from crailpy.native import Stream
+    from crailpy.native import Pipe
 
     from .store import Store
 
@@ -115,8 +115,10 @@ class File(io.RawIOBase):
         self._tail_closed = False
         self._dirty = mode.creates
         self._sequential = True  # everything up to _at was read in order
-        self._stream: Stream | None = None
+        self._pipe: Pipe | None = None
         if mode.creates:
+            if mode.exclusive and store.exists(path, timeout=timeout):
+                raise ExistsError(path=path)
             self._memory = bytearray()
         else:
             self._open_version()
@@ -214,10 +216,10 @@ class File(io.RawIOBase):
 
     # -- reading -----------------------------------------------------------------------
 
-    def _moves(self) -> Stream:
-        if self._stream is None:
-            self._stream = self._hot.stream(self.name)
-        return self._stream
+    def _moves(self) -> Pipe:
+        if self._pipe is None:
+            self._pipe = self._hot.pipe(self.name)
+        return self._pipe
 
     def _read_into(self, buffer: Any, at: int) -> int:
         """Fills the buffer from byte `at` on, as far as there is something."""
@@ -338,14 +340,14 @@ class File(io.RawIOBase):
             new = self._allot(max(size, room), 0, 0)
             if new is None:
                 raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
-            self._stream, self._extents = None, new
+            self._pipe, self._extents = None, new
             self._granted = len(new) // _EXTENT_BYTES
             try:
                 self._move(source, old, 0, size, 0)
             except BaseException:
-                self._close_stream()
+                self._close_pipe()
                 self._give_back(new, self._granted)
-                self._stream, self._extents, self._granted = source, old, granted
+                self._pipe, self._extents, self._granted = source, old, granted
                 raise
             source.close()
         self._memory = memory
@@ -355,7 +357,7 @@ class File(io.RawIOBase):
         self._tail_closed = False
         self._give_back(old, granted)
 
-    def _move(self, source: Stream, extents: bytes, start: int, end: int, to: int) -> None:
+    def _move(self, source: Pipe, extents: bytes, start: int, end: int, to: int) -> None:
         """Copies bytes [start, end) of other extents into ours, from byte `to` on."""
         piece = bytearray(min(COPY_BYTES, end - start))
         for at in range(start, end, COPY_BYTES):
@@ -367,9 +369,9 @@ class File(io.RawIOBase):
                 self._put_bytes(part, to + at - start)
 
     def _settle(self) -> None:
-        if self._stream is not None:
+        if self._pipe is not None:
             try:
-                self._stream.settle(self._timeout)
+                self._pipe.settle(self._timeout)
             except StaleLocationError as error:
                 raise self._lost() from error
 
@@ -431,7 +433,7 @@ class File(io.RawIOBase):
         if new is None:
             self._take_over(self._size, room=end)
             return
-        source = self._hot.stream(self.name)
+        source = self._hot.pipe(self.name)
         whole, self._extents = self._extents, kept
         self._extend(new)
         try:
@@ -477,10 +479,10 @@ class File(io.RawIOBase):
         except CrailError:
             pass
 
-    def _close_stream(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
+    def _close_pipe(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
 
     def _publish(self) -> None:
         base = self.version if not self._mode.creates else None
@@ -534,7 +536,7 @@ class File(io.RawIOBase):
             granted, self._granted = self._granted, 0
             token, self._token = self._token, 0
             try:
-                self._close_stream()
+                self._close_pipe()
                 self._give_back(self._extents, granted)
                 self._end_hold(token)
             finally:
@@ -559,10 +561,12 @@ def _forsaken(layer: object, file: File) -> None:
     """Nobody closed it, and nobody will: nothing is published."""
     if getattr(file, "_done", True) or file._pid != os.getpid() or sys.is_finalizing():
         return
-    import warnings
+    try:
+        file.discard()
+    finally:  # a warning may be made an error
+        import warnings
 
-    warnings.warn(f"unclosed file {file.name!r}", ResourceWarning, stacklevel=3, source=layer)
-    file.discard()
+        warnings.warn(f"unclosed file {file.name!r}", ResourceWarning, stacklevel=3, source=layer)
 
 
 class _OverFile:

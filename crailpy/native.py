@@ -11,7 +11,7 @@ from os import close, getpid
 
 from crailpy import _hot, _native, errors
 from crailpy._hot import Client as Client
-from crailpy._hot import Stream as Stream
+from crailpy._hot import Pipe as Pipe
 from crailpy._hot import View as View
 from crailpy.errors import ClosedError, from_status
 

@@ -92,7 +92,7 @@ PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n);
-PyObject *client_stream(PyObject *self, PyObject *path);
+PyObject *client_pipe(PyObject *self, PyObject *path);
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n);
@@ -110,8 +110,8 @@ PyObject *view_from_pin(const struct crail_pin *pin, uint64_t nbytes, uint64_t v
 /* Takes the reference to `bytes` over. */
 PyObject *view_from_bytes(PyObject *bytes, uint64_t version, bool goes_when_read);
 
-/* ---- streams.c ------------------------------------------------------------- */
+/* ---- pipe.c ---------------------------------------------------------------- */
 
-PyObject *stream_type_new(void);
+PyObject *pipe_type_new(void);
 
 #endif

@@ -55,7 +55,7 @@ static PyMethodDef client_methods[] = {
     FAST(get_view, "get_view(key, wait_ms, timeout) -> View"),
     FAST(put, "put(key, data, flags, if_version, options, wait_ms, timeout) -> version"),
     FAST(alloc, "alloc(size, flags, options, timeout) -> extents, as bytes"),
-    {"stream", client_stream, METH_O, "stream(path) -> Stream"},
+    {"pipe", client_pipe, METH_O, "pipe(path) -> Pipe"},
     FAST(get_many, "get_many(keys, none_if_missing, timeout) -> (values, indexes to ask again, what goes now)"),
     FAST(put_many, "put_many(items, start, out, flags, options, timeout) -> where it stopped"),
     FAST(call, "call(code, flags, key, data, count, options, arg0, arg1, timeout)"
@@ -110,9 +110,9 @@ PyMODINIT_FUNC PyInit__hot(void) {
         return NULL;
     PyObject *client = PyType_FromSpec(&client_spec);
     view_type = (PyTypeObject *)PyType_FromSpec(&view_spec);
-    PyObject *stream = stream_type_new();
-    if (!client || !view_type || !stream || PyModule_AddObjectRef(m, "Client", client) ||
-        PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || PyModule_AddObjectRef(m, "Stream", stream)) {
+    PyObject *pipe = pipe_type_new();
+    if (!client || !view_type || !pipe || PyModule_AddObjectRef(m, "Client", client) ||
+        PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || PyModule_AddObjectRef(m, "Pipe", pipe)) {
         Py_DECREF(m);
         return NULL;
     }

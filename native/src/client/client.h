@@ -207,19 +207,19 @@ struct crail_pin {
 int crail_pin_take(crail_client *c, const struct crail_extent *extent, uint64_t bytes, struct crail_pin *out);
 void crail_pin_release(struct crail_pin *pin);
 
-/* ---- stream.c ------------------------------------------------------------ */
+/* ---- pipe.c ------------------------------------------------------------ */
 
-#define CRAIL_STREAM_ASKS 8u
-#define CRAIL_STREAM_WRITES_MAX 16u
+#define CRAIL_PIPE_ASKS 8u
+#define CRAIL_PIPE_WRITES_MAX 16u
 
-struct crail_stream_ask {
+struct crail_pipe_ask {
     uint64_t id;
     uint64_t at, bytes; /* of the value: what is still to come */
     bool is_begun;      /* the head of the reply is here */
 };
 
 /* One open file's way over TCP. Used by one thread at a time. */
-struct crail_stream {
+struct crail_pipe {
     crail_client *client; /* referenced; NULL after close */
     unsigned fork_epoch;
     int fd; /* -1: no connection */
@@ -231,38 +231,38 @@ struct crail_stream {
     uint32_t in_got;
     uint32_t writes; /* without their replies yet */
     uint32_t asks_first, asks_count;
-    struct crail_stream_ask asks[CRAIL_STREAM_ASKS];
+    struct crail_pipe_ask asks[CRAIL_PIPE_ASKS];
     uint64_t read_end; /* of the latest read */
 };
 
-void crail_stream_open(struct crail_stream *st, crail_client *c);
+void crail_pipe_open(struct crail_pipe *st, crail_client *c);
 /* Whatever is on its way comes to nothing. In a forked child only the copy of the descriptor goes. */
-void crail_stream_close(struct crail_stream *st);
-bool crail_stream_is_ours(const struct crail_stream *st); /* open, and of this process */
-bool crail_stream_reaches(const struct crail_stream *st, uint32_t server);
-/* The lane's connection to this server, which it has, becomes the stream's. All writes are settled. */
-void crail_stream_take(struct crail_stream *st, struct crail_lane *lane, uint32_t server);
-/* The stream's connection becomes the lane's if nothing is on its way, else it ends. All writes are settled. */
-void crail_stream_put_back(struct crail_stream *st, struct crail_lane *lane);
+void crail_pipe_close(struct crail_pipe *st);
+bool crail_pipe_is_ours(const struct crail_pipe *st); /* open, and of this process */
+bool crail_pipe_reaches(const struct crail_pipe *st, uint32_t server);
+/* The lane's connection to this server, which it has, becomes the pipe's. All writes are settled. */
+void crail_pipe_take(struct crail_pipe *st, struct crail_lane *lane, uint32_t server);
+/* The pipe's connection becomes the lane's if nothing is on its way, else it ends. All writes are settled. */
+void crail_pipe_put_back(struct crail_pipe *st, struct crail_lane *lane);
 /* The connection ends, and with it what is on its way. To be called after any failure but -EINTR. */
-void crail_stream_abort(struct crail_stream *st);
+void crail_pipe_abort(struct crail_pipe *st);
 
 /* Each: 0; -EINTR (look at signals, then call again with the same arguments); -EPIPE; -ETIMEDOUT; the negative status
  * that a server gave. */
 /* `n` bytes into the extent, which the connection reaches. Returns while they are on their way: their reply, or that
  * of an earlier one, is what a failure may be about. */
-int crail_stream_write(struct crail_stream *st, const struct crail_extent *e, uint64_t within, const uint8_t *data,
-                       uint64_t n, int64_t deadline_ns);
+int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, const uint8_t *data,
+                     uint64_t n, int64_t deadline_ns);
 /* Waits until no write is on its way. */
-int crail_stream_settle(struct crail_stream *st, int64_t deadline_ns);
+int crail_pipe_settle(struct crail_pipe *st, int64_t deadline_ns);
 /* Bytes [at + *got, at + n) of the value; *got grows. CRAIL_NEED_SERVER: the next ones lie on another server. */
-int crail_stream_read(struct crail_stream *st, const struct crail_range *value, uint64_t at, uint8_t *to, uint64_t n,
-                      uint64_t *got, int64_t deadline_ns);
+int crail_pipe_read(struct crail_pipe *st, const struct crail_range *value, uint64_t at, uint8_t *to, uint64_t n,
+                    uint64_t *got, int64_t deadline_ns);
 /* Asks ahead for bytes [from, until) of the value. */
-int crail_stream_ask(struct crail_stream *st, const struct crail_range *value, uint64_t from, uint64_t until,
-                     int64_t deadline_ns);
+int crail_pipe_ask(struct crail_pipe *st, const struct crail_range *value, uint64_t from, uint64_t until,
+                   int64_t deadline_ns);
 /* Was something asked ahead that does not begin with byte `at`? Then only abort helps. */
-bool crail_stream_is_astray(const struct crail_stream *st, uint64_t at);
+bool crail_pipe_is_astray(const struct crail_pipe *st, uint64_t at);
 
 /* ---- attach.c ------------------------------------------------------------ */
 

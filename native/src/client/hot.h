@@ -30,18 +30,18 @@
     X(client_unref)            \
     X(client_find)             \
     X(lane_has_data)           \
-    X(stream_open)             \
-    X(stream_close)            \
-    X(stream_is_ours)          \
-    X(stream_reaches)          \
-    X(stream_take)             \
-    X(stream_put_back)         \
-    X(stream_abort)            \
-    X(stream_write)            \
-    X(stream_settle)           \
-    X(stream_read)             \
-    X(stream_ask)              \
-    X(stream_is_astray)        \
+    X(pipe_open)               \
+    X(pipe_close)              \
+    X(pipe_is_ours)            \
+    X(pipe_reaches)            \
+    X(pipe_take)               \
+    X(pipe_put_back)           \
+    X(pipe_abort)              \
+    X(pipe_write)              \
+    X(pipe_settle)             \
+    X(pipe_read)               \
+    X(pipe_ask)                \
+    X(pipe_is_astray)          \
     X(range_locate)
 
 struct crail_hot_table {

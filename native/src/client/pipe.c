@@ -1,4 +1,4 @@
-/* Streams: the data connection of one open file, so that what was asked ahead, or is not confirmed yet, may stay on
+/* Pipes: the data connection of one open file, so that what was asked ahead, or is not confirmed yet, may stay on
  * its way between two calls. Only where the bytes go over TCP; through shared memory a call is done when it returns.
  *
  * Reading, requests are sent ahead of the reader and their replies received straight into whatever buffer comes next.
@@ -17,20 +17,20 @@
 #define PIECE_BYTES_MAX (4ull << 20)
 #define AHEAD_BYTES (1ull << 20) /* asked beyond what is wanted, once reading is sequential */
 
-void crail_stream_open(struct crail_stream *st, crail_client *c) {
-    *st = (struct crail_stream){.client = c, .fd = -1, .fork_epoch = crail_fork_child_epoch};
+void crail_pipe_open(struct crail_pipe *st, crail_client *c) {
+    *st = (struct crail_pipe){.client = c, .fd = -1, .fork_epoch = crail_fork_child_epoch};
     crail_client_ref(c);
 }
 
-bool crail_stream_is_ours(const struct crail_stream *st) {
+bool crail_pipe_is_ours(const struct crail_pipe *st) {
     return st->client && st->fork_epoch == crail_fork_child_epoch;
 }
 
-static bool is_idle(const struct crail_stream *st) {
+static bool is_idle(const struct crail_pipe *st) {
     return !st->asks_count && !st->writes && !st->out_sent;
 }
 
-static void disconnect(struct crail_stream *st) {
+static void disconnect(struct crail_pipe *st) {
     if (st->fd >= 0) {
         shutdown(st->fd, SHUT_RDWR); /* a forked child may have a copy */
         close(st->fd);
@@ -41,8 +41,8 @@ static void disconnect(struct crail_stream *st) {
     st->out_sent = st->in_got = 0;
 }
 
-void crail_stream_close(struct crail_stream *st) {
-    if (crail_stream_is_ours(st)) {
+void crail_pipe_close(struct crail_pipe *st) {
+    if (crail_pipe_is_ours(st)) {
         disconnect(st);
         crail_client_unref(st->client);
     } else if (st->client && st->fd >= 0) {
@@ -52,25 +52,25 @@ void crail_stream_close(struct crail_stream *st) {
     st->fd = -1;
 }
 
-bool crail_stream_reaches(const struct crail_stream *st, uint32_t server) {
+bool crail_pipe_reaches(const struct crail_pipe *st, uint32_t server) {
     return st->fd >= 0 && st->server == server;
 }
 
-void crail_stream_put_back(struct crail_stream *st, struct crail_lane *lane) {
+void crail_pipe_put_back(struct crail_pipe *st, struct crail_lane *lane) {
     assert(!st->writes);
     if (st->fd >= 0 && is_idle(st) && crail_lane_data_give(lane, st->server, st->fd))
         st->fd = -1;
     disconnect(st);
 }
 
-void crail_stream_take(struct crail_stream *st, struct crail_lane *lane, uint32_t server) {
-    crail_stream_put_back(st, lane);
+void crail_pipe_take(struct crail_pipe *st, struct crail_lane *lane, uint32_t server) {
+    crail_pipe_put_back(st, lane);
     st->fd = crail_lane_data_take(lane, server);
     st->server = server;
     assert(st->fd >= 0);
 }
 
-void crail_stream_abort(struct crail_stream *st) {
+void crail_pipe_abort(struct crail_pipe *st) {
     disconnect(st);
 }
 
@@ -86,7 +86,7 @@ static int socket_error(int64_t deadline_ns) {
 }
 
 /* Sends st->request and then `bytes` of data; goes on where an earlier attempt was interrupted. */
-static int send_request(struct crail_stream *st, const uint8_t *data, uint64_t bytes, int64_t deadline_ns) {
+static int send_request(struct crail_pipe *st, const uint8_t *data, uint64_t bytes, int64_t deadline_ns) {
     uint64_t head = sizeof(st->request);
     while (st->out_sent < head + bytes) {
         uint64_t of_data = st->out_sent > head ? st->out_sent - head : 0;
@@ -106,7 +106,7 @@ static int send_request(struct crail_stream *st, const uint8_t *data, uint64_t b
 }
 
 /* A part of st->reply: with MSG_DONTWAIT -EAGAIN if it is not all there. */
-static int receive_reply(struct crail_stream *st, int flags, int64_t deadline_ns) {
+static int receive_reply(struct crail_pipe *st, int flags, int64_t deadline_ns) {
     while (st->in_got < sizeof(st->reply)) {
         ssize_t n = recv(st->fd, (uint8_t *)&st->reply + st->in_got, sizeof(st->reply) - st->in_got, flags);
         if (n == 0)
@@ -125,7 +125,7 @@ static int receive_reply(struct crail_stream *st, int flags, int64_t deadline_ns
     return st->reply.magic == CRAIL_DATA_MAGIC ? 0 : -EPIPE;
 }
 
-static void begin_request(struct crail_stream *st, enum crail_data_code code, const struct crail_extent *e,
+static void begin_request(struct crail_pipe *st, enum crail_data_code code, const struct crail_extent *e,
                           uint64_t within, uint64_t n) {
     if (st->out_sent) /* the interrupted one, which is the same */
         return;
@@ -136,7 +136,7 @@ static void begin_request(struct crail_stream *st, enum crail_data_code code, co
 /* ---- writing ---------------------------------------------------------------- */
 
 /* Takes replies until no more than `left` writes are without theirs; at least those that are here. */
-static int confirm(struct crail_stream *st, uint32_t left, int64_t deadline_ns) {
+static int confirm(struct crail_pipe *st, uint32_t left, int64_t deadline_ns) {
     while (st->writes) {
         int rc = receive_reply(st, st->writes > left ? 0 : MSG_DONTWAIT, deadline_ns);
         if (rc)
@@ -150,14 +150,14 @@ static int confirm(struct crail_stream *st, uint32_t left, int64_t deadline_ns) 
     return 0;
 }
 
-int crail_stream_settle(struct crail_stream *st, int64_t deadline_ns) {
+int crail_pipe_settle(struct crail_pipe *st, int64_t deadline_ns) {
     return confirm(st, 0, deadline_ns);
 }
 
-int crail_stream_write(struct crail_stream *st, const struct crail_extent *e, uint64_t within, const uint8_t *data,
-                       uint64_t n, int64_t deadline_ns) {
-    assert(crail_stream_reaches(st, e->server) && !st->asks_count);
-    int rc = st->out_sent ? 0 : confirm(st, CRAIL_STREAM_WRITES_MAX - 1, deadline_ns);
+int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, const uint8_t *data,
+                     uint64_t n, int64_t deadline_ns) {
+    assert(crail_pipe_reaches(st, e->server) && !st->asks_count);
+    int rc = st->out_sent ? 0 : confirm(st, CRAIL_PIPE_WRITES_MAX - 1, deadline_ns);
     if (rc)
         return rc;
     begin_request(st, CRAIL_DATA_WRITE, e, within, n);
@@ -171,15 +171,15 @@ int crail_stream_write(struct crail_stream *st, const struct crail_extent *e, ui
 
 /* ---- reading ---------------------------------------------------------------- */
 
-bool crail_stream_is_astray(const struct crail_stream *st, uint64_t at) {
+bool crail_pipe_is_astray(const struct crail_pipe *st, uint64_t at) {
     return st->asks_count && st->asks[st->asks_first].at != at;
 }
 
-int crail_stream_ask(struct crail_stream *st, const struct crail_range *value, uint64_t from, uint64_t until,
-                     int64_t deadline_ns) {
-    assert(!crail_stream_is_astray(st, from) && !st->writes && until <= value->bytes);
-    while (st->asks_count < CRAIL_STREAM_ASKS) {
-        const struct crail_stream_ask *last = &st->asks[(st->asks_first + st->asks_count - 1) % CRAIL_STREAM_ASKS];
+int crail_pipe_ask(struct crail_pipe *st, const struct crail_range *value, uint64_t from, uint64_t until,
+                   int64_t deadline_ns) {
+    assert(!crail_pipe_is_astray(st, from) && !st->writes && until <= value->bytes);
+    while (st->asks_count < CRAIL_PIPE_ASKS) {
+        const struct crail_pipe_ask *last = &st->asks[(st->asks_first + st->asks_count - 1) % CRAIL_PIPE_ASKS];
         uint64_t at = st->asks_count ? last->at + last->bytes : from, within;
         if (at >= until)
             break;
@@ -196,15 +196,15 @@ int crail_stream_ask(struct crail_stream *st, const struct crail_range *value, u
         int rc = send_request(st, NULL, 0, deadline_ns);
         if (rc)
             return rc;
-        st->asks[(st->asks_first + st->asks_count++) % CRAIL_STREAM_ASKS] =
-            (struct crail_stream_ask){.id = st->id, .at = at, .bytes = n};
+        st->asks[(st->asks_first + st->asks_count++) % CRAIL_PIPE_ASKS] =
+            (struct crail_pipe_ask){.id = st->id, .at = at, .bytes = n};
     }
     return 0;
 }
 
 /* Bytes of the oldest ask into the buffer. */
-static int receive_bytes(struct crail_stream *st, uint8_t *to, uint64_t room, uint64_t *got, int64_t deadline_ns) {
-    struct crail_stream_ask *first = &st->asks[st->asks_first];
+static int receive_bytes(struct crail_pipe *st, uint8_t *to, uint64_t room, uint64_t *got, int64_t deadline_ns) {
+    struct crail_pipe_ask *first = &st->asks[st->asks_first];
     if (!first->is_begun) {
         int rc = receive_reply(st, 0, deadline_ns);
         if (rc)
@@ -226,21 +226,21 @@ static int receive_bytes(struct crail_stream *st, uint8_t *to, uint64_t room, ui
     first->at += (uint64_t)n;
     first->bytes -= (uint64_t)n;
     if (!first->bytes) {
-        st->asks_first = (st->asks_first + 1) % CRAIL_STREAM_ASKS;
+        st->asks_first = (st->asks_first + 1) % CRAIL_PIPE_ASKS;
         st->asks_count--;
     }
     return 0;
 }
 
-int crail_stream_read(struct crail_stream *st, const struct crail_range *value, uint64_t at, uint8_t *to, uint64_t n,
-                      uint64_t *got, int64_t deadline_ns) {
+int crail_pipe_read(struct crail_pipe *st, const struct crail_range *value, uint64_t at, uint8_t *to, uint64_t n,
+                    uint64_t *got, int64_t deadline_ns) {
     bool is_sequential = at && at == st->read_end;
-    assert(!crail_stream_is_astray(st, at + *got) && !st->writes);
+    assert(!crail_pipe_is_astray(st, at + *got) && !st->writes);
     uint64_t until = at + n + (is_sequential ? AHEAD_BYTES : 0);
     if (until > value->bytes)
         until = value->bytes;
     while (*got < n) {
-        int rc = crail_stream_ask(st, value, at + *got, until, deadline_ns);
+        int rc = crail_pipe_ask(st, value, at + *got, until, deadline_ns);
         if (rc)
             return rc;
         if (!st->asks_count)

@@ -1,5 +1,5 @@
-/* Stream: how an open file moves its bytes between a buffer and a list of extents. Through shared memory as any call
- * does; over TCP on a data connection of its own (native/src/client/stream.c), so that reading is ahead of the reader
+/* Pipe: how an open file moves its bytes between a buffer and a list of extents. Through shared memory as any call
+ * does; over TCP on a data connection of its own (native/src/client/pipe.c), so that reading is ahead of the reader
  * and writing behind the writer. The extents come from the caller each time, as bytes: it knows which are its own. */
 #include <string.h>
 
@@ -9,13 +9,13 @@ typedef struct {
     PyObject_HEAD HotClient *client;
     PyObject *owner; /* what client->owner only borrows */
     PyObject *path;  /* for errors */
-    struct crail_stream s;
+    struct crail_pipe s;
     bool is_busy;
-} Stream;
+} Pipe;
 
-static PyTypeObject *stream_type;
+static PyTypeObject *pipe_type;
 
-PyObject *client_stream(PyObject *self, PyObject *path) {
+PyObject *client_pipe(PyObject *self, PyObject *path) {
     HotClient *client = (HotClient *)self;
     struct call c = {.self = client};
     if (call_set_path(&c, path))
@@ -26,21 +26,21 @@ PyObject *client_stream(PyObject *self, PyObject *path) {
     }
     if (call_follow_fork(client))
         return NULL;
-    Stream *st = PyObject_New(Stream, stream_type);
+    Pipe *st = PyObject_New(Pipe, pipe_type);
     if (!st)
         return NULL;
     st->client = (HotClient *)Py_NewRef(self);
     st->owner = Py_NewRef(client->owner);
     st->path = Py_NewRef(path);
     st->is_busy = false;
-    T->stream_open(&st->s, client->client);
+    T->pipe_open(&st->s, client->client);
     return (PyObject *)st;
 }
 
-static void stream_dealloc(PyObject *self) {
+static void pipe_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
-    Stream *st = (Stream *)self;
-    T->stream_close(&st->s);
+    Pipe *st = (Pipe *)self;
+    T->pipe_close(&st->s);
     Py_DECREF(st->client);
     Py_DECREF(st->owner);
     Py_DECREF(st->path);
@@ -48,16 +48,16 @@ static void stream_dealloc(PyObject *self) {
     Py_DECREF(type);
 }
 
-/* ---- a call of a stream ---------------------------------------------------- */
+/* ---- a call of a pipe ---------------------------------------------------- */
 
-static int begin(struct call *c, Stream *st, PyObject *timeout) {
+static int begin(struct call *c, Pipe *st, PyObject *timeout) {
     c->self = st->client;
     if (call_set_path(c, st->path))
         return -1;
-    if (!T->stream_is_ours(&st->s) || st->client->client != st->s.client)
+    if (!T->pipe_is_ours(&st->s) || st->client->client != st->s.client)
         return call_fail(c, CRAIL_E_CLOSED, 0);
     if (st->is_busy) {
-        PyErr_SetString(PyExc_RuntimeError, "another thread is using this stream");
+        PyErr_SetString(PyExc_RuntimeError, "another thread is using this pipe");
         return -1;
     }
     st->is_busy = true; /* also while the lane is being had */
@@ -67,7 +67,7 @@ static int begin(struct call *c, Stream *st, PyObject *timeout) {
     return -1;
 }
 
-static void end(struct call *c, Stream *st) {
+static void end(struct call *c, Pipe *st) {
     if (c->lane)
         call_end(c);
     st->is_busy = false;
@@ -102,9 +102,9 @@ static uint64_t capacity(const struct crail_range *v) {
 
 /* What a failure over TCP means. The connection ends. 0: nothing was lost, try once more; 1: the location is out of
  * date; -1. */
-static int failed(struct call *c, Stream *st, int rc, uint32_t server, int *failures) {
+static int failed(struct call *c, Pipe *st, int rc, uint32_t server, int *failures) {
     bool was_clean = st->s.writes == 0;
-    T->stream_abort(&st->s);
+    T->pipe_abort(&st->s);
     if (rc == -EPIPE && was_clean && ++*failures == 1)
         return 0;
     if (rc == -CRAIL_E_STALE_LOCATION)
@@ -114,18 +114,18 @@ static int failed(struct call *c, Stream *st, int rc, uint32_t server, int *fail
 }
 
 /* Runs handlers after -EINTR. When one raises, what was on its way is given up. */
-static int interrupted(Stream *st) {
+static int interrupted(Pipe *st) {
     if (!PyErr_CheckSignals())
         return 0;
-    T->stream_abort(&st->s);
+    T->pipe_abort(&st->s);
     return -1;
 }
 
-static int settle(struct call *c, Stream *st) {
+static int settle(struct call *c, Pipe *st) {
     while (st->s.writes) {
         int rc, failures = 1;
         uint32_t server = st->s.server;
-        Py_BEGIN_ALLOW_THREADS rc = T->stream_settle(&st->s, call_deadline(c));
+        Py_BEGIN_ALLOW_THREADS rc = T->pipe_settle(&st->s, call_deadline(c));
         Py_END_ALLOW_THREADS if (rc == -EINTR) rc = interrupted(st);
         else if (rc) rc = failed(c, st, rc, server, &failures);
         if (rc)
@@ -136,10 +136,10 @@ static int settle(struct call *c, Stream *st) {
 
 enum way { BY_MEMORY = 2, BY_TCP = 3 }; /* else as failed() */
 
-static int reach(struct call *c, Stream *st, uint32_t server) {
+static int reach(struct call *c, Pipe *st, uint32_t server) {
     if (T->client_find(c->client, server))
         return BY_MEMORY;
-    if (T->stream_reaches(&st->s, server))
+    if (T->pipe_reaches(&st->s, server))
         return BY_TCP;
     int rc = settle(c, st);
     if (rc)
@@ -148,14 +148,14 @@ static int reach(struct call *c, Stream *st, uint32_t server) {
         return -1;
     if (T->client_find(c->client, server))
         return BY_MEMORY;
-    T->stream_take(&st->s, c->lane, server);
+    T->pipe_take(&st->s, c->lane, server);
     return BY_TCP;
 }
 
 /* ---- read and write --------------------------------------------------------- */
 
 /* One extent's part of a write. 0, or as failed(). */
-static int write_part(struct call *c, Stream *st, const struct crail_extent *e, uint64_t within, uint8_t *data,
+static int write_part(struct call *c, Pipe *st, const struct crail_extent *e, uint64_t within, uint8_t *data,
                       uint64_t n) {
     int failures = 0;
     for (;;) {
@@ -165,11 +165,11 @@ static int write_part(struct call *c, Stream *st, const struct crail_extent *e, 
         if (rc != BY_TCP)
             return rc;
         if (st->s.asks_count) { /* it was reading */
-            T->stream_abort(&st->s);
+            T->pipe_abort(&st->s);
             continue;
         }
         do {
-            Py_BEGIN_ALLOW_THREADS rc = T->stream_write(&st->s, e, within, data, n, call_deadline(c));
+            Py_BEGIN_ALLOW_THREADS rc = T->pipe_write(&st->s, e, within, data, n, call_deadline(c));
             Py_END_ALLOW_THREADS
         } while (rc == -EINTR && (rc = interrupted(st)) == 0 && (rc = -EINTR));
         if (rc == 0 || rc == -1)
@@ -180,7 +180,7 @@ static int write_part(struct call *c, Stream *st, const struct crail_extent *e, 
     }
 }
 
-static int write_all(struct call *c, Stream *st, const struct crail_range *v, uint64_t at, uint8_t *data, uint64_t n) {
+static int write_all(struct call *c, Pipe *st, const struct crail_range *v, uint64_t at, uint8_t *data, uint64_t n) {
     for (uint64_t done = 0, within, part; done < n; done += part) {
         uint32_t i = T->range_locate(v, at + done, &within);
         part = bytes_of(&v->extents[i]) - within;
@@ -194,13 +194,13 @@ static int write_all(struct call *c, Stream *st, const struct crail_range *v, ui
 }
 
 /* As far as one server goes. 0, or as failed(). */
-static int read_part(struct call *c, Stream *st, const struct crail_range *v, uint64_t at, uint8_t *to, uint64_t n,
+static int read_part(struct call *c, Pipe *st, const struct crail_range *v, uint64_t at, uint8_t *to, uint64_t n,
                      uint64_t *got, int *failures) {
     uint64_t within;
     uint32_t i = T->range_locate(v, at + *got, &within);
     const struct crail_extent *e = &v->extents[i];
-    if (T->stream_is_astray(&st->s, at + *got))
-        T->stream_abort(&st->s);
+    if (T->pipe_is_astray(&st->s, at + *got))
+        T->pipe_abort(&st->s);
     int rc = settle(c, st);
     if (!rc)
         rc = reach(c, st, e->server);
@@ -212,12 +212,12 @@ static int read_part(struct call *c, Stream *st, const struct crail_range *v, ui
     }
     if (rc != BY_TCP)
         return rc;
-    Py_BEGIN_ALLOW_THREADS rc = T->stream_read(&st->s, v, at, to, n, got, call_deadline(c));
+    Py_BEGIN_ALLOW_THREADS rc = T->pipe_read(&st->s, v, at, to, n, got, call_deadline(c));
     Py_END_ALLOW_THREADS if (rc == 0 || rc == CRAIL_NEED_SERVER) return 0;
     return rc == -EINTR ? interrupted(st) : failed(c, st, rc, e->server, failures);
 }
 
-static int read_all(struct call *c, Stream *st, const struct crail_range *v, uint64_t at, uint8_t *to, uint64_t n) {
+static int read_all(struct call *c, Pipe *st, const struct crail_range *v, uint64_t at, uint8_t *to, uint64_t n) {
     int failures = 0;
     for (uint64_t got = 0; got < n;) {
         int rc = read_part(c, st, v, at, to, n, &got, &failures);
@@ -261,7 +261,7 @@ static uint64_t left_from(const struct crail_range *v, uint64_t at, uint64_t n) 
     return n < left ? n : left;
 }
 
-static int read_call(Stream *st, PyObject *timeout, const struct crail_range *v, uint64_t at, void *to, uint64_t n) {
+static int read_call(Pipe *st, PyObject *timeout, const struct crail_range *v, uint64_t at, void *to, uint64_t n) {
     struct call c = {0};
     if (!n)
         return 0;
@@ -273,7 +273,7 @@ static int read_call(Stream *st, PyObject *timeout, const struct crail_range *v,
 }
 
 /* read(extents, size, offset, buffer, timeout) -> int */
-static PyObject *stream_read(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+static PyObject *pipe_read(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
     struct crail_range v;
     uint64_t at;
@@ -282,13 +282,13 @@ static PyObject *stream_read(PyObject *self, PyObject *const *args, Py_ssize_t n
         PyObject_GetBuffer(args[3], &b, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS))
         return NULL;
     uint64_t want = left_from(&v, at, (uint64_t)b.len);
-    int rc = read_call((Stream *)self, args[4], &v, at, b.buf, want);
+    int rc = read_call((Pipe *)self, args[4], &v, at, b.buf, want);
     PyBuffer_Release(&b);
     return rc ? NULL : PyLong_FromUnsignedLongLong(want);
 }
 
 /* read_bytes(extents, size, offset, length, timeout) -> bytes */
-static PyObject *stream_read_bytes(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+static PyObject *pipe_read_bytes(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
     struct crail_range v;
     uint64_t at;
@@ -299,13 +299,13 @@ static PyObject *stream_read_bytes(PyObject *self, PyObject *const *args, Py_ssi
         return NULL;
     want = left_from(&v, at, want);
     PyObject *b = call_new_bytes(want);
-    if (b && read_call((Stream *)self, args[4], &v, at, PyBytes_AsString(b), want))
+    if (b && read_call((Pipe *)self, args[4], &v, at, PyBytes_AsString(b), want))
         Py_CLEAR(b);
     return b;
 }
 
 /* write(extents, offset, data, timeout) -> None */
-static PyObject *stream_write(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+static PyObject *pipe_write(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
     struct crail_range v = {.extents = extents};
@@ -320,10 +320,10 @@ static PyObject *stream_write(PyObject *self, PyObject *const *args, Py_ssize_t 
     if (at > v.bytes || (uint64_t)b.len > v.bytes - at)
         PyErr_SetString(PyExc_ValueError, "the extents end before the data");
     else
-        rc = begin(&c, (Stream *)self, args[3]);
+        rc = begin(&c, (Pipe *)self, args[3]);
     if (!rc) {
-        rc = outcome(&c, write_all(&c, (Stream *)self, &v, at, b.buf, (uint64_t)b.len));
-        end(&c, (Stream *)self);
+        rc = outcome(&c, write_all(&c, (Pipe *)self, &v, at, b.buf, (uint64_t)b.len));
+        end(&c, (Pipe *)self);
     }
     PyBuffer_Release(&b);
     if (rc)
@@ -332,9 +332,9 @@ static PyObject *stream_write(PyObject *self, PyObject *const *args, Py_ssize_t 
 }
 
 /* settle(timeout) -> None */
-static PyObject *stream_settle(PyObject *self, PyObject *timeout) {
+static PyObject *pipe_settle(PyObject *self, PyObject *timeout) {
     struct call c = {0};
-    Stream *st = (Stream *)self;
+    Pipe *st = (Pipe *)self;
     if (begin(&c, st, timeout))
         return NULL;
     int rc = outcome(&c, settle(&c, st));
@@ -345,21 +345,21 @@ static PyObject *stream_settle(PyObject *self, PyObject *timeout) {
 }
 
 /* Asks for the first bytes of a range, if they come over TCP. */
-static int ask(struct call *c, Stream *st, const struct crail_range *v, uint64_t at, uint64_t until) {
+static int ask(struct call *c, Pipe *st, const struct crail_range *v, uint64_t at, uint64_t until) {
     uint64_t within;
     int rc = reach(c, st, v->extents[T->range_locate(v, at, &within)].server), failures = 1;
     if (rc != BY_TCP || st->s.asks_count)
         return rc == BY_MEMORY || rc == BY_TCP ? 0 : rc;
     uint32_t server = st->s.server;
     do {
-        Py_BEGIN_ALLOW_THREADS rc = T->stream_ask(&st->s, v, at, until, call_deadline(c));
+        Py_BEGIN_ALLOW_THREADS rc = T->pipe_ask(&st->s, v, at, until, call_deadline(c));
         Py_END_ALLOW_THREADS
     } while (rc == -EINTR && (rc = interrupted(st)) == 0 && (rc = -EINTR));
     return rc == 0 || rc == -1 ? rc : failed(c, st, rc, server, &failures);
 }
 
 /* ask(extents, size, offset, length, timeout) -> None */
-static PyObject *stream_ask(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+static PyObject *pipe_ask(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
     struct crail_range v;
@@ -370,65 +370,65 @@ static PyObject *stream_ask(PyObject *self, PyObject *const *args, Py_ssize_t n)
     if (PyErr_Occurred())
         return NULL;
     length = left_from(&v, at, length);
-    if (begin(&c, (Stream *)self, args[4]))
+    if (begin(&c, (Pipe *)self, args[4]))
         return NULL;
-    int rc = length ? outcome(&c, ask(&c, (Stream *)self, &v, at, at + length)) : 0;
-    end(&c, (Stream *)self);
+    int rc = length ? outcome(&c, ask(&c, (Pipe *)self, &v, at, at + length)) : 0;
+    end(&c, (Pipe *)self);
     if (rc)
         return NULL;
     Py_RETURN_NONE;
 }
 
 /* close() -> None: the connection goes back to a lane if nothing is on its way on it. */
-static PyObject *stream_close(PyObject *self, PyObject *unused) {
+static PyObject *pipe_close(PyObject *self, PyObject *unused) {
     struct call c = {0};
-    Stream *st = (Stream *)self;
+    Pipe *st = (Pipe *)self;
     (void)unused;
     if (st->is_busy) {
-        PyErr_SetString(PyExc_RuntimeError, "another thread is using this stream");
+        PyErr_SetString(PyExc_RuntimeError, "another thread is using this pipe");
         return NULL;
     }
-    if (T->stream_is_ours(&st->s) && st->s.fd >= 0 && !st->s.writes && !st->s.asks_count &&
+    if (T->pipe_is_ours(&st->s) && st->s.fd >= 0 && !st->s.writes && !st->s.asks_count &&
         st->client->client == st->s.client) {
         if (begin(&c, st, Py_None) == 0) {
-            T->stream_put_back(&st->s, c.lane);
+            T->pipe_put_back(&st->s, c.lane);
             end(&c, st);
         } else {
             PyErr_Clear(); /* no lane to give it to: it ends */
         }
     }
-    T->stream_close(&st->s);
+    T->pipe_close(&st->s);
     Py_RETURN_NONE;
 }
 
-#define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))stream_##name, METH_FASTCALL, doc}
+#define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))pipe_##name, METH_FASTCALL, doc}
 
-static PyMethodDef stream_methods[] = {
+static PyMethodDef pipe_methods[] = {
     FAST(read, "read(extents, size, offset, buffer, timeout) -> int"),
     FAST(read_bytes, "read_bytes(extents, size, offset, length, timeout) -> bytes"),
     FAST(write, "write(extents, offset, data, timeout): may return while the bytes are on their way"),
     FAST(ask, "ask(extents, size, offset, length, timeout): for bytes that will be read, if they come over TCP"),
-    {"settle", stream_settle, METH_O, "settle(timeout): waits until everything written is there"},
-    {"close", stream_close, METH_NOARGS, "close(): what is on its way comes to nothing. May be called twice."},
+    {"settle", pipe_settle, METH_O, "settle(timeout): waits until everything written is there"},
+    {"close", pipe_close, METH_NOARGS, "close(): what is on its way comes to nothing. May be called twice."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Slot stream_slots[] = {
-    {Py_tp_dealloc, stream_dealloc},
-    {Py_tp_methods, stream_methods},
+static PyType_Slot pipe_slots[] = {
+    {Py_tp_dealloc, pipe_dealloc},
+    {Py_tp_methods, pipe_methods},
     {Py_tp_doc, "Moves the bytes of one open file. For one thread at a time, in the process that opened it."},
     {0, NULL},
 };
 
-static PyType_Spec stream_spec = {
-    .name = "crailpy._hot.Stream",
-    .basicsize = sizeof(Stream),
+static PyType_Spec pipe_spec = {
+    .name = "crailpy._hot.Pipe",
+    .basicsize = sizeof(Pipe),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = stream_slots,
+    .slots = pipe_slots,
 };
 
-PyObject *stream_type_new(void) {
-    PyObject *type = PyType_FromSpec(&stream_spec);
-    stream_type = (PyTypeObject *)type;
+PyObject *pipe_type_new(void) {
+    PyObject *type = PyType_FromSpec(&pipe_spec);
+    pipe_type = (PyTypeObject *)type;
     return type;
 }
