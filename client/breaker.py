@@ -39,6 +39,8 @@ class Breaker:
     def __init__(self, hot: Any) -> None:
         self._hot = hot
         self.rebind = hot.rebind
+        self.alloc = hot.alloc  # of files, which are neither reads nor writes
+        self.pipe = hot.pipe
         self._lock = allocate_lock()
         self._is_open = False
         self._is_probing = False

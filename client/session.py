@@ -11,7 +11,6 @@ import os
 import socket
 import time
 from _thread import LockType, allocate_lock
-from itertools import count
 
 from crailpy import hello, native
 from crailpy.errors import (
@@ -109,11 +108,6 @@ class Session:
         self._presences: list[socket.socket] = []
         self._described: dict[int, dict[str, Any]] = {}
         self._established = False
-        self._tokens = count(1)
-
-    def new_token(self) -> int:
-        """A number for something that this session is to hold; used once."""
-        return next(self._tokens)
 
     # -- reaching somebody -------------------------------------------------
 

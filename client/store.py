@@ -1,12 +1,20 @@
-"""The synchronous face: `connect()` and `Store`. Its calls stand by theme in values.py, tree.py
-and waiting.py, on the ground of connection.py."""
+"""The synchronous face: `connect()` and `Store`. Its calls stand by theme in values.py, tree.py,
+waiting.py and lifetimes.py, on the ground of connection.py."""
 
 from __future__ import annotations
 
 import time
 
-from crailpy.errors import ClosedError, ExistsError, InvalidArgumentError
+from crailpy.errors import (
+    ClosedError,
+    ExistsError,
+    InvalidArgumentError,
+    IsContainerError,
+    VersionConflictError,
+)
 
+from . import requests
+from .lifetimes import Lifetimes
 from .tree import Tree
 from .values import Values
 
@@ -14,10 +22,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .files import Reader, Writer
+    from .containers import Queue, Table
+    from .files import AnyFile
+
+INLINE_MAX = 4096  # bytes of a value kept inside its node
 
 
-class Store(Values, Tree):
+class Store(Values, Tree, Lifetimes):
     """A connection to a store: the namespace, and the bytes behind it.
 
     Thread-safe. A context manager. In a forked child it opens a session of its own at its first
@@ -28,20 +39,98 @@ class Store(Values, Tree):
 
     # -- files ------------------------------------------------------------------------
 
-    def open(self, path: str, mode: str = "rb", *, timeout: float | None = None) -> Reader | Writer:
-        """A file object: mode "rb", "wb" (replaces at close) or "xb" (ExistsError if there).
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        *,
+        follow: bool = False,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> AnyFile:
+        """A file object: modes r, w, x, a, each with + and with b or text, as builtin open().
 
-        What is written appears at `close()`, as one version; leaving a `with` block by an exception
-        discards it."""
-        from .files import Reader, Writer
+        It reads one version, whatever happens to the path meanwhile. What is written appears at
+        `close()`, as one version; leaving a `with` block by an exception, and `discard()`, publish
+        nothing. "r+" raises VersionConflictError at close() if another version was published
+        meanwhile. "a" has the append right of the file until it is closed: another appender waits
+        for it, up to its deadline. `follow` (mode "rb"): reads a file that is still being written,
+        up to its end; DataLostError when it is discarded. `buffering`, `encoding`, `errors` and
+        `newline` as for open(). Raises NotFoundError, ExistsError (mode x), IsContainerError,
+        InvalidArgumentError, OutOfSpaceError."""
+        from .files import open_file
 
-        if mode == "rb":
-            return Reader(self, path, timeout)
-        if mode in ("wb", "xb"):
-            if mode == "xb" and self.exists(path, timeout=timeout):
-                raise ExistsError(path=path)
-            return Writer(self, path, mode == "xb", timeout)
-        raise InvalidArgumentError(f"mode {mode!r}: this store opens rb, wb and xb", path=path)
+        return open_file(
+            self, path, mode, follow=follow, buffering=buffering, encoding=encoding, errors=errors,
+            newline=newline, timeout=timeout, placement=placement,
+        )  # fmt: skip
+
+    def truncate(self, path: str, size: int, *, timeout: float | None = None) -> None:
+        """Cuts the value to `size` bytes, or fills it up with zeros, as a new version. Raises
+        NotFoundError, IsContainerError, InvalidArgumentError."""
+        limit = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        within_node = size <= INLINE_MAX
+        while True:
+            try:
+                if within_node:
+                    self._run(requests.truncate(path, size), limit)
+                else:
+                    with self.open(path, "r+b", timeout=limit) as file:
+                        file.truncate(size)
+                return
+            except InvalidArgumentError:
+                if not within_node:
+                    raise
+                within_node = False  # the value lies in extents
+            except VersionConflictError:  # it was changed meanwhile
+                if time.monotonic() >= deadline:
+                    raise
+
+    def touch(
+        self,
+        path: str,
+        *,
+        exist_ok: bool = True,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> None:
+        """Makes an empty value where there is nothing; else it counts as changed now. Raises
+        ExistsError (unless `exist_ok`), NotFoundError (no parent and `parents` is false)."""
+        try:
+            self.put(path, b"", if_absent=True, parents=parents, timeout=timeout, **placement)
+        except (ExistsError, IsContainerError):
+            if not exist_ok:
+                raise
+            self._run(requests.set_attributes(path, {}, b""), timeout)
+
+    # -- containers with a face of their own --------------------------------------------
+
+    def table(
+        self, path: str, create: bool = True, *, timeout: float | None = None, **placement: Any
+    ) -> Table:
+        """The table at `path`, made where there is none (unless `create` is false: NotFoundError):
+        a mapping of str to bytes. `placement` holds for what is put in. Raises ExistsError for
+        another kind of node."""
+        from .containers import Table, open_container
+
+        open_container(self, path, create, requests.TABLE, "table", timeout)
+        return Table(self, path, timeout, placement)
+
+    def queue(
+        self, path: str, create: bool = True, *, timeout: float | None = None, **placement: Any
+    ) -> Queue:
+        """The queue at `path`, made where there is none (unless `create` is false: NotFoundError).
+        `placement` holds for what is put in. Raises ExistsError for another kind of node."""
+        from .containers import Queue, open_container
+
+        open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout)
+        return Queue(self, path, timeout, placement)
 
     # -- facts --------------------------------------------------------------------------
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from crailpy.model import NodeInfo
-
     from .requests import Buffer
 
 
@@ -138,6 +136,64 @@ class Values(Connection):
         data: bytes = self._hot.get_range(key, offset, length, timeout)
         return data
 
+    def incr(
+        self,
+        key: str,
+        by: int = 1,
+        *,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> int:
+        """Adds to the counter at `key`, exactly once, and returns the sum: 64 bits with a sign.
+
+        It is made, as 0, at its first use; as a value it is 8 bytes, little-endian. Raises
+        InvalidArgumentError for a value that is no counter and for a sum that is out of range,
+        IsContainerError, NotFoundError (no parent and `parents` is false)."""
+        options = b""
+        if placement:
+            options, _, timeout = self._placed(placement, timeout)
+        total: int = self._run(requests.incr(key, by, parents, options), timeout)
+        return total
+
+    def put_object(
+        self,
+        key: str,
+        obj: Any,
+        *,
+        if_absent: bool = False,
+        if_version: int | None = None,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> int:
+        """Stores any object that pickles, as `put` stores bytes; large buffers in it (arrays) lie
+        aligned beside the pickle. Returns the version. objects.py documents the format."""
+        from .objects import dump
+
+        return self.put(
+            key,
+            b"".join(dump(obj)),
+            if_absent=if_absent,
+            if_version=if_version,
+            parents=parents,
+            timeout=timeout,
+            **placement,
+        )
+
+    def get_object(
+        self, key: str, *, wait: float | None = None, timeout: float | None = None
+    ) -> Any:
+        """What `put_object` stored. Arrays in it are read-only and lie over the value itself, where
+        the transport shares memory: nothing is copied, and the value stays as long as they do.
+
+        Unpickling can run code: read only what you trust. Raises ProtocolError for another kind of
+        value; else as `get`."""
+        from .objects import load
+
+        with self.get_view(key, wait=wait, timeout=timeout) as view:
+            return load(view)
+
     def put_many(
         self,
         items: Mapping[str, Buffer] | Iterable[tuple[str, Buffer]],
@@ -206,26 +262,6 @@ class Values(Connection):
             )
         ]
         all_or_batch_error(failed)
-
-    def exists(self, key: str, *, timeout: float | None = None) -> bool:
-        """Whether there is anything at `key`."""
-        found: bool = self._run(requests.exists(key), timeout)
-        return found
-
-    def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
-        """Facts about a node. Raises NotFoundError."""
-        info: NodeInfo = self._run(requests.stat(path), timeout)
-        return info
-
-    def stat_many(
-        self, paths: Iterable[str], *, timeout: float | None = None
-    ) -> list[NodeInfo | None]:
-        """Facts about each path, in order; None for absent ones."""
-        paths = list(paths)
-        each = requests.stat("")
-        return requests.node_infos(
-            paths, self._hot.call_many(each.code, each.flags, paths, timeout)
-        )
 
 
 class _ViewEnd:

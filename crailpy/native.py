@@ -15,6 +15,7 @@ from crailpy._hot import Client as Client
 from crailpy._hot import Copy as Copy
 from crailpy._hot import Flat as Flat
 from crailpy._hot import Landing as Landing
+from crailpy._hot import Pipe as Pipe
 from crailpy._hot import View as View
 from crailpy._hot import pin as pin
 from crailpy._hot import view as view

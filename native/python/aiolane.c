@@ -675,7 +675,7 @@ static PyType_Slot lane_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec async_lane_spec = {
+static PyType_Spec async_lane_spec = {
     .name = "crailpy._hot.AsyncLane",
     .basicsize = sizeof(AsyncLane),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
@@ -696,9 +696,24 @@ static PyType_Slot batch_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec async_batch_spec = {
+static PyType_Spec async_batch_spec = {
     .name = "crailpy._hot.AsyncBatch",
     .basicsize = sizeof(AsyncBatch),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = batch_slots,
 };
+
+static int add_type(PyObject *m, const char *name, PyType_Spec *spec) {
+    PyObject *type = PyType_FromSpec(spec);
+    int rc = type ? PyModule_AddObjectRef(m, name, type) : -1;
+    Py_XDECREF(type);
+    return rc;
+}
+
+int async_add(PyObject *m) {
+    async_batch_type = (PyTypeObject *)PyType_FromSpec(&async_batch_spec);
+    if (!async_batch_type || add_type(m, "AsyncLane", &async_lane_spec) || add_type(m, "Copy", &copy_spec) ||
+        add_type(m, "Landing", &landing_spec) || add_type(m, "Flat", &flat_spec))
+        return -1;
+    return PyModule_AddFunctions(m, async_functions);
+}

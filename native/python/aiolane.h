@@ -37,7 +37,8 @@ typedef struct {
     Py_ssize_t left;
 } AsyncBatch;
 
-extern PyType_Spec async_lane_spec, async_batch_spec;
+/* Adds all that is asynchronous to the module. */
+int async_add(PyObject *module);
 extern PyTypeObject *async_batch_type;
 extern const struct crail_flow_owner async_owner;
 

@@ -69,7 +69,9 @@ int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out) {
     return 0;
 }
 
-static int after_fork(HotClient *self) {
+int call_follow_fork(HotClient *self) {
+    if (self->client->fork_epoch == *T->fork_child_epoch)
+        return 0;
     PyObject *r = PyObject_CallMethod(self->owner, "_after_fork", NULL);
     Py_XDECREF(r);
     return r ? 0 : -1;
@@ -93,7 +95,7 @@ static int checkout(struct call *c, uint32_t reserve) {
         HotClient *self = c->self;
         if (!self->client) /* closed, perhaps while we waited */
             return call_fail(c, CRAIL_E_CLOSED, 0);
-        if (self->client->fork_epoch != *T->fork_child_epoch && after_fork(self))
+        if (call_follow_fork(self))
             return -1;
         int rc = T->lane_checkout(self->client, reserve, &c->lane);
         if (rc == 0 || rc == -EAGAIN)

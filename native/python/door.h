@@ -71,11 +71,15 @@ int64_t call_deadline(struct call *c);
 /* Moves a range of a value between its extents and the buffer. 1: the location is out of date, ask again. */
 int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
                   uint64_t offset, uint64_t length, void *buffer, bool is_write);
+/* In a forked child: has the owner open a session of its own first. */
+int call_follow_fork(HotClient *self);
 /* Has the server attached, by asking the owner. */
 int call_attach(struct call *c, uint32_t server, int need);
 /* Raises what the status means, with path and server. Returns -1. */
 int call_fail(struct call *c, int status, uint32_t server);
 PyObject *call_error(struct call *c, int status, uint32_t server);
+/* A bytes object to be filled. */
+PyObject *call_new_bytes(uint64_t n);
 /* Copies a result's extents out of the reply. 0, or -1 with ProtocolError set. */
 int call_extents(struct call *c, const struct crail_result *r, const void *data, struct crail_extent *out,
                  uint32_t *count);
@@ -92,6 +96,8 @@ PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_pipe(PyObject *self, PyObject *path);
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n);
@@ -108,5 +114,9 @@ extern PyTypeObject *view_type;
 PyObject *view_from_pin(const struct crail_pin *pin, uint64_t nbytes, uint64_t version, bool goes_when_read);
 /* Takes the reference to `bytes` over. */
 PyObject *view_from_bytes(PyObject *bytes, uint64_t version, bool goes_when_read);
+
+/* ---- pipe.c ---------------------------------------------------------------- */
+
+PyObject *pipe_type_new(void);
 
 #endif

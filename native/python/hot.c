@@ -55,6 +55,8 @@ static PyMethodDef client_methods[] = {
     FAST(get_into, "get_into(key, buffer, offset, timeout) -> int"),
     FAST(get_view, "get_view(key, wait_ms, timeout) -> View"),
     FAST(put, "put(key, data, flags, if_version, options, wait_ms, timeout) -> version"),
+    FAST(alloc, "alloc(size, flags, options, timeout) -> extents, as bytes"),
+    {"pipe", client_pipe, METH_O, "pipe(path) -> Pipe"},
     FAST(get_many, "get_many(keys, none_if_missing, timeout) -> (values, indexes to ask again, what goes now)"),
     FAST(put_many, "put_many(items, start, out, flags, options, timeout) -> where it stopped"),
     FAST(call, "call(code, flags, key, data, count, options, arg0, arg1, timeout)"
@@ -103,24 +105,16 @@ static struct PyModuleDef module = {
     .m_size = -1,          .m_methods = functions,
 };
 
-static int add_type(PyObject *m, const char *name, PyType_Spec *spec) {
-    PyObject *type = PyType_FromSpec(spec);
-    int rc = type ? PyModule_AddObjectRef(m, name, type) : -1;
-    Py_XDECREF(type);
-    return rc;
-}
-
 PyMODINIT_FUNC PyInit__hot(void) {
     PyObject *m = PyModule_Create(&module);
     if (!m)
         return NULL;
     PyObject *client = PyType_FromSpec(&client_spec);
     view_type = (PyTypeObject *)PyType_FromSpec(&view_spec);
-    async_batch_type = (PyTypeObject *)PyType_FromSpec(&async_batch_spec);
-    if (!client || !view_type || !async_batch_type || PyModule_AddObjectRef(m, "Client", client) ||
-        PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || add_type(m, "AsyncLane", &async_lane_spec) ||
-        add_type(m, "Copy", &copy_spec) || add_type(m, "Landing", &landing_spec) || add_type(m, "Flat", &flat_spec) ||
-        PyModule_AddFunctions(m, async_functions)) {
+    PyObject *pipe = pipe_type_new();
+    if (!client || !view_type || !pipe || PyModule_AddObjectRef(m, "Client", client) ||
+        PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || PyModule_AddObjectRef(m, "Pipe", pipe) ||
+        async_add(m)) {
         Py_DECREF(m);
         return NULL;
     }

@@ -288,6 +288,41 @@ static int allocate(struct call *c, uint64_t size, uint32_t wait_ms, struct gran
     return rc;
 }
 
+/* alloc(size, flags, options, timeout) -> bytes: the extents granted, at least `size` together */
+PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {.self = (HotClient *)self};
+    const void *data;
+    Py_buffer options;
+    if (!arguments("alloc", n, 4))
+        return NULL;
+    struct crail_op op = {
+        .code = CRAIL_OP_ALLOC, .flags = (uint16_t)PyLong_AsLong(args[1]), .arg1 = PyLong_AsUnsignedLongLong(args[0])};
+    if (PyErr_Occurred() || PyObject_GetBuffer(args[2], &options, PyBUF_C_CONTIGUOUS))
+        return NULL;
+    bool has_options = options.len == (Py_ssize_t)sizeof(struct crail_options);
+    struct crail_result r = {.status = -CRAIL_E_OUT_OF_SPACE};
+    PyObject *out = NULL;
+    int rc = call_begin(&c, c.self, args[3], 0) ? -1 : 1;
+    while (rc == 1 && r.status == -CRAIL_E_OUT_OF_SPACE) { /* again after what we hold ahead was given back */
+        T->lane_begin(c.lane);
+        const struct crail_result *got = NULL;
+        if (!call_whole_op(&c, &op, has_options ? options.buf : NULL, NULL) && !call_exchange(&c))
+            got = call_result(&c, &data);
+        if (got)
+            r = *got;
+        rc = got ? 0 : -1;
+        if (!rc && r.status == -CRAIL_E_OUT_OF_SPACE)
+            rc = release_held(&c);
+    }
+    if (!rc && r.status)
+        call_fail(&c, r.status, r.server);
+    else if (!rc)
+        out = PyBytes_FromStringAndSize(data, (Py_ssize_t)(r.count * sizeof(struct crail_extent)));
+    finish(&c);
+    PyBuffer_Release(&options);
+    return out;
+}
+
 /* The write came to nothing: what was granted is kept for the next one, or given back. Nothing may be kept into which
  * an aborted transfer may still write: then it goes by way of the namenode, whose retire order waits for that. An
  * exception may be set and stays; a failure to give back adds nothing to it: the session's end will do it. */

@@ -69,7 +69,7 @@ static void count(crail_namenode *nn, const struct crail_op *op) {
     nn->changed |= op->code >= CRAIL_OP_RECORDED_FIRST;
 }
 
-/* Appends one result. 0, CRAIL_META_AGAIN (nothing appended), -ENOMEM (likewise). */
+/* Appends one result. 0; CRAIL_META_AGAIN, CRAIL_META_WAIT, -ENOMEM: nothing appended. */
 static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct crail_op *op) {
     struct crail_rpc_vector *v = &lane->vec;
     bool mutates = op->code >= CRAIL_OP_RECORDED_FIRST && op->code < CRAIL_OP_HOLDS_FIRST;
@@ -151,7 +151,9 @@ enum crail_rpc_run crail_rpc_vector_run(crail_namenode *nn, struct crail_rpc_lan
         int rc = execute(nn, lane, op);
         if (rc == CRAIL_META_AGAIN)
             return CRAIL_RPC_RUN_STEP;
-        if (rc)
+        if (rc == CRAIL_META_WAIT)
+            rc = answer(v->reply, CRAIL_E_DEADLINE, NULL, 0);
+        else if (rc)
             rc = answer(v->reply, CRAIL_E_NO_MEMORY, NULL, 0);
         if (rc)
             return CRAIL_RPC_RUN_BROKEN;
