@@ -6,30 +6,6 @@
 #include "meta/engine.h"
 #include "meta_kit.h"
 
-#define OK 0
-#define E(name) CRAIL_E_##name
-#define WANT(answer, status_wanted)                                                                      \
-    do {                                                                                                 \
-        int got_ = (answer).status;                                                                      \
-        if (got_ != (status_wanted)) {                                                                   \
-            fprintf(stderr, "%s:%d: status %d, wanted %d\n", __FILE__, __LINE__, got_, (status_wanted)); \
-            abort();                                                                                     \
-        }                                                                                                \
-    } while (0)
-
-static struct crail_extent extent_at(const struct answer *a, uint32_t i) {
-    struct crail_extent e;
-    assert(i < a->r.count);
-    memcpy(&e, a->data + i * sizeof(e), sizeof(e));
-    return e;
-}
-
-static struct crail_meta_stats stats_of(const struct kit *k) {
-    struct crail_meta_stats st;
-    crail_meta_stats(k->m, &st);
-    return st;
-}
-
 /* ---- paths ----------------------------------------------------------------------- */
 
 static void malformed_paths_are_refused(void) {
@@ -851,8 +827,6 @@ static void damage_is_found_by_the_check(void) {
 }
 
 #include "test_meta_model.h"
-
-#define RUN(claim) (claim(), printf("ok %s\n", #claim), fflush(stdout))
 
 int main(int argc, char **argv) {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : kit_clock_ns() | 1;

@@ -25,14 +25,19 @@ int crail_meta_new(const struct crail_meta_options *options, struct crail_meta *
     rc = crail_names_open(m);
     if (rc)
         goto out_arena;
+    rc = crail_holds_open(m);
+    if (rc)
+        goto out_arena;
     m->root = crail_tree_create(m, 0, "", 0, 0, CRAIL_KIND_DIRECTORY, 0);
     if (!m->root) {
         rc = -ENOMEM;
-        goto out_arena;
+        goto out_holds;
     }
     *out = m;
     return 0;
 
+out_holds:
+    crail_holds_close(m);
 out_arena:
     crail_arena_close(&m->arena);
 out_prefixes:
@@ -50,6 +55,7 @@ void crail_meta_free(struct crail_meta *m) {
     }
     free(m->sessions);
     crail_servers_close(m);
+    crail_holds_close(m);
     crail_arena_close(&m->arena);
     munmap(m->prefixes, PREFIX_TABLE_BYTES);
     free(m);
@@ -99,6 +105,7 @@ void crail_meta_stats(const struct crail_meta *m, struct crail_meta_stats *out) 
                                      .arena_bytes_used = m->arena.bytes_used,
                                      .arena_bytes_reserved = m->arena.bytes_reserved,
                                      .values_inline_bytes = m->inline_bytes,
+                                     .holds = m->holds,
                                      .background_pending = m->doomed_nodes + m->indexes_building};
     for (uint32_t i = 0; i < m->servers_n; i++)
         add_server(m->servers[i], out);

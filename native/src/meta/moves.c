@@ -8,19 +8,29 @@ static bool is_within(const struct crail_meta *m, crail_ref dir, crail_ref node)
     return dir == node;
 }
 
-/* May `from` take the place of what is at the end of the walk `to`? */
+/* May `n` take the place of `old`? */
+static int overwrite_allowed(const struct crail_node *n, const struct crail_node *old) {
+    bool container = crail_node_is_container(n);
+    if (crail_node_is_container(old) != container)
+        return container ? CRAIL_E_NOT_CONTAINER : CRAIL_E_IS_CONTAINER;
+    if (n->kind != old->kind)
+        return CRAIL_E_EXISTS;
+    return container && old->size ? CRAIL_E_NOT_EMPTY : 0;
+}
+
+/* May `from` go to the end of the walk `to`? */
 static int rename_allowed(const struct crail_call *c, crail_ref from, const struct crail_walk *to) {
-    bool from_dir = crail_node_is_dir(crail_node_at(c->m, from));
-    if (from_dir && is_within(c->m, to->dir, from))
+    const struct crail_node *n = crail_node_at(c->m, from);
+    if (n->kind == CRAIL_KIND_BARRIER || n->flags & CRAIL_NODE_ITEM)
         return CRAIL_E_INVALID_ARGUMENT;
-    if (!to->node)
-        return 0;
-    const struct crail_node *old = crail_node_at(c->m, to->node);
+    if (crail_node_is_container(n) && is_within(c->m, to->dir, from))
+        return CRAIL_E_INVALID_ARGUMENT;
+    int rc = to->dir ? crail_tree_takes(crail_node_at(c->m, to->dir), n->kind) : 0;
+    if (rc || !to->node)
+        return rc;
     if (!crail_flag(c, CRAIL_OPF_OVERWRITE))
         return CRAIL_E_EXISTS;
-    if (crail_node_is_dir(old) != from_dir)
-        return from_dir ? CRAIL_E_NOT_CONTAINER : CRAIL_E_IS_CONTAINER;
-    return from_dir && old->size ? CRAIL_E_NOT_EMPTY : 0;
+    return overwrite_allowed(n, crail_node_at(c->m, to->node));
 }
 
 int crail_op_rename(struct crail_call *c) {
@@ -41,9 +51,11 @@ int crail_op_rename(struct crail_call *c) {
             return rc;
         if (to.node) {
             crail_tree_detach(c->m, to.node);
-            crail_tree_free(c->m, to.node);
+            crail_reap_tree(c->m, to.node);
         }
+        crail_changed(c->m, CRAIL_CHANGE_DELETE, c->path, c->op->path_len, n->version);
         crail_tree_move(c->m, from.node, to.dir, to.name, to.name_len, to.hash, name_ref, c->now_ns);
+        crail_changed(c->m, CRAIL_CHANGE_PUT, c->data, c->op->data_len, n->version);
     }
     c->r->version = n->version;
     c->r->size = n->size;
@@ -55,15 +67,19 @@ static int walk_to_removed(struct crail_call *c, struct crail_walk *w) {
     int rc = crail_walk_existing(c, w);
     if (rc)
         return rc;
-    return w->node == c->m->root ? CRAIL_E_INVALID_ARGUMENT : 0;
+    bool fixed = w->node == c->m->root || crail_node_at(c->m, w->node)->flags & CRAIL_NODE_ITEM;
+    return fixed ? CRAIL_E_INVALID_ARGUMENT : 0;
 }
 
-static void take_out(struct crail_call *c, const struct crail_walk *w) {
+/* Takes it off the tree; it and all below are freed, in steps where they are many. */
+static void remove_at(struct crail_call *c, const struct crail_walk *w) {
     const struct crail_node *n = crail_node_at(c->m, w->node);
     c->r->version = n->version;
     c->r->kind = n->kind;
     crail_node_at(c->m, w->dir)->mtime_ns = c->now_ns;
     crail_tree_detach(c->m, w->node);
+    crail_changed(c->m, CRAIL_CHANGE_DELETE, c->path, c->op->path_len, n->version);
+    crail_reap_tree(c->m, w->node);
 }
 
 int crail_op_remove(struct crail_call *c) {
@@ -72,12 +88,11 @@ int crail_op_remove(struct crail_call *c) {
     if (rc)
         return rc;
     const struct crail_node *n = crail_node_at(c->m, w.node);
-    if (crail_node_is_dir(n) && crail_flag(c, CRAIL_OPF_LEAF_ONLY))
+    if (crail_node_is_container(n) && crail_flag(c, CRAIL_OPF_LEAF_ONLY))
         return CRAIL_E_IS_CONTAINER;
-    if (crail_node_is_dir(n) && n->size)
+    if (crail_node_is_container(n) && n->size)
         return CRAIL_E_NOT_EMPTY;
-    take_out(c, &w);
-    crail_tree_free(c->m, w.node);
+    remove_at(c, &w);
     return 0;
 }
 
@@ -86,7 +101,6 @@ int crail_op_rmtree(struct crail_call *c) {
     int rc = walk_to_removed(c, &w);
     if (rc)
         return rc;
-    take_out(c, &w);
-    crail_reap_tree(c->m, w.node);
+    remove_at(c, &w);
     return 0;
 }

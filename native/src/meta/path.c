@@ -128,7 +128,7 @@ static int walk_directories(struct crail_meta *m, const char *path, uint32_t len
             w->gap = (uint32_t)(p - path);
             return CRAIL_E_NOT_FOUND;
         }
-        if (!crail_node_is_dir(crail_node_at(m, next)))
+        if (!crail_node_is_container(crail_node_at(m, next)))
             return CRAIL_E_NOT_CONTAINER;
         w->dir = next;
         p += n;

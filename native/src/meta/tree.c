@@ -34,7 +34,7 @@ static void siblings_remove(struct crail_meta *m, struct crail_node *dir, struct
 
 static void attach(struct crail_meta *m, crail_ref dir_ref, crail_ref ref, int64_t now_ns) {
     struct crail_node *dir = crail_node_at(m, dir_ref);
-    assert(crail_node_is_dir(dir));
+    assert(crail_node_is_container(dir));
     crail_names_insert(m, ref);
     siblings_add(m, dir, ref);
     dir->mtime_ns = now_ns;
@@ -45,14 +45,14 @@ static void attach(struct crail_meta *m, crail_ref dir_ref, crail_ref ref, int64
 void crail_tree_detach(struct crail_meta *m, crail_ref ref) {
     struct crail_node *n = crail_node_at(m, ref);
     struct crail_node *dir = crail_node_at(m, n->parent);
-    assert(n->parent && crail_node_is_dir(dir));
+    assert(n->parent && crail_node_is_container(dir));
     if (dir->index)
         crail_index_removing(m, dir, ref);
     crail_names_remove(m, ref);
     siblings_remove(m, dir, n);
     n->parent = 0;
     bool reachable = dir->parent || dir == crail_node_at(m, m->root); /* else: inside of a removed tree */
-    if (crail_node_is_dir(n) && reachable)
+    if (crail_node_is_container(n) && reachable)
         crail_path_forget(m);
 }
 
@@ -74,7 +74,7 @@ static void name_free(struct crail_meta *m, struct crail_node *n) {
 
 static void count_node(struct crail_meta *m, const struct crail_node *n, int64_t by) {
     m->nodes += (uint64_t)by;
-    if (crail_node_is_dir(n))
+    if (crail_node_is_container(n))
         m->directories += (uint64_t)by;
     else
         m->files += (uint64_t)by;
@@ -96,6 +96,7 @@ crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *nam
     n->hash = hash;
     n->parent = dir;
     n->kind = (uint8_t)kind;
+    n->flags = dir && crail_node_at(m, dir)->kind == CRAIL_KIND_QUEUE ? CRAIL_NODE_ITEM : 0;
     n->id = ++m->last_id;
     n->version = ++m->last_version;
     n->mtime_ns = now_ns;
@@ -109,13 +110,15 @@ crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *nam
 void crail_tree_free(struct crail_meta *m, crail_ref ref) {
     struct crail_node *n = crail_node_at(m, ref);
     assert(!n->parent && ref != m->root);
-    if (crail_node_is_dir(n)) {
+    if (crail_node_is_container(n)) {
         assert(!n->first_child && !n->size);
         if (n->index)
             crail_index_drop(m, n);
-    } else {
+    } else if (crail_node_is_leaf(n)) {
         crail_value_publish(m, n, &(struct crail_value){0});
     }
+    if (n->extra)
+        crail_extra_free(m, n);
     name_free(m, n);
     count_node(m, n, -1);
     crail_arena_free(&m->arena, ref, sizeof(*n));
@@ -147,6 +150,43 @@ void crail_tree_unmake(struct crail_meta *m, crail_ref dir, uint32_t made) {
         crail_tree_detach(m, dir);
         crail_tree_free(m, dir);
         dir = above;
+    }
+}
+
+bool crail_tree_reachable(const struct crail_meta *m, crail_ref ref) {
+    while (crail_node_at(m, ref)->parent)
+        ref = crail_node_at(m, ref)->parent;
+    return ref == m->root;
+}
+
+uint32_t crail_tree_path(const struct crail_meta *m, crail_ref ref, char *out) {
+    char text[CRAIL_PATH_MAX];
+    uint32_t at = CRAIL_PATH_MAX;
+    const struct crail_node *n = crail_node_at(m, ref);
+    for (; n->parent; n = crail_node_at(m, n->parent)) {
+        if (at < n->name_len + 1u)
+            return 0;
+        at -= n->name_len;
+        memcpy(text + at, crail_node_name(m, n), n->name_len);
+        text[--at] = '/';
+    }
+    if (n != crail_node_at(m, m->root))
+        return 0;
+    if (at == CRAIL_PATH_MAX)
+        text[--at] = '/';
+    memcpy(out, text + at, CRAIL_PATH_MAX - at);
+    return CRAIL_PATH_MAX - at;
+}
+
+int crail_tree_takes(const struct crail_node *dir, enum crail_kind kind) {
+    switch (dir->kind) {
+    case CRAIL_KIND_DIRECTORY:
+        return 0;
+    case CRAIL_KIND_TABLE:
+    case CRAIL_KIND_MULTIFILE:
+        return kind == CRAIL_KIND_FILE ? 0 : CRAIL_E_INVALID_ARGUMENT;
+    default: /* a queue: its own operations make its items */
+        return CRAIL_E_INVALID_ARGUMENT;
     }
 }
 
@@ -226,15 +266,21 @@ const struct crail_run *crail_value_runs_of(const struct crail_meta *m, const st
     return n->data ? crail_arena_at(&m->arena, n->data) : &n->run;
 }
 
-void crail_value_publish(struct crail_meta *m, struct crail_node *n, const struct crail_value *v) {
+void crail_value_replace(struct crail_meta *m, struct crail_node *n, const struct crail_value *v, uint32_t staying) {
     const struct crail_run *old = crail_value_runs_of(m, n);
-    for (uint32_t i = 0; i < n->extents; i++)
-        crail_run_retire(m, &old[i]);
+    assert(staying <= n->extents && staying <= v->extents);
+    for (uint32_t i = staying; i < n->extents; i++)
+        crail_run_drop(m, &old[i]);
     data_free(m, n->data, n->extents, n->size);
     m->inline_bytes -= n->extents ? 0 : n->size;
     m->inline_bytes += v->extents ? 0 : v->size;
     n->size = v->size;
     n->extents = v->extents;
+    n->flags &= (uint8_t)~CRAIL_NODE_TAIL_CLOSED;
     n->data = v->data;
     memcpy(n->tiny, v->tiny, sizeof(n->tiny));
+}
+
+void crail_value_publish(struct crail_meta *m, struct crail_node *n, const struct crail_value *v) {
+    crail_value_replace(m, n, v, 0);
 }
