@@ -40,7 +40,7 @@ class Breaker:
         self._hot = hot
         self.rebind = hot.rebind
         self.alloc = hot.alloc  # of files, which are neither reads nor writes
-        self.stream = hot.stream
+        self.pipe = hot.pipe
         self._lock = allocate_lock()
         self._is_open = False
         self._is_probing = False

@@ -78,7 +78,8 @@ enum crail_op_code {
                              CRAIL_E_DEADLINE, or WAITs */
     CRAIL_OP_WATCH = 52,  /* path: events of this node and all below it are kept from now on, for NEXT */
     CRAIL_OP_STREAM = 53, /* path, data = count extents of the session's grants, arg1 = bytes that are complete in them:
-                             what FOLLOW may show of a value that is being written. Again with more */
+                             what FOLLOW may show of a value that is being written. Again with more; the
+                             COMMIT of the same extents ends it */
     CRAIL_OP_FOLLOW = 54, /* path, arg1 = bytes already seen -> size, extents; CRAIL_RESF_MORE: still being written */
     CRAIL_OP_JOB = 55,    /* path = its directory, options.ttl_ns, data = struct crail_quota -> version: its number */
 };

@@ -422,6 +422,7 @@ struct crail_stream {
     uint32_t hash;
     uint32_t refs;    /* its writer, those who follow */
     uint32_t session; /* slot of the writer */
+    uint64_t token;   /* of its hold */
     uint16_t path_len;
     uint8_t state; /* enum crail_stream_state */
 };
