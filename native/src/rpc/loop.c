@@ -139,7 +139,7 @@ static uint64_t min_u64(uint64_t a, uint64_t b) {
 
 /* When something has to be done even if nobody sends anything. The lists are in the order of time. */
 static uint64_t next_deadline(crail_namenode *nn) {
-    uint64_t at = crail_rpc_retires_deadline(nn);
+    uint64_t at = min_u64(crail_rpc_retires_deadline(nn), crail_rpc_waits_deadline(nn));
     if (!crail_list_empty(&nn->wait_space))
         at = min_u64(at, CRAIL_LIST_OF(nn->wait_space.next, struct crail_rpc_lane, link)->vec.space_until);
     if (!crail_list_empty(&nn->drain))
@@ -158,6 +158,7 @@ static void deadlines(crail_namenode *nn) {
     if (next_deadline(nn) > nn->now_ns)
         return;
     crail_rpc_lane_deadlines(nn);
+    crail_rpc_wait_deadlines(nn);
     crail_rpc_conn_deadlines(nn);
     crail_rpc_session_deadlines(nn);
 }
@@ -166,7 +167,7 @@ static void deadlines(crail_namenode *nn) {
  * kernel in every turn, which costs a virtual machine two exits: 4 us a turn while a retire order ripens. So the timer
  * stands by itself, and fires early rather than being moved back. */
 static int wait_ms(crail_namenode *nn) {
-    if (nn->background || !crail_list_empty(&nn->ready))
+    if (nn->background || !crail_list_empty(&nn->ready) || crail_rpc_waits_pending(nn))
         return 0;
     assert(crail_list_empty(&nn->wait_step));
     uint64_t at = next_deadline(nn);
@@ -191,6 +192,7 @@ static void turn(crail_namenode *nn) {
     for (int i = 0; i < n; i++)
         dispatch(nn, events[i].data.ptr, events[i].events);
     serve_ready(nn);
+    crail_rpc_waits_serve(nn);
     background(nn);
     deadlines(nn);
     crail_rpc_retires_order(nn);
@@ -265,6 +267,9 @@ int crail_rpc_start(const crail_namenode_options *options, const struct crail_rp
     rc = meta_start(nn, options);
     if (rc)
         goto out_timer;
+    rc = crail_rpc_waits_init(nn);
+    if (rc)
+        goto out_meta;
     rc = spawn(nn);
     if (rc)
         goto out_meta;
@@ -306,6 +311,7 @@ void crail_namenode_stop(crail_namenode *nn) {
     crail_rpc_post(nn, stop, NULL);
     pthread_join(nn->thread, NULL);
     crail_rpc_sessions_destroy(nn);
+    crail_rpc_waits_destroy(nn);
     crail_rpc_servers_destroy(nn);
     bury(nn);
     assert(crail_list_empty(&nn->ready) && crail_list_empty(&nn->channels));
