@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ASKED_BYTES = 1 << 20  # of a part that is opened ahead
 OUTSTANDING_MAX = 64
+TICKET = ".ticket-"  # begins the names of what is there for a moment only, to be numbered
 
 
 class MultiFile:
@@ -47,13 +48,16 @@ class MultiFile:
         return self._store.open(f"{self.path}/{name}", options.pop("mode", "xb"), **options)
 
     def _ticket(self) -> str:
-        """A number that is larger than all before: versions are, in the whole store."""
-        version = self._store._run(requests.set_attributes(self.path, {}, b""), self._timeout)
+        """A number that is larger than all before: a version is, in the whole store."""
+        path = f"{self.path}/{TICKET}{self._store._session.number:x}-{self._store._token()}"
+        version = self._store.put(path, b"", parents=False, timeout=self._timeout)
+        self._store._run(requests.delivered(path, version), self._timeout)
         return f"{version:020d}"
 
     def parts(self) -> list[NodeInfo]:
         """What is there, in order. Raises NotFoundError."""
-        return list(self._store.scandir(self.path, timeout=self._timeout))
+        found = self._store.scandir(self.path, timeout=self._timeout)
+        return [part for part in found if not part.path.startswith(f"{self.path}/{TICKET}")]
 
     def reader(self, outstanding: int = 8) -> MultiReader:
         """All parts that are there now as one stream, up to `outstanding` of them opened ahead."""
@@ -80,7 +84,9 @@ class MultiReader(io.RawIOBase):
         self._timeout = timeout
         self._outstanding = outstanding
         self.name = path
-        self._names: Iterator[str] = iter(store.listdir(path, timeout=timeout))
+        self._names: Iterator[str] = iter(
+            name for name in store.listdir(path, timeout=timeout) if not name.startswith(TICKET)
+        )
 
     def readable(self) -> bool:
         return True

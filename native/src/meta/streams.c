@@ -198,7 +198,7 @@ static int follow_answer(struct crail_call *c, crail_ref ref) {
     if (is_writing && crail_kept_at(c->m, st->kept)->size <= c->op->arg1 && crail_flag(c, CRAIL_OPF_WAIT))
         return CRAIL_META_WAIT;
     int rc = crail_kept_answer(c, st->kept);
-    c->r->flags = is_writing ? CRAIL_RESF_MORE : 0;
+    c->r->flags |= is_writing ? CRAIL_RESF_MORE : 0;
     return rc;
 }
 
