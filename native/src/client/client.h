@@ -162,6 +162,7 @@ struct crail_io {
     uint64_t length; /* offset + length <= value_bytes */
     uint8_t *buffer;
     int64_t deadline_ns; /* CLOCK_MONOTONIC */
+    uint64_t whole;      /* bytes of all that this is a part of: the way to copy is chosen by that */
 
     uint64_t done;
     uint32_t server; /* what a need or an error is about */
