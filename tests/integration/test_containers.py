@@ -190,9 +190,14 @@ def test_an_item_released_or_left_by_an_exception_goes_back_to_its_place(store):
     assert (first.data, second.data) == (b"0", b"1")
     first.release()
     first.release()
-    with pytest.raises(ZeroDivisionError), queue.get() as item:
-        assert item.data == b"0"
-        raise ZeroDivisionError
+
+    def leave_by_an_exception():
+        with queue.get() as item:
+            assert item.data == b"0"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        leave_by_an_exception()
     assert queue.get().data == b"0"
     second.ack()
     with pytest.raises(errors.ClosedError):

@@ -165,15 +165,18 @@ def test_watch_says_resync_when_events_were_lost(store, other):
 
 
 def test_watch_says_resync_after_its_session_was_lost():
-    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect(timeout=30) as store:
-        with store.watch("/") as events:
-            store.put("/a", b"")
-            assert events.next(10).path == "/a"
-            cluster.namenode.kill()
-            cluster.namenode.start()
-            assert events.next(30) == Event("resync")
-            version = store.put("/b", b"")
-            assert events.next(10) == Event("put", "/b", version)
+    with (
+        crailpy.LocalCluster(dram="64MiB") as cluster,
+        cluster.connect(timeout=30) as store,
+        store.watch("/") as events,
+    ):
+        store.put("/a", b"")
+        assert events.next(10).path == "/a"
+        cluster.namenode.kill()
+        cluster.namenode.start()
+        assert events.next(30) == Event("resync")
+        version = store.put("/b", b"")
+        assert events.next(10) == Event("put", "/b", version)
 
 
 def test_watch_stays_within_the_namespace(cluster, store, other):
