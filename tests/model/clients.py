@@ -7,6 +7,8 @@ outcomes as result. Results are plain values, so they pass through a pipe and co
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 import pickle
 import signal
@@ -17,7 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 import crailpy
-from crailpy.client import store as store_module
+import crailpy.aio
+from crailpy.client import requests
 from crailpy.errors import BatchError, CrailError
 from crailpy.model import NodeInfo
 
@@ -33,7 +36,7 @@ class Face:
 
     def __init__(self, address: str, namespace: str = "", page: int | None = None, **options: Any):
         if page:
-            store_module.PAGE = page  # of listings: so that small directories have several
+            requests.PAGE = page  # of listings: so that small directories have several
         self.namespace = namespace
         self.held: dict[int, Any] = {}
         self._open(address, {"namespace": namespace or "/", "timeout": 60.0, **options})
@@ -174,6 +177,34 @@ class Face:
         return count
 
 
+class AsyncFace(Face):
+    """The asynchronous face, whose loop runs while a call does."""
+
+    def _open(self, address: str, options: dict[str, Any]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self.store = self.finish(_awaited(crailpy.aio.connect(address, **options)))
+
+    def finish(self, result: Any) -> Any:
+        if hasattr(result, "__aiter__") and not hasattr(result, "read"):
+            result = _collected(result)
+        if inspect.isawaitable(result):
+            return self._loop.run_until_complete(result)
+        return result
+
+    def close(self) -> None:
+        super().close()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+
+async def _awaited(what: Any) -> Any:
+    return await what
+
+
+async def _collected(entries: Any) -> list[Any]:
+    return [entry async for entry in entries]
+
+
 class Scan:
     """A listing that is read a few entries at a time."""
 
@@ -278,7 +309,7 @@ def serve() -> None:
         face.close()
 
 
-FACES: dict[str, Callable[..., Face]] = {"sync": Face}
+FACES: dict[str, Callable[..., Face]] = {"sync": Face, "async": AsyncFace}
 
 if __name__ == "__main__":
     serve()
