@@ -11,6 +11,7 @@ from os import close, getpid
 
 from crailpy import _hot, _native, errors
 from crailpy._hot import Client as Client
+from crailpy._hot import Pipe as Pipe
 from crailpy._hot import View as View
 from crailpy.errors import ClosedError, from_status
 
@@ -137,7 +138,14 @@ class Namenode(_Handle):
         """Takes the descriptor in any case. Raises SessionLostError."""
         check(lib.crail_namenode_lane_attach(self._open, fd, session, lane))
 
-    def server_add(self, regions: Sequence[int], description: bytes) -> int:
+    def server_add(
+        self,
+        regions: Sequence[int],
+        description: bytes,
+        *,
+        storage_class: int = 0,
+        location: int = 0,
+    ) -> int:
         """A new incarnation, its regions in granules, all of generation 0. Returns its number."""
         granules = ffi.new("uint32_t[]", list(regions))
         number = ffi.new("uint32_t *")
@@ -147,6 +155,8 @@ class Namenode(_Handle):
                 len(regions),
                 granules,
                 ffi.NULL,
+                storage_class,
+                location,
                 description,
                 len(description),
                 number,

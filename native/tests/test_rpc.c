@@ -1,180 +1,12 @@
 /* The namenode's loop over socketpairs: framing, exactly once, sessions, slices, slow readers, retire channels.
  * sources: rpc meta base api/api_namenode.c
  * With the argument `bench` it measures round trips instead. */
-#include <assert.h>
-#include <errno.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <stdio.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
-#include "base/clock.h"
 #include "base/siphash.h"
-#include "rpc/rpc.h"
-
-#define CHECK(x)                                                    \
-    do {                                                            \
-        if (!(x)) {                                                 \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); \
-            abort();                                                \
-        }                                                           \
-    } while (0)
-
-/* ---- a namenode and a client, as small as possible ------------------------ */
-
-static struct crail_rpc_tuning tuning;
-static crail_namenode *nn;
-
-static void start(uint64_t grace_ms) {
-    crail_namenode_options o = {.arena_bytes_max = 1u << 30, .session_grace_ms = grace_ms};
-    memset(o.mac_key, 7, sizeof o.mac_key);
-    CHECK(crail_rpc_start(&o, &tuning, &nn) == 0);
-}
-
-static void end(void) {
-    char why[256] = "";
-    int rc = crail_namenode_check(nn, why, sizeof why);
-    if (rc)
-        fprintf(stderr, "check: %s\n", why);
-    CHECK(rc == 0);
-    crail_namenode_stop(nn);
-    nn = NULL;
-    tuning = crail_rpc_tuning_default;
-}
-
-static crail_namenode_stats stats(void) {
-    crail_namenode_stats st;
-    CHECK(crail_namenode_stats_read(nn, &st) == 0);
-    return st;
-}
-
-static int attach(uint64_t session, uint32_t lane) {
-    int fd[2];
-    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);
-    CHECK(crail_namenode_lane_attach(nn, fd[1], session, lane) == 0);
-    return fd[0];
-}
-
-static int client(uint64_t session) {
-    CHECK(crail_namenode_session_open(nn, session) == 0);
-    return attach(session, 0);
-}
-
-struct request {
-    struct crail_buf b;
-};
-
-static void frame(struct request *r, uint64_t id, uint64_t seq) {
-    struct crail_frame head = {.magic = CRAIL_FRAME_MAGIC, .id = id, .seq = seq};
-    r->b.len = 0;
-    CHECK(crail_buf_append_padded(&r->b, &head, sizeof head) == 0);
-}
-
-static void op_full(struct request *r, struct crail_op op, const char *path, const void *data, uint32_t n) {
-    op.path_len = (uint16_t)strlen(path);
-    op.data_len = n;
-    size_t bytes = crail_pad8((uint32_t)sizeof op + op.path_len + n);
-    CHECK(crail_buf_reserve(&r->b, bytes) == 0);
-    uint8_t *p = r->b.data + r->b.len;
-    memset(p, 0, bytes);
-    memcpy(p, &op, sizeof op);
-    memcpy(p + sizeof op, path, op.path_len);
-    if (n)
-        memcpy(p + sizeof op + op.path_len, data, n);
-    r->b.len += bytes;
-    struct crail_frame *head = (void *)r->b.data;
-    head->count++;
-    head->size = (uint32_t)r->b.len;
-}
-
-static void op(struct request *r, uint16_t code, const char *path, const void *data, uint32_t n) {
-    op_full(r, (struct crail_op){.code = code, .flags = code == CRAIL_OP_PUT ? CRAIL_OPF_PARENTS : 0}, path, data, n);
-}
-
-static void send_all(int fd, const void *data, size_t n) {
-    for (const uint8_t *p = data; n;) {
-        ssize_t k = send(fd, p, n, MSG_NOSIGNAL);
-        CHECK(k > 0);
-        p += k;
-        n -= (size_t)k;
-    }
-}
-
-static bool recv_all(int fd, void *data, size_t n) {
-    for (uint8_t *p = data; n;) {
-        ssize_t k = recv(fd, p, n, 0);
-        if (k <= 0)
-            return false;
-        p += k;
-        n -= (size_t)k;
-    }
-    return true;
-}
-
-struct reply {
-    struct crail_frame head;
-    struct crail_buf b;
-};
-
-/* False: the connection has been closed. */
-static bool take(int fd, struct reply *r) {
-    if (!recv_all(fd, &r->head, sizeof r->head))
-        return false;
-    CHECK(r->head.magic == CRAIL_FRAME_MAGIC && r->head.size % 8 == 0);
-    r->b.len = 0;
-    CHECK(crail_buf_reserve(&r->b, r->head.size) == 0);
-    r->b.len = r->head.size - sizeof r->head;
-    CHECK(recv_all(fd, r->b.data, r->b.len));
-    return true;
-}
-
-static struct crail_result *result(struct reply *r, uint32_t i) {
-    size_t at = 0;
-    for (uint32_t k = 0; k < i; k++)
-        at += sizeof(struct crail_result) + crail_pad8(((struct crail_result *)(void *)(r->b.data + at))->data_len);
-    CHECK(at + sizeof(struct crail_result) <= r->b.len);
-    return (void *)(r->b.data + at);
-}
-
-static void call(int fd, struct request *q, struct reply *r) {
-    send_all(fd, q->b.data, q->b.len);
-    CHECK(take(fd, r));
-    CHECK(r->head.id == ((struct crail_frame *)(void *)q->b.data)->id);
-    CHECK(r->head.count == ((struct crail_frame *)(void *)q->b.data)->count);
-}
-
-static int one(int fd, uint64_t seq, uint16_t code, const char *path, const void *data, uint32_t n) {
-    struct request q = {0};
-    struct reply r = {0};
-    frame(&q, seq + 1000, seq);
-    op(&q, code, path, data, n);
-    call(fd, &q, &r);
-    int status = result(&r, 0)->status;
-    crail_buf_free(&q.b);
-    crail_buf_free(&r.b);
-    return status;
-}
-
-static bool closed(int fd) {
-    struct pollfd p = {fd, POLLIN, 0};
-    CHECK(poll(&p, 1, 5000) == 1);
-    char c;
-    return recv(fd, &c, 1, MSG_DONTWAIT) <= 0;
-}
-
-static crail_namenode_event event(void) {
-    struct pollfd p = {crail_namenode_event_fd(nn), POLLIN, 0};
-    CHECK(poll(&p, 1, 5000) == 1);
-    crail_namenode_event e;
-    CHECK(crail_namenode_events_take(nn, &e, 1) == 1);
-    return e;
-}
-
-static struct request Q;
-static struct reply R;
+#include "rpc_kit.h"
 
 /* ---- frames -------------------------------------------------------------- */
 
@@ -261,9 +93,6 @@ static void garbage(void (*spoil)(struct request *)) {
     close(fd);
 }
 
-static struct crail_frame *head_of(struct request *r) {
-    return (void *)r->b.data;
-}
 static struct crail_op *op_of(struct request *r) {
     return (void *)(r->b.data + sizeof(struct crail_frame));
 }

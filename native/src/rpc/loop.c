@@ -148,7 +148,7 @@ static void background(crail_namenode *nn) {
 
 /* When something has to be done even if nobody sends anything. The lists are in the order of time. */
 static uint64_t next_deadline(crail_namenode *nn) {
-    uint64_t at = min_u64(crail_rpc_retires_deadline(nn), expiry_ns(nn));
+    uint64_t at = min_u64(min_u64(crail_rpc_retires_deadline(nn), expiry_ns(nn)), crail_rpc_waits_deadline(nn));
     if (!crail_list_empty(&nn->wait_space))
         at = min_u64(at, CRAIL_LIST_OF(nn->wait_space.next, struct crail_rpc_lane, link)->vec.space_until);
     if (!crail_list_empty(&nn->drain))
@@ -167,6 +167,7 @@ static void deadlines(crail_namenode *nn) {
     if (next_deadline(nn) > nn->now_ns)
         return;
     crail_rpc_lane_deadlines(nn);
+    crail_rpc_wait_deadlines(nn);
     crail_rpc_conn_deadlines(nn);
     crail_rpc_session_deadlines(nn);
 }
@@ -175,7 +176,7 @@ static void deadlines(crail_namenode *nn) {
  * kernel in every turn, which costs a virtual machine two exits: 4 us a turn while a retire order ripens. So the timer
  * stands by itself, and fires early rather than being moved back. */
 static int wait_ms(crail_namenode *nn) {
-    if (nn->background || !crail_list_empty(&nn->ready))
+    if (nn->background || !crail_list_empty(&nn->ready) || crail_rpc_waits_pending(nn))
         return 0;
     assert(crail_list_empty(&nn->wait_step));
     uint64_t at = next_deadline(nn);
@@ -200,6 +201,7 @@ static void turn(crail_namenode *nn) {
     for (int i = 0; i < n; i++)
         dispatch(nn, events[i].data.ptr, events[i].events);
     serve_ready(nn);
+    crail_rpc_waits_serve(nn);
     background(nn);
     deadlines(nn);
     crail_rpc_retires_order(nn);
@@ -274,6 +276,9 @@ int crail_rpc_start(const crail_namenode_options *options, const struct crail_rp
     rc = meta_start(nn, options);
     if (rc)
         goto out_timer;
+    rc = crail_rpc_waits_init(nn);
+    if (rc)
+        goto out_meta;
     rc = spawn(nn);
     if (rc)
         goto out_meta;
@@ -315,6 +320,7 @@ void crail_namenode_stop(crail_namenode *nn) {
     crail_rpc_post(nn, stop, NULL);
     pthread_join(nn->thread, NULL);
     crail_rpc_sessions_destroy(nn);
+    crail_rpc_waits_destroy(nn);
     crail_rpc_servers_destroy(nn);
     bury(nn);
     assert(crail_list_empty(&nn->ready) && crail_list_empty(&nn->channels));
