@@ -120,7 +120,11 @@ class AsyncValues(AsyncConnection):
         """Deletes every key; see `Store.delete_many`."""
         each = requests.delete("", missing_ok=True)
         results = await self._changes.call_many(each.code, each.flags, list(keys), timeout)
-        all_or_batch_error([None if isinstance(r, NotFoundError) else r for r in results])
+        failed = [
+            r if isinstance(r, CrailError) and not isinstance(r, NotFoundError) else None
+            for r in results
+        ]
+        all_or_batch_error(failed)
 
     # -- reading ---------------------------------------------------------------------------
 

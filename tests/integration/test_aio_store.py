@@ -32,6 +32,7 @@ from .test_store import (  # noqa: F401
     test_many_values_keep_their_order_and_report_each_failure,
     test_namespace_confines_every_path,
     test_numpy_arrays_go_in_and_come_out_without_a_copy,
+    test_of_many_a_bad_path_fails_alone,
     test_versions_increase_across_overwrite_and_recreate,
 )
 
@@ -89,6 +90,18 @@ async def aio(transport, cluster):
         await store.mkdir("/aio", exist_ok=True)
         yield store
         await store.rmtree("/aio")
+
+
+async def test_no_key_leads_out_of_a_namespace(aio, transport, cluster):
+    async with crailpy.aio.connect(cluster.address, namespace="/aio/in") as inner:
+        await inner.put("/a", b"1")
+        for path in ("", "side", "a/b"):
+            for call in (inner.get(path), inner.put(path, b""), inner.rename("/a", path)):
+                with pytest.raises(errors.InvalidPathError):
+                    await call
+            with pytest.raises(errors.BatchError):
+                await inner.put_many([(path, b"")])
+    assert await aio.listdir("/aio") == ["in"]
 
 
 @pytest.mark.parametrize("size", SIZES)

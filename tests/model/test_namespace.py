@@ -254,7 +254,11 @@ class Machine(RuleBasedStateMachine):
     # -- what is held over other calls --------------------------------------------------
 
     @precondition(lambda self: len(self.held) < 6)
-    @step(number=st.integers(0, len(CLIENTS) - 1), path=operations.paths, how=st.sampled_from(["view", "reader"]))
+    @step(
+        number=st.integers(0, len(CLIENTS) - 1),
+        path=operations.paths,
+        how=st.sampled_from(["view", "reader"]),
+    )
     def hold(self, number: int, path: str, how: str) -> None:
         if CLIENTS[number].get("face") == "async":
             how = "view"
