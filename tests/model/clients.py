@@ -8,6 +8,7 @@ outcomes as result. Results are plain values, so they pass through a pipe and co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import pickle
@@ -128,6 +129,35 @@ class Face:
             self.finish(file.close())
         version: int | None = file.version
         return version
+
+    def edit_file(self, path: str, mode: str, edits: list[tuple[str, Any]], fate: str) -> None:
+        with contextlib.suppress(Leave), self.store.open(path, mode) as file:
+            for what, argument in edits:
+                getattr(file, what)(argument)
+            if fate == "leave":
+                raise Leave
+
+    def truncate(self, path: str, size: int) -> None:
+        self.finish(self.store.truncate(path, size))
+
+    def make(self, path: str, kind: str) -> None:
+        self.finish(getattr(self.store, kind)(path))
+
+    def join(self, path: str, kind: str) -> None:
+        self.finish(getattr(self.store, kind)(path, create=False))
+
+    # -- attributes and lifetimes -----------------------------------------------------
+
+    def setattr(self, path: str, changes: dict[str, bytes | None]) -> None:
+        self.finish(self.store.setattr(path, **changes))
+
+    def expire(self, path: str) -> None:
+        self.finish(self.store.setattr(path, ttl=0.02))
+        self.finish(self.store.wait(path, absent=True, timeout=30))
+
+    def session_directory(self) -> str:
+        path: str = self.finish(self.store.session_path())
+        return self.namespace + path
 
     def hold(self, path: str, handle: int, how: str) -> tuple[bytes, int]:
         """Opens a view or a reader that stays open, under a number of the caller's."""

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import bisect
 import copy
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 NAME_MAX, PATH_MAX = 255, 4096  # bytes
 INLINE_MAX, GRANULE = 4096, 4096  # bytes
 
-FILE, DIRECTORY = "file", "directory"
+FILE, DIRECTORY, TABLE, MULTIFILE, QUEUE = "file", "directory", "table", "multifile", "queue"
+
+#: What a container may hold.
+HOLDS = {
+    DIRECTORY: {FILE, DIRECTORY, TABLE, MULTIFILE, QUEUE},
+    TABLE: {FILE},
+    MULTIFILE: {FILE},
+    QUEUE: set(),  # its items come by operations of their own
+}
 
 
 class Refused(Exception):
@@ -84,6 +93,9 @@ class Node:
     version: Version
     value: bytes = b""  # of a file
     children: dict[str, Node] = field(default_factory=dict)  # of a container
+    attributes: dict[str, bytes] = field(default_factory=dict)
+    goes_when_read: bool = False
+    owner: int | None = None  # the client whose session it dies with
 
     @property
     def is_container(self) -> bool:
@@ -122,6 +134,10 @@ def components(path: str) -> list[str]:
         if name in ("", ".", "..") or len(name.encode()) > NAME_MAX:
             raise Refused("InvalidPathError")
     return names
+
+
+def is_int64(number: int) -> bool:
+    return -(1 << 63) <= number < 1 << 63
 
 
 def in_byte_order(names: Any) -> list[str]:
@@ -178,6 +194,10 @@ class Namespace:
             node = node.children[name]
         return node, names[-1]
 
+    def _check_takes(self, above: Node, missing: list[str], kind: str) -> None:
+        if (DIRECTORY if len(missing) > 1 else kind) not in HOLDS[above.kind]:
+            raise Refused("InvalidArgumentError")
+
     def _make(self, above: Node, missing: list[str], kind: str) -> Node:
         for name in missing[:-1]:
             above.children[name] = Node(DIRECTORY, self.versions.new())
@@ -200,12 +220,15 @@ class Namespace:
         if_absent: bool = False,
         if_version: int | None = None,
         parents: bool = True,
+        delete_after_read: bool = False,
     ) -> Version:
         node, missing = self._walk(path)
         if len(missing) > 1 and not parents:
             raise Refused("NotFoundError")
         if not missing and node.is_container:
             raise Refused("IsContainerError")
+        if missing:
+            self._check_takes(node, missing, FILE)
         if not missing and if_absent:
             raise Refused("ExistsError")
         if if_version is not None:
@@ -218,13 +241,21 @@ class Namespace:
         else:
             node.version = self.versions.new()
         node.value = data
+        node.goes_when_read = delete_after_read
         return node.version
 
+    def _read(self, path: str) -> Node:
+        """A file, of which all is read."""
+        node = self._file(path)
+        if node.goes_when_read:
+            self.remove(path)
+        return node
+
     def get(self, path: str) -> bytes:
-        return self._file(path).value
+        return self._read(path).value
 
     def get_view(self, path: str) -> tuple[bytes, Version]:
-        node = self._file(path)
+        node = self._read(path)
         return node.value, node.version
 
     def get_range(self, path: str, offset: int, length: int) -> bytes:
@@ -239,6 +270,8 @@ class Namespace:
         value = self._file(path).value
         if offset > len(value) or len(value) - offset > room:
             raise Refused("InvalidArgumentError")
+        if offset == 0:
+            self._read(path)
         return value[offset:]
 
     def put_many(
@@ -291,17 +324,76 @@ class Namespace:
             return None
         return self.put(path, b"".join(pieces), if_absent=mode == "xb")
 
+    def edit_file(self, path: str, mode: str, edits: list[tuple[str, Any]], fate: str) -> None:
+        """open(path, mode), then each of seek, write, truncate with its argument, and the end."""
+        appends = mode == "ab"
+        try:
+            node = self._file(path)
+        except Refused as refused:
+            if not appends or refused.error != "NotFoundError":
+                raise
+            self.put(path, b"")
+            node = self._file(path)
+        value, at, dirty = bytearray(node.value), 0, False
+        for what, argument in edits:
+            if what == "seek":
+                at = argument
+            elif what == "write" and argument:
+                at = len(value) if appends else at
+                value[at:] = bytes(max(0, at - len(value))) + value[at:]
+                value[at : at + len(argument)] = argument
+                at += len(argument)
+                dirty = True
+            elif what == "truncate" and argument != len(value):
+                value[argument:] = bytes(max(0, argument - len(value)))
+                dirty = True
+        if dirty and fate == "close":
+            node.value, node.version = bytes(value), self.versions.new()
+
+    def truncate(self, path: str, size: int) -> None:
+        node = self._file(path)
+        if size == node.size > INLINE_MAX:
+            return  # nothing to do; of a small value it is a new version nevertheless
+        node.value = node.value[:size] + bytes(max(0, size - node.size))
+        node.version = self.versions.new()
+
+    def incr(self, path: str, by: int) -> int:
+        node = self.find(path)
+        number = 0
+        if node is not None and not node.is_container:
+            text = node.value.decode("latin-1")
+            if not re.fullmatch(r"-?[0-9]{1,20}", text, re.ASCII) or not is_int64(int(text)):
+                raise Refused("InvalidArgumentError")
+            number = int(text)
+        if not is_int64(number + by):
+            raise Refused("InvalidArgumentError")
+        keep = node is not None and node.goes_when_read
+        self.put(path, b"%d" % (number + by), delete_after_read=keep)
+        return number + by
+
     # -- tree --------------------------------------------------------------------
 
-    def mkdir(self, path: str, parents: bool = False, exist_ok: bool = False) -> None:
+    def mkdir(
+        self, path: str, parents: bool = False, exist_ok: bool = False, kind: str = DIRECTORY
+    ) -> None:
         node, missing = self._walk(path)
-        if not missing:
-            if node.kind != DIRECTORY or not exist_ok:
-                raise Refused("ExistsError")
-            return
         if len(missing) > 1 and not parents:
             raise Refused("NotFoundError")
-        self._make(node, missing, DIRECTORY)
+        if not missing:
+            if node.kind != kind or not exist_ok:
+                raise Refused("ExistsError")
+            return
+        self._check_takes(node, missing, kind)
+        self._make(node, missing, kind)
+
+    def make(self, path: str, kind: str) -> None:
+        """table(path), multifile(path), queue(path)."""
+        self.mkdir(path, parents=True, exist_ok=True, kind=kind)
+
+    def join(self, path: str, kind: str) -> None:
+        """The same with create=False."""
+        if self._existing(path).kind != kind:
+            raise Refused("NotContainerError")
 
     def rename(self, src: str, dst: str, overwrite: bool = False) -> None:
         components(dst)
@@ -318,6 +410,8 @@ class Namespace:
         to = above if missing else old is not self.root and self._parent(dst)[0]
         if moved.is_container and any(node is to for _, node in moved.below("")):
             raise Refused("InvalidArgumentError")
+        if isinstance(to, Node):
+            self._check_takes(to, ["it"], moved.kind)
         if old is not None:
             if not overwrite:
                 raise Refused("ExistsError")
@@ -325,6 +419,8 @@ class Namespace:
                 raise Refused("IsContainerError")
             if moved.is_container and not old.is_container:
                 raise Refused("NotContainerError")
+            if moved.kind != old.kind:
+                raise Refused("ExistsError")
             if old.children:
                 raise Refused("NotEmptyError")
         from_dir, from_name = self._parent(src)
@@ -355,6 +451,32 @@ class Namespace:
         children = self._container(path).children
         prefix = path.rstrip("/")
         return [children[name].fact(f"{prefix}/{name}") for name in in_byte_order(children)]
+
+    # -- attributes and lifetimes ----------------------------------------------------
+
+    def setattr(self, path: str, changes: dict[str, bytes | None]) -> None:
+        node = self._existing(path)
+        for name, value in changes.items():
+            node.attributes.pop(name, None)
+            if value is not None:
+                node.attributes[name] = value
+
+    def attributes(self, path: str) -> dict[str, bytes]:
+        return dict(self._existing(path).attributes)
+
+    def expire(self, path: str) -> None:
+        """setattr(path, ttl=...), and the time passes."""
+        self.rmtree(path)
+
+    def session_directory(self, path: str, owner: int) -> None:
+        """What session_path() made for this client."""
+        self.mkdir(path, parents=True, exist_ok=True)
+        self._existing(path).owner = owner
+
+    def session_ends(self, owner: int) -> None:
+        for path, node in self.nodes():
+            if node.owner == owner and self.find(path) is node:
+                self.rmtree(path)
 
     # -- totals --------------------------------------------------------------------
 

@@ -15,7 +15,16 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from .namespace import GRANULE, INLINE_MAX, NAME_MAX, PATH_MAX, Namespace
+from .namespace import (
+    GRANULE,
+    INLINE_MAX,
+    MULTIFILE,
+    NAME_MAX,
+    PATH_MAX,
+    QUEUE,
+    TABLE,
+    Namespace,
+)
 
 REGION = 1 << 20  # bytes of a region of the store under test: no extent is larger
 
@@ -164,10 +173,59 @@ OPERATIONS: dict[str, st.SearchStrategy[Call]] = {
     ),
 }
 
+numbers = st.sampled_from([1, -1, 0, 7, 2**63 - 1, -(2**63)])
+edits = st.lists(
+    st.one_of(
+        st.tuples(st.just("seek"), st.sampled_from([0, 1, 100, INLINE_MAX, 300 << 10])),
+        st.tuples(st.just("write"), values),
+        st.tuples(st.just("write"), values),
+        st.tuples(st.just("truncate"), st.sampled_from(SIZES)),
+    ),
+    max_size=5,
+)
+attributes = st.dictionaries(
+    st.sampled_from(["user.a", "user.b", "user.\u00e9"]),
+    st.none() | st.builds(Value, st.sampled_from([0, 1, 100, 20_000]), seeds),
+    min_size=1,
+    max_size=3,
+)
+kinds = st.sampled_from([TABLE, MULTIFILE, QUEUE])
+
+OPERATIONS |= {
+    "make": call("make", paths, kinds),
+    "join": call("join", paths, kinds),
+    "incr": call("incr", paths, numbers),
+    "truncate": call("truncate", paths, st.sampled_from(SIZES)),
+    "edit_file": call(
+        "edit_file",
+        paths,
+        st.sampled_from(["r+b", "ab"]),
+        edits,
+        st.sampled_from(["close", "close", "close", "leave"]),
+    ),
+    "setattr": call("setattr", paths, attributes),
+    "attributes": call("attributes", paths),
+    "expire": call("expire", paths),
+    "put_to_go_when_read": call("put", paths, values, delete_after_read=st.just(True)),
+}
+
+#: Calls that are made of others: what they need of a store.
+MADE_OF = {
+    **dict.fromkeys(("write_file", "edit_file"), "open"),
+    **dict.fromkeys(("make", "join"), "table"),
+    "expire": "wait",
+}
+
+
+def has(face: type, call: Call) -> bool:
+    """Has this face of the store what the call needs?"""
+    return hasattr(face, MADE_OF.get(call.name, call.name))
+
+
 #: Those that change something, for clients that are killed in the midst of one.
 CHANGING = (
     *("put", "compare_and_set", "put_many", "delete", "delete_many"),
-    *("mkdir", "rename", "remove", "rmtree", "write_file"),
+    *("mkdir", "rename", "remove", "rmtree", "write_file", "make", "incr", "truncate"),
 )
 CHANGES = st.one_of(*(OPERATIONS[name] for name in CHANGING))
 

@@ -14,6 +14,7 @@ import functools
 import os
 import random
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import hypothesis
@@ -23,11 +24,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 import crailpy
+from crailpy.aio import AsyncStore
 
 from . import operations
 from .clients import Face, Outcome, Process
 from .namespace import GRANULE, Namespace, Refused, granules_bounds
-from .operations import CHANGES, NAMESPACE, OPERATIONS, REGION, Call, Value, VersionOf
+from .operations import (
+    CHANGES,
+    NAMESPACE,
+    OPERATIONS,
+    REGION,
+    Call,
+    Value,
+    VersionOf,
+)
 
 STEPS = 50  # of a run
 PATIENCE = 30.0  # seconds for what comes by itself, like the end of a session
@@ -46,8 +56,7 @@ CLIENTS: list[dict[str, Any]] = [
 ]
 #: Of the clients that can be killed and cut off.
 PROCESSES = [n for n, client in enumerate(CLIENTS) if client.get("process")]
-#: What the asynchronous face does not have yet.
-SYNC_ONLY = {"write_file"}
+SYNC = [n for n, client in enumerate(CLIENTS) if client.get("face") != "async"]
 
 
 def brief(value: Any) -> str:
@@ -61,6 +70,16 @@ def brief(value: Any) -> str:
 
 class Disagreement(AssertionError):
     """Of the store and the model."""
+
+
+@dataclass
+class Held:
+    """A view or an open reader."""
+
+    client: int
+    how: str
+    value: bytes
+    may_be_lost: bool = False  # its session may have ended
 
 
 class World:
@@ -115,8 +134,9 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.model = Namespace()
         self.clients: list[Face | Process | None] = [None] * len(CLIENTS)
-        self.held: dict[int, tuple[int, Any]] = {}  # by handle: client, bytes or state of a scan
+        self.held: dict[int, Held] = {}  # by handle
         self.handles = 0
+        self.session_paths: dict[int, str] = {}  # by client
         self.has_failed = False
 
     # -- clients -----------------------------------------------------------------
@@ -153,6 +173,8 @@ class Machine(RuleBasedStateMachine):
                 return max(0, self.version_of(absolute(str(argument.path))) + argument.off)
             if isinstance(argument, list | tuple):
                 return type(argument)(map(for_store, argument))
+            if isinstance(argument, dict):
+                return {name: for_store(value) for name, value in argument.items()}
             return str(argument) if isinstance(argument, str) else argument
 
         def absolute(argument: Any) -> Any:
@@ -191,7 +213,13 @@ class Machine(RuleBasedStateMachine):
             return ("error", refused.error)
 
     def can(self, number: int, call: Call) -> bool:
-        return CLIENTS[number].get("face") != "async" or call.name not in SYNC_ONLY
+        goes_when_read = any(node.goes_when_read for _, node in self.model.nodes())
+        if number in SYNC:
+            # TODO of the store: whether an edit keeps what was said of its lifetime
+            return not (goes_when_read and call.name in ("edit_file", "truncate"))
+        # It says by the way that a value was read, and it goes some time after that.
+        reads = call.name in ("get", "get_into", "get_view", "get_many")
+        return operations.has(AsyncStore, call) and not (reads and goes_when_read)
 
     def do(self, number: int, call: Call) -> None:
         if not self.can(number, call):
@@ -221,6 +249,7 @@ class Machine(RuleBasedStateMachine):
             model = self.model.copy()
             for step in steps:
                 self.outcome(model, step)
+            model.session_ends(number)
             if model.versions.agree(expected_of(model), there):
                 self.model = model
                 break
@@ -232,26 +261,50 @@ class Machine(RuleBasedStateMachine):
         client = self.clients[number]
         if client is not None:
             self.end_of(number, client.close)
+            self.model.session_ends(number)
             if isinstance(client, Process):
                 self.world.give_back(client)
             self.clients[number] = None
 
     @step(number=st.sampled_from(PROCESSES))
     def the_connections_of_a_client_are_cut(self, number: int) -> None:
+        """Its session may end, or it may be back in time; unless that matters."""
         client = self.client(number)
         assert client.call("exists", "/a")[0] in ("ok", "error")  # so that there are some
+        for held in self.held.values():
+            held.may_be_lost |= held.client == number and held.how == "reader"
         assert client.call("cut")[1] > 0
+        if self.session_paths.pop(number, None):
+            others = sum(client is not None for client in self.clients) - 1
+            self.world.until("it ends", lambda: self.world.numbers()["sessions"] <= 1 + others)
+            self.model.session_ends(number)
 
     def end_of(self, number: int, end: Any) -> None:
         """Ends a client, and waits until its session has ended, too."""
-        for handle, (holder, _) in list(self.held.items()):
-            if holder == number:
+        for handle, held in list(self.held.items()):
+            if held.client == number:
                 del self.held[handle]
         others = sum(client is not None for client in self.clients) - 1
         end()
         self.world.until("it ends", lambda: self.world.numbers()["sessions"] <= 1 + others)
+        self.session_paths.pop(number, None)
 
     # -- what is held over other calls --------------------------------------------------
+
+    @step(number=st.sampled_from(SYNC))
+    def take_a_session_directory(self, number: int) -> None:
+        observed = self.client(number).call("session_directory")
+        path = f"{CLIENTS[number].get('namespace', '')}/sessions/1"
+        if observed[0] == "ok":
+            path = path[:-1] + observed[1].rpartition("/")[2]
+        if number not in self.session_paths:
+            call = Call("session_directory", (path, number))
+            expected = self.outcome(self.model, call)
+            self.expect(observed, (expected[0], expected[1] or path), "session_path")
+            if expected[0] == "ok":
+                self.session_paths[number] = path
+        else:
+            self.expect(observed, ("ok", self.session_paths[number]), "session_path again")
 
     @precondition(lambda self: len(self.held) < 6)
     @step(
@@ -260,25 +313,28 @@ class Machine(RuleBasedStateMachine):
         how=st.sampled_from(["view", "reader"]),
     )
     def hold(self, number: int, path: str, how: str) -> None:
-        if CLIENTS[number].get("face") == "async":
+        if number not in SYNC:
             how = "view"
         client = self.client(number)
         for_store, for_model = self.resolve(number, Call("get_view", (path,)))
+        node = self.model.find(for_model.args[0])
+        if node is not None and node.goes_when_read:
+            return
         self.handles += 1
         observed = client.call("hold", for_store.args[0], self.handles, how)
         expected = self.outcome(self.model, for_model)
         self.expect(observed, expected, f"hold {path}")
         if expected[0] == "ok":
-            self.held[self.handles] = (number, expected[1][0])
+            self.held[self.handles] = Held(number, how, expected[1][0])
 
-    @step(data=st.data())
-    def let_go(self, data: st.DataObject) -> None:
-        if self.held:
-            handle = data.draw(st.sampled_from(sorted(self.held)))
-            number, value = self.held.pop(handle)
-            if isinstance(value, bytes):
-                self.expect(self.client(number).call("look", handle), ("ok", value), "look")
-            self.client(number).call("let_go", handle)
+    @precondition(lambda self: self.held)
+    @step(handle=st.runner().flatmap(lambda machine: st.sampled_from(sorted(machine.held))))
+    def let_go(self, handle: int) -> None:
+        held = self.held.pop(handle)
+        observed = self.client(held.client).call("look", handle)
+        if not (held.may_be_lost and observed == ("error", "DataLostError")):
+            self.expect(observed, ("ok", held.value), f"{held.how} that was held")
+        self.client(held.client).call("let_go", handle)
 
     # -- what always holds -----------------------------------------------------------------
 
@@ -297,7 +353,8 @@ class Machine(RuleBasedStateMachine):
             kind, fact = self.world.admin.call("stat", path)
             assert kind == "ok", fact
             if fact[1] == "file":
-                found.append((fact, self.world.admin.call("get", path)[1]))
+                value = self.world.admin.call("get_range", path, 0, fact[2] + 1)
+                found.append((fact, value[1]))
             else:
                 found.append((fact, None))
                 names = self.world.admin.call("listdir", path)[1]
