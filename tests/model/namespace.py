@@ -95,6 +95,7 @@ class Node:
     children: dict[str, Node] = field(default_factory=dict)  # of a container
     attributes: dict[str, bytes] = field(default_factory=dict)
     goes_when_read: bool = False
+    was_streamed: bool = False  # through a file, which does not know how long it will become
     owner: int | None = None  # the client whose session it dies with
 
     @property
@@ -242,6 +243,7 @@ class Namespace:
             node.version = self.versions.new()
         node.value = data
         node.goes_when_read = delete_after_read
+        node.was_streamed = False
         return node.version
 
     def _read(self, path: str) -> Node:
@@ -322,7 +324,9 @@ class Namespace:
             raise Refused("ExistsError")
         if fate != "close":
             return None
-        return self.put(path, b"".join(pieces), if_absent=mode == "xb")
+        version = self.put(path, b"".join(pieces), if_absent=mode == "xb")
+        self._file(path).was_streamed = True
+        return version
 
     def edit_file(self, path: str, mode: str, edits: list[tuple[str, Any]], fate: str) -> None:
         """open(path, mode), then each of seek, write, truncate with its argument, and the end."""
@@ -349,6 +353,7 @@ class Namespace:
                 dirty = True
         if dirty and fate == "close":
             node.value, node.version = bytes(value), self.versions.new()
+            node.was_streamed = True
 
     def truncate(self, path: str, size: int) -> None:
         node = self._file(path)
@@ -356,6 +361,7 @@ class Namespace:
             return  # nothing to do; of a small value it is a new version nevertheless
         node.value = node.value[:size] + bytes(max(0, size - node.size))
         node.version = self.versions.new()
+        node.was_streamed = True
 
     def incr(self, path: str, by: int) -> int:
         node = self.find(path)
@@ -495,9 +501,11 @@ class Namespace:
         }
 
 
-def granules_bounds(size: int) -> tuple[int, int]:
-    """How many granules a value of this size takes, at least and at most."""
-    if size <= INLINE_MAX:
+def granules_bounds(node: Node) -> tuple[int, int]:
+    """How many granules the value takes, at least and at most."""
+    if node.is_container or node.size <= INLINE_MAX:
         return 0, 0
-    least = -(-size // GRANULE)
+    least = -(-node.size // GRANULE)
+    if node.was_streamed:  # grew by a quarter, or by 128 KiB, and that was rounded up
+        return least, least * 25 // 16 + 32
     return least, least + least // 4

@@ -10,18 +10,22 @@ long, as `make soak` does; CRAILPY_MODEL_SHRINK=0 leaves a failing run as it is.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hypothesis
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.errors import HypothesisException
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 import crailpy
 from crailpy.aio import AsyncStore
@@ -35,11 +39,14 @@ from .operations import (
     OPERATIONS,
     REGION,
     Call,
+    There,
     Value,
     VersionOf,
 )
 
-STEPS = 50  # of a run
+HELD_MAX = 6
+MANY = 1000  # bytes of a path: of longer ones there would be too many, parts of the longest
+STEPS = 80  # of a run
 PATIENCE = 30.0  # seconds for what comes by itself, like the end of a session
 #: Shrinking a failure takes minutes: "0" leaves it out.
 PHASES = [Phase.generate] + [Phase.shrink] * (os.environ.get("CRAILPY_MODEL_SHRINK") != "0")
@@ -88,10 +95,12 @@ class World:
     def __init__(self, cluster: crailpy.LocalCluster) -> None:
         self.cluster = cluster
         self.admin = Face(cluster.address)
-        self._spare = [Process(), Process(), Process()]
+        self.count: Counter[tuple[str, str]] = Counter()  # of outcomes
+        self._spare = [Process() for _ in PROCESSES]
 
     def process(self) -> Process:
-        self._spare.append(Process())  # it starts while others work
+        if len(self._spare) < 2:
+            self._spare.append(Process())  # it starts while others work
         return self._spare.pop(0)
 
     def give_back(self, process: Process) -> None:
@@ -119,8 +128,11 @@ def step(**drawn: Any) -> Any:
     def decorate(do: Any) -> Any:
         @functools.wraps(do)
         def run(self: Machine, **drawn: Any) -> None:
-            do(self, **drawn)
-            self.nothing_is_wrong()
+            arguments = ", ".join(f"{name}={value!r}" for name, value in drawn.items())
+            self.trace.append(f"{do.__name__}({arguments})")
+            with self.reporting():
+                do(self, **drawn)
+                self.nothing_is_wrong()
 
         return rule(**drawn)(run)
 
@@ -138,6 +150,18 @@ class Machine(RuleBasedStateMachine):
         self.handles = 0
         self.session_paths: dict[int, str] = {}  # by client
         self.has_failed = False
+        self.trace: list[str] = []  # what was done
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Says at once what failed: with real processes it need not fail the same way again."""
+        try:
+            yield
+        except Exception as error:
+            if not self.has_failed and not isinstance(error, HypothesisException):
+                self.has_failed = True
+                print("\n".join(["", *self.trace, f"{type(error).__name__}: {error}"]), flush=True)
+            raise
 
     # -- clients -----------------------------------------------------------------
 
@@ -153,18 +177,27 @@ class Machine(RuleBasedStateMachine):
             self.clients[number] = client
         return client
 
-    def paths_there(self) -> list[str]:
-        """For the paths to be drawn from."""
-        found = []
-        for path, _ in self.model.nodes()[1:]:
-            if path.startswith(NAMESPACE + "/"):
-                found.append(path.removeprefix(NAMESPACE))
-            found.append(path)
-        return [operations.Path(path) for path in found] or ["/a"]
+    def there(self, number: int, index: int) -> operations.Path:
+        """A path that is there, as this client names it."""
+        paths = [path for path, _ in self.model.nodes()[1:] if len(path) < MANY]
+        path = paths[index % len(paths)] if paths else "/a"
+        namespace = CLIENTS[number].get("namespace", "")
+        if namespace and path.startswith(namespace + "/"):
+            path = path.removeprefix(namespace)
+        return operations.Path(path)
 
     def resolve(self, number: int, call: Call) -> tuple[Call, Call]:
         """The call as the store gets it, and as the model does: with absolute paths."""
         namespace = CLIENTS[number].get("namespace", "")
+
+        def placed(argument: Any) -> Any:
+            if isinstance(argument, There):
+                return self.there(number, argument.index)
+            if isinstance(argument, VersionOf):
+                return replace(argument, path=placed(argument.path))
+            if isinstance(argument, list | tuple):
+                return type(argument)(map(placed, argument))
+            return argument
 
         def for_store(argument: Any) -> Any:
             if isinstance(argument, Value):
@@ -184,8 +217,12 @@ class Machine(RuleBasedStateMachine):
                 return type(argument)(map(absolute, argument))
             return argument
 
-        call = call.with_(for_store)
-        return call, call.with_(absolute)
+        named = call.with_(placed)
+        if named != call:
+            note(f"  which is {named}")
+            self.trace.append(f"  which is {named}")
+        named = named.with_(for_store)
+        return named, named.with_(absolute)
 
     def version_of(self, path: str) -> int:
         node = self.model.find(path)
@@ -200,8 +237,9 @@ class Machine(RuleBasedStateMachine):
     # -- calls ---------------------------------------------------------------------
 
     def expect(self, observed: Outcome, expected: Outcome, what: Any) -> None:
-        self.has_failed = not self.model.versions.agree(expected, observed)
-        if self.has_failed:  # no assert, whose explanation would be megabytes
+        if not self.model.versions.agree(
+            expected, observed
+        ):  # no assert, whose explanation would be megabytes
             raise Disagreement(
                 f"{what}\n  the store: {brief(observed)}\n  the model: {brief(expected)}"
             )
@@ -227,7 +265,9 @@ class Machine(RuleBasedStateMachine):
         client = self.client(number)
         for_store, for_model = self.resolve(number, call)
         observed = client.call(for_store.name, *for_store.args, **dict(for_store.options))
-        self.expect(observed, self.outcome(self.model, for_model), call)
+        expected = self.outcome(self.model, for_model)
+        self.world.count[call.name, expected[0] if expected[0] == "ok" else expected[1]] += 1
+        self.expect(observed, expected, call)
 
     # -- trouble ---------------------------------------------------------------------
 
@@ -266,28 +306,32 @@ class Machine(RuleBasedStateMachine):
                 self.world.give_back(client)
             self.clients[number] = None
 
-    @step(number=st.sampled_from(PROCESSES))
-    def the_connections_of_a_client_are_cut(self, number: int) -> None:
-        """Its session may end, or it may be back in time; unless that matters."""
+    @step(number=st.sampled_from(PROCESSES), late=st.booleans())
+    def the_connections_of_a_client_are_cut(self, number: int, late: bool) -> None:
+        """It is back at once, if possible in its session; or late, for certain in another one."""
         client = self.client(number)
-        assert client.call("exists", "/a")[0] in ("ok", "error")  # so that there are some
         for held in self.held.values():
             held.may_be_lost |= held.client == number and held.how == "reader"
         assert client.call("cut")[1] > 0
-        if self.session_paths.pop(number, None):
-            others = sum(client is not None for client in self.clients) - 1
-            self.world.until("it ends", lambda: self.world.numbers()["sessions"] <= 1 + others)
+        late = late or number in self.session_paths
+        if late:
+            self.until_gone(number)
             self.model.session_ends(number)
+        assert client.call("exists", "/")[0] == "ok" or CLIENTS[number].get("namespace")
+
+    def until_gone(self, number: int) -> None:
+        """Until the session of this client has ended: each of the others has one, and the admin."""
+        others = sum(client is not None for client in self.clients) - 1
+        self.world.until("it ends", lambda: self.world.numbers()["sessions"] <= 1 + others)
+        self.session_paths.pop(number, None)
 
     def end_of(self, number: int, end: Any) -> None:
         """Ends a client, and waits until its session has ended, too."""
         for handle, held in list(self.held.items()):
             if held.client == number:
                 del self.held[handle]
-        others = sum(client is not None for client in self.clients) - 1
         end()
-        self.world.until("it ends", lambda: self.world.numbers()["sessions"] <= 1 + others)
-        self.session_paths.pop(number, None)
+        self.until_gone(number)
 
     # -- what is held over other calls --------------------------------------------------
 
@@ -306,13 +350,14 @@ class Machine(RuleBasedStateMachine):
         else:
             self.expect(observed, ("ok", self.session_paths[number]), "session_path again")
 
-    @precondition(lambda self: len(self.held) < 6)
     @step(
         number=st.integers(0, len(CLIENTS) - 1),
         path=operations.paths,
         how=st.sampled_from(["view", "reader"]),
     )
-    def hold(self, number: int, path: str, how: str) -> None:
+    def hold(self, number: int, path: Any, how: str) -> None:
+        if len(self.held) >= HELD_MAX:
+            return
         if number not in SYNC:
             how = "view"
         client = self.client(number)
@@ -327,9 +372,11 @@ class Machine(RuleBasedStateMachine):
         if expected[0] == "ok":
             self.held[self.handles] = Held(number, how, expected[1][0])
 
-    @precondition(lambda self: self.held)
-    @step(handle=st.runner().flatmap(lambda machine: st.sampled_from(sorted(machine.held))))
-    def let_go(self, handle: int) -> None:
+    @step(index=st.integers(0, 63))
+    def let_go(self, index: int) -> None:
+        if not self.held:
+            return
+        handle = sorted(self.held)[index % len(self.held)]
         held = self.held.pop(handle)
         observed = self.client(held.client).call("look", handle)
         if not (held.may_be_lost and observed == ("error", "DataLostError")):
@@ -363,13 +410,9 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if self.has_failed:
-                return
-            self.expect(("ok", self.everything()), ("ok", expected_of(self.model)), "at the end")
-            for number, client in enumerate(self.clients):
-                if client is not None:
-                    self.a_client_closes(number=number)
-            self.nothing_is_orphaned()
+            if not self.has_failed:
+                with self.reporting():
+                    self.end()
         finally:
             for client in self.clients:
                 if isinstance(client, Process):
@@ -379,6 +422,13 @@ class Machine(RuleBasedStateMachine):
             for name in self.world.admin.store.listdir("/"):
                 self.world.admin.store.rmtree(f"/{name}")
         self.world.until("all is free", self.is_empty)
+
+    def end(self) -> None:
+        self.expect(("ok", self.everything()), ("ok", expected_of(self.model)), "at the end")
+        for number, client in enumerate(self.clients):
+            if client is not None:
+                self.a_client_closes(number=number)
+        self.nothing_is_orphaned()
 
     def is_empty(self) -> bool:
         n = self.world.numbers()
@@ -399,7 +449,7 @@ class Machine(RuleBasedStateMachine):
         for path, node in self.model.nodes():
             extents = [] if node.is_container else self.world.admin.locations(path)
             granules = sum(extent[3] for extent in extents) // GRANULE
-            least, most = granules_bounds(0 if node.is_container else node.size)
+            least, most = granules_bounds(node)
             assert least <= granules <= most, f"{path}: {node.size} bytes in {granules} granules"
             for server, region, first, size in extents:
                 run = range(first, first + size, GRANULE)
@@ -469,3 +519,5 @@ def test_the_store_does_what_the_model_does(world):
         )
         seed, runs = seed + 1, runs + 1
     print(f"{runs} batches, seeds {first} to {seed - 1}")
+    for (name, outcome), count in sorted(world.count.items()):
+        print(f"{name:12} {outcome:24} {count}")
