@@ -12,7 +12,7 @@ DEPS_STAMP := $(VENV)/.stamp-deps
 NATIVE_STAMP := $(VENV)/.stamp-native
 GUARDS := build/guards/crailpy/_native.abi3.so
 
-.PHONY: dev demo check format test native-test bench guards wheel clean
+.PHONY: dev demo check format test native-test soak bench guards wheel clean
 
 # The virtual environment with everything, the package installed editable, the native modules up to date.
 dev: $(NATIVE_STAMP)
@@ -55,6 +55,11 @@ test: dev native-test guards
 # C alone, warnings are errors: under the address and undefined sanitizers, then under the thread sanitizer.
 native-test:
 	CC='$(CC)' $(if $(wildcard $(PY)),$(PY),$(PYTHON)) native/tests/run.py
+
+# The tests of tests/model for long: MINUTES=30 make soak.
+MINUTES ?= 10
+soak: dev
+	CRAILPY_MODEL_SECONDS=$$(( $(MINUTES) * 60 )) $(PY) -m pytest -s tests/model $(PYTEST_ARGS)
 
 bench: dev
 	$(VENV)/bin/crailpy bench

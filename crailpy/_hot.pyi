@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from asyncio import Future
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Result = tuple[int, int, int, int, int, bytes]
@@ -14,6 +15,9 @@ class View:
     def nbytes(self) -> int: ...
     @property
     def copied(self) -> bool: ...
+    @property
+    def goes_when_read(self) -> bool: ...
+    def on_end(self, callable: Callable[[], object], /) -> None: ...
     def release(self) -> None: ...
     def tobytes(self) -> bytes: ...
     def __len__(self) -> int: ...
@@ -21,26 +25,59 @@ class View:
     def __enter__(self) -> View: ...
     def __exit__(self, *exc: object) -> None: ...
 
+class Pipe:
+    """Moves the bytes of one open file. For one thread at a time, in the process that opened it.
+
+    `extents`: structs of wire.h in a row. Raises StaleLocationError when they are out of date."""
+
+    def read(
+        self, extents: bytes, size: int, offset: int, buffer: Any, timeout: float | None, /
+    ) -> int: ...
+    def read_bytes(
+        self, extents: bytes, size: int, offset: int, length: int, timeout: float | None, /
+    ) -> bytes: ...
+    def write(self, extents: bytes, offset: int, data: Any, timeout: float | None, /) -> None: ...
+    def ask(
+        self, extents: bytes, size: int, offset: int, length: int, timeout: float | None, /
+    ) -> None: ...
+    def settle(self, timeout: float | None, /) -> None: ...
+    def close(self) -> None: ...
+
 class Client:
-    """Operations of one store. `timeout`: seconds, or None for the store's own."""
+    """Operations of one store. `timeout`: seconds, or None for the store's own. `options`: those of
+    the node that is made (struct crail_options), or none. `wait_ms`: how long the namenode may set
+    the request aside until there is an answer, or space."""
 
     def __init__(self, core: int, owner: object, prefix: bytes, timeout: float, /) -> None: ...
-    def get(self, key: str, timeout: float | None, /) -> bytes: ...
+    def get(self, key: str, wait_ms: int, timeout: float | None, /) -> bytes: ...
     def get_range(self, key: str, offset: int, length: int, timeout: float | None, /) -> bytes: ...
     def get_into(self, key: str, buffer: Any, offset: int, timeout: float | None, /) -> int: ...
-    def get_view(self, key: str, timeout: float | None, /) -> View: ...
+    def get_view(self, key: str, wait_ms: int, timeout: float | None, /) -> View: ...
     def put(
-        self, key: str, data: Any, flags: int, if_version: int, timeout: float | None, /
+        self,
+        key: str,
+        data: Any,
+        flags: int,
+        if_version: int,
+        options: bytes,
+        wait_ms: int,
+        timeout: float | None,
+        /,
     ) -> int: ...
+    def alloc(
+        self, size: int, flags: int, options: bytes, wait_ms: int, timeout: float | None, /
+    ) -> bytes: ...
+    def pipe(self, path: str, /) -> Pipe: ...
     def get_many(
         self, keys: list[str], none_if_missing: bool, timeout: float | None, /
-    ) -> tuple[list[Any], list[int]]: ...
+    ) -> tuple[list[Any], list[int], list[tuple[str, int]]]: ...
     def put_many(
         self,
         items: Sequence[tuple[str, Any]],
         start: int,
         out: list[Any],
         flags: int,
+        options: bytes,
         timeout: float | None,
         /,
     ) -> int: ...
@@ -50,6 +87,8 @@ class Client:
         flags: int,
         key: str | None,
         data: Any,
+        count: int,
+        options: bytes,
         arg0: int,
         arg1: int,
         timeout: float | None,
@@ -59,3 +98,114 @@ class Client:
         self, code: int, flags: int, keys: list[str], timeout: float | None, /
     ) -> list[tuple[int, int, int, int, int, int, bytes]]: ...
     def rebind(self, core: int, /) -> None: ...
+
+class AsyncLane:
+    """Many requests in flight on one connection, each with a future. For one loop. `timeout`:
+    seconds, or None for the lane's own; infinity for none."""
+
+    def __init__(
+        self,
+        core: int,
+        recorded: bool,
+        prefix: bytes,
+        timeout: float,
+        create_future: Callable[[], Future[Any]],
+        call_soon: Callable[..., object],
+        on_flush: Callable[[], object],
+        error: Callable[[int, str | None, int], BaseException],
+        /,
+    ) -> None: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def maybe_done(self) -> bool: ...
+    @property
+    def earliest(self) -> float: ...
+    def get(self, key: str, missing_none: bool, timeout: float | None, /) -> Future[Any]: ...
+    def put(
+        self,
+        key: str,
+        data: Any,
+        flags: int,
+        options: bytes,
+        if_version: int,
+        timeout: float | None,
+        /,
+    ) -> Future[int] | None: ...
+    def call(
+        self,
+        code: int,
+        flags: int,
+        key: str | None,
+        data: Any,
+        options: bytes,
+        count: int,
+        arg0: int,
+        arg1: int,
+        alone: bool,
+        timeout: float | None,
+        /,
+    ) -> tuple[Future[Result], int]: ...
+    def post(
+        self,
+        code: int,
+        flags: int,
+        key: str | None,
+        data: Any,
+        options: bytes,
+        count: int,
+        arg0: int,
+        arg1: int,
+        /,
+    ) -> None: ...
+    def get_many(
+        self, keys: list[str], missing_none: bool, timeout: float | None, /
+    ) -> Future[list[Any]]: ...
+    def put_many(
+        self,
+        items: Sequence[tuple[str, Any]],
+        start: int,
+        flags: int,
+        options: bytes,
+        timeout: float | None,
+        /,
+    ) -> tuple[Future[list[Any]], int]: ...
+    def call_many(
+        self, code: int, flags: int, keys: list[str], timeout: float | None, /
+    ) -> Future[list[Any]]: ...
+    def cancel(self, frame: int, /) -> None: ...
+    def withdraw(self, future: Future[Any], /) -> bool: ...
+    def fail(self, error: BaseException, only_sent: bool, /) -> None: ...
+    def attach(self, fd: int, fresh: bool, /) -> None: ...
+    def detach(self) -> None: ...
+    def flush(self) -> int: ...
+    def reap(self) -> int: ...
+    def tick(self) -> tuple[float, float]: ...
+    def close(self) -> None: ...
+
+class Copy:
+    """A copy between a buffer and an extent in shared memory, in pieces."""
+
+    def __init__(
+        self, core: int, extent: bytes, within: int, buffer: Any, is_write: bool, /
+    ) -> None: ...
+    def step(self, bytes_max: int, /) -> int: ...
+    def close(self) -> None: ...
+
+class Landing:
+    """A buffer that becomes bytes without a copy."""
+
+    def __init__(self, size: int, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def take(self) -> bytes: ...
+
+class Flat:
+    """Any C-contiguous buffer as bytes."""
+
+    def __init__(self, buffer: Any, writable: bool, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def pin(
+    core: int, extent: bytes, size: int, version: int, goes_when_read: bool, /
+) -> View | int: ...
+def view(data: bytes, version: int, goes_when_read: bool, /) -> View: ...

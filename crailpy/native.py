@@ -10,8 +10,15 @@ from __future__ import annotations
 from os import close, getpid
 
 from crailpy import _hot, _native, errors
+from crailpy._hot import AsyncLane as AsyncLane
 from crailpy._hot import Client as Client
+from crailpy._hot import Copy as Copy
+from crailpy._hot import Flat as Flat
+from crailpy._hot import Landing as Landing
+from crailpy._hot import Pipe as Pipe
 from crailpy._hot import View as View
+from crailpy._hot import pin as pin
+from crailpy._hot import view as view
 from crailpy.errors import ClosedError, ProtocolError, from_status
 
 TYPE_CHECKING = False
@@ -91,6 +98,12 @@ def _pair(fds: Sequence[int] | None) -> Any:
     return ffi.new("int[2]", list(fds))
 
 
+def location_number(location: str) -> int:
+    """What stands for a location class of this name on the wire: never 0."""
+    name = location.encode()
+    return int(lib.crail_location(name, len(name)))
+
+
 def test_guards() -> bool:
     """Is this the test build whose guards can be switched off?"""
     return bool(lib.crail_test_guards())
@@ -156,8 +169,11 @@ class Namenode(_Handle):
         SessionLostError."""
         check(lib.crail_namenode_lane_attach(self._open, fd, session, lane, _pair(ring)))
 
-    def server_add(self, regions: Sequence[int], description: bytes) -> int:
-        """A new incarnation, its regions in granules, all of generation 0. Returns its number."""
+    def server_add(
+        self, regions: Sequence[int], storage_class: int, location: str, description: bytes
+    ) -> int:
+        """A new incarnation, its regions in granules, all of generation 0; its rank among the
+        others and its location class ("": none). Returns its number."""
         granules = ffi.new("uint32_t[]", list(regions))
         number = ffi.new("uint32_t *")
         check(
@@ -166,6 +182,8 @@ class Namenode(_Handle):
                 len(regions),
                 granules,
                 ffi.NULL,
+                storage_class,
+                location_number(location) if location else 0,
                 description,
                 len(description),
                 number,

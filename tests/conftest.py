@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -21,6 +22,7 @@ SLOW_LIMIT_S = 600
 def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test ends: at its limit with a failure, a little later with the whole run."""
     limit = SLOW_LIMIT_S if request.node.get_closest_marker("slow") else TIME_LIMIT_S
+    limit += int(os.environ.get("CRAILPY_MODEL_SECONDS", 0))  # `make soak`
 
     def late(number: int, frame: FrameType | None) -> None:
         pytest.fail(f"no end after {limit} s")

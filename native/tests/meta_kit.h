@@ -21,14 +21,29 @@ struct kit {
     struct crail_buf reply;
     int64_t now_ns;
     uint64_t next_session;
+    const struct crail_options *options; /* of the next operation, which takes them */
 };
 
 /* The result of the latest operation; its data lies in the kit's reply. */
 struct answer {
-    int status; /* 0 or a positive status */
+    int status; /* 0, a positive status, or KIT_WAITS */
     struct crail_result r;
     const uint8_t *data;
 };
+
+#define KIT_WAITS (-1) /* there is no answer yet */
+
+#define OK 0
+#define E(name) CRAIL_E_##name
+#define WANT(answer, status_wanted)                                                                      \
+    do {                                                                                                 \
+        int got_ = (answer).status;                                                                      \
+        if (got_ != (status_wanted)) {                                                                   \
+            fprintf(stderr, "%s:%d: status %d, wanted %d\n", __FILE__, __LINE__, got_, (status_wanted)); \
+            abort();                                                                                     \
+        }                                                                                                \
+    } while (0)
+#define RUN(claim) (claim(), printf("ok %s\n", #claim), fflush(stdout))
 
 static inline uint64_t kit_clock_ns(void) {
     struct timespec t;
@@ -62,6 +77,20 @@ static inline void kit_settle(struct kit *k) {
     }
 }
 
+/* Time passes, and what is due by then is done. */
+static inline void kit_pass(struct kit *k, int64_t ns) {
+    k->now_ns += ns;
+    crail_meta_clock(k->m, k->now_ns);
+    kit_settle(k);
+}
+
+/* The next operation brings these options. */
+static inline void kit_with(struct kit *k, struct crail_options options) {
+    static _Thread_local struct crail_options kept;
+    kept = options;
+    k->options = &kept;
+}
+
 /* The operation with its bytes laid out as in a frame: path and data side by side, not aligned. */
 static inline struct answer kit_do(struct kit *k, struct crail_op op, const void *path, const void *data) {
     static _Thread_local char frame[1 << 17];
@@ -69,16 +98,26 @@ static inline struct answer kit_do(struct kit *k, struct crail_op op, const void
     int rc;
     if (op.path_len)
         memcpy(frame, path, op.path_len);
+    if (k->options) {
+        op.options_len = sizeof(*k->options);
+        memcpy(frame + op.path_len, k->options, sizeof(*k->options));
+        k->options = NULL;
+    }
+    const char *options = frame + op.path_len;
     if (op.data_len)
-        memcpy(frame + op.path_len, data, op.data_len);
+        memcpy(frame + op.path_len + op.options_len, data, op.data_len);
     crail_meta_prefetch(k->m, &op, frame);
     do {
         k->reply.len = 0;
-        rc = crail_meta_execute(k->m, k->s, &op, frame, NULL, frame + op.path_len, ++k->now_ns, &k->reply);
-        assert(rc == 0 || (rc == CRAIL_META_AGAIN && op.code == CRAIL_OP_LIST && k->reply.len == 0));
-        if (rc)
+        rc = crail_meta_execute(k->m, k->s, &op, frame, options, options + op.options_len, ++k->now_ns, &k->reply);
+        assert(rc == 0 || k->reply.len == 0);
+        assert(rc == 0 || (rc == CRAIL_META_AGAIN && op.code == CRAIL_OP_LIST) ||
+               (rc == CRAIL_META_WAIT && op.flags & CRAIL_OPF_WAIT));
+        if (rc == CRAIL_META_AGAIN)
             crail_meta_step(k->m, 20000);
-    } while (rc);
+    } while (rc == CRAIL_META_AGAIN);
+    if (rc == CRAIL_META_WAIT)
+        return (struct answer){.status = KIT_WAITS};
     memcpy(&a.r, k->reply.data, sizeof(a.r));
     a.status = -a.r.status;
     a.data = k->reply.data + sizeof(a.r);
@@ -99,6 +138,19 @@ static inline struct answer kit_op(struct kit *k, int code, int flags, const cha
     return kit_do(k, op, path, data);
 }
 
+static inline struct crail_extent extent_at(const struct answer *a, uint32_t i) {
+    struct crail_extent e;
+    assert(i < a->r.count);
+    memcpy(&e, a->data + i * sizeof(e), sizeof(e));
+    return e;
+}
+
+static inline struct crail_meta_stats stats_of(const struct kit *k) {
+    struct crail_meta_stats st;
+    crail_meta_stats(k->m, &st);
+    return st;
+}
+
 static inline struct answer kit_get(struct kit *k, const char *path) {
     return kit_op(k, CRAIL_OP_GET, 0, path, NULL, 0, 0, 0, 0);
 }
@@ -110,6 +162,12 @@ static inline struct answer kit_put(struct kit *k, int flags, const char *path, 
 }
 static inline struct answer kit_mkdir(struct kit *k, int flags, const char *path) {
     return kit_op(k, CRAIL_OP_MKDIR, flags, path, NULL, 0, 0, 0, 0);
+}
+static inline struct answer kit_make(struct kit *k, int flags, enum crail_kind kind, const char *path) {
+    return kit_op(k, CRAIL_OP_MKDIR, flags, path, NULL, 0, 0, kind, 0);
+}
+static inline struct answer kit_end(struct kit *k, uint64_t token) {
+    return kit_op(k, CRAIL_OP_END, 0, NULL, NULL, 0, 0, token, 0);
 }
 static inline struct answer kit_rename(struct kit *k, int flags, const char *from, const char *to) {
     return kit_op(k, CRAIL_OP_RENAME, flags, from, to, (uint32_t)strlen(to), 0, 0, 0);
@@ -134,13 +192,19 @@ static inline struct answer kit_commit(struct kit *k, int flags, const char *pat
     return kit_op(k, CRAIL_OP_COMMIT, flags, path, e, n * 32, n, arg0, bytes);
 }
 
-static inline uint32_t kit_server(struct kit *k, uint32_t regions, uint32_t granules) {
+static inline uint32_t kit_server_at(struct kit *k, uint32_t regions, uint32_t granules, uint8_t storage_class,
+                                     uint32_t location) {
     struct crail_meta_region r[64] = {{0}};
     uint32_t number;
     for (uint32_t i = 0; i < regions; i++)
         r[i].granules = granules;
-    assert(crail_meta_server_add(k->m, r, regions, NULL, &number) == 0);
+    assert(crail_meta_server_add(k->m, r, regions, NULL, (struct crail_meta_place){location, storage_class}, &number) ==
+           0);
     return number;
+}
+
+static inline uint32_t kit_server(struct kit *k, uint32_t regions, uint32_t granules) {
+    return kit_server_at(k, regions, granules, 0, 0);
 }
 
 /* Plays the storage server: takes and confirms what is due. Returns how many orders. */
@@ -160,33 +224,5 @@ static inline uint32_t kit_random(uint64_t *state, uint32_t below) {
     *state ^= *state << 17;
     return (uint32_t)((*state >> 20) % below);
 }
-
-/* ---- claims ---------------------------------------------------------------- */
-
-#define OK 0
-#define E(name) CRAIL_E_##name
-#define WANT(answer, status_wanted)                                                                      \
-    do {                                                                                                 \
-        int got_ = (answer).status;                                                                      \
-        if (got_ != (status_wanted)) {                                                                   \
-            fprintf(stderr, "%s:%d: status %d, wanted %d\n", __FILE__, __LINE__, got_, (status_wanted)); \
-            abort();                                                                                     \
-        }                                                                                                \
-    } while (0)
-
-static inline struct crail_extent extent_at(const struct answer *a, uint32_t i) {
-    struct crail_extent e;
-    assert(i < a->r.count);
-    memcpy(&e, a->data + i * sizeof(e), sizeof(e));
-    return e;
-}
-
-static inline struct crail_meta_stats stats_of(const struct kit *k) {
-    struct crail_meta_stats st;
-    crail_meta_stats(k->m, &st);
-    return st;
-}
-
-#define RUN(claim) (claim(), printf("ok %s\n", #claim), fflush(stdout))
 
 #endif

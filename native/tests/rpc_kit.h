@@ -38,7 +38,7 @@ static inline void start(uint64_t grace_ms) {
 }
 
 /* Our ends of rings, by the descriptor and the inode of the socket beside them. */
-#define RINGS_MAX 512
+#define RINGS_MAX 8192
 static bool with_rings;
 static pthread_mutex_t ends_lock = PTHREAD_MUTEX_INITIALIZER; /* a descriptor may be another thread's next */
 static struct end {
@@ -283,7 +283,7 @@ static struct reply R;
 
 static inline uint32_t server(uint32_t granules, int *channel) {
     uint32_t number;
-    CHECK(crail_namenode_server_add(nn, 1, &granules, NULL, "where", 5, &number) == 0);
+    CHECK(crail_namenode_server_add(nn, 1, &granules, NULL, 0, 0, "where", 5, &number) == 0);
     if (channel) {
         int fd[2];
         CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);

@@ -229,9 +229,9 @@ static void large_extents_and_old_generations_are_kept(void) {
     const uint64_t *table[] = {generations};
     struct crail_meta_region region = {.granules = 100000};
     uint32_t sv;
-    assert(crail_meta_server_add(k.m, &region, 0, NULL, &sv) == -EINVAL);
-    assert(crail_meta_server_add(k.m, &region, 65, NULL, &sv) == -EINVAL);
-    assert(crail_meta_server_add(k.m, &region, 1, table, &sv) == 0);
+    assert(crail_meta_server_add(k.m, &region, 0, NULL, (struct crail_meta_place){0, 0}, &sv) == -EINVAL);
+    assert(crail_meta_server_add(k.m, &region, 65, NULL, (struct crail_meta_place){0, 0}, &sv) == -EINVAL);
+    assert(crail_meta_server_add(k.m, &region, 1, table, (struct crail_meta_place){0, 0}, &sv) == 0);
     struct answer a = kit_alloc(&k, CRAIL_OPF_ONE_EXTENT, 50000ull * 4096);
     WANT(a, OK);
     struct crail_extent e = extent_at(&a, 0);

@@ -182,6 +182,39 @@ def test_invalid_paths_are_refused_by_name(store, path):
             call(path)
 
 
+def test_no_key_leads_out_of_a_namespace(store, cluster):
+    with cluster.connect(namespace="/t/in") as inner:
+        inner.put("/a", b"1")
+        calls = (inner.get, inner.mkdir, inner.delete, lambda p: inner.rename("/a", p))
+        for path in ("", "side", "a/b"):
+            for call in (*calls, lambda p: inner.put(p, b"")):
+                with pytest.raises(errors.InvalidPathError):
+                    call(path)
+            with pytest.raises(errors.BatchError):
+                inner.put_many([(path, b"")])
+        with pytest.raises(errors.ExistsError):
+            inner.rename("/a", "/")
+        with pytest.raises(errors.InvalidPathError):
+            inner.rename("/a", "/b" * 2048)
+    assert store.listdir("/t") == ["in"]
+
+
+@pytest.mark.parametrize("bad", ["a", "/\ud800", "/x" * 3000])
+def test_of_many_a_bad_path_fails_alone(store, bad):
+    keys = ["/t/1", bad, "/t/2"]
+
+    def results(call, *arguments):
+        with pytest.raises(errors.BatchError) as caught:
+            call(*arguments)
+        assert isinstance(caught.value.results.pop(1), errors.InvalidPathError)
+        return caught.value.results
+
+    versions = results(store.put_many, [(key, b"v") for key in keys])
+    assert [info.version for info in results(store.stat_many, keys)] == versions
+    assert results(store.get_many, keys) == [b"v", b"v"]
+    assert results(store.delete_many, keys) == [None, None]
+
+
 def test_a_missing_parent_is_made_unless_refused(store):
     store.put("/t/p/q/r", b"1")
     assert store.get("/t/p/q/r") == b"1"

@@ -35,4 +35,15 @@ static inline void crail_list_push(struct crail_list *head, struct crail_list *l
     head->prev = l;
 }
 
+/* Moves all of `from` to the tail of `head`, in order. */
+static inline void crail_list_splice(struct crail_list *head, struct crail_list *from) {
+    if (crail_list_empty(from))
+        return;
+    from->next->prev = head->prev;
+    head->prev->next = from->next;
+    from->prev->next = head;
+    head->prev = from->prev;
+    crail_list_init(from);
+}
+
 #endif

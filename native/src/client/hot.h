@@ -4,6 +4,7 @@
 #define CRAIL_HOT_H
 
 #include "client.h"
+#include "flow.h"
 
 #define CRAIL_HOT_FUNCTIONS(X) \
     X(lane_checkout)           \
@@ -29,7 +30,34 @@
     X(client_ref)              \
     X(client_unref)            \
     X(client_find)             \
-    X(lane_has_data)
+    X(lane_has_data)           \
+    X(now_ns)                  \
+    X(flow_init)               \
+    X(flow_free)               \
+    X(flow_op)                 \
+    X(flow_attach)             \
+    X(flow_detach)             \
+    X(flow_flush)              \
+    X(flow_receive)            \
+    X(flow_reply)              \
+    X(flow_next)               \
+    X(flow_find)               \
+    X(flow_remove)             \
+    X(flow_frame_free)         \
+    X(flow_silent_since)       \
+    X(pipe_open)               \
+    X(pipe_close)              \
+    X(pipe_is_ours)            \
+    X(pipe_reaches)            \
+    X(pipe_take)               \
+    X(pipe_put_back)           \
+    X(pipe_abort)              \
+    X(pipe_write)              \
+    X(pipe_settle)             \
+    X(pipe_read)               \
+    X(pipe_ask)                \
+    X(pipe_is_astray)          \
+    X(range_locate)
 
 struct crail_hot_table {
     uint32_t size; /* of this struct: both sides must agree */

@@ -10,12 +10,19 @@ struct fsck {
     char *why;
     size_t why_bytes;
     uint64_t nodes, files, directories, inline_bytes;
-    uint64_t in_hash;         /* nodes reached that have to be in the hash */
-    uint64_t bytes;           /* of the arena, by what was reached */
-    uint64_t used;            /* granules of nodes on servers that are not lost */
-    uint64_t doomed;          /* nodes of removed trees */
-    uint64_t ready, building; /* indexes */
-    uint8_t **seen;           /* per server and region, a byte per granule: a run of a node begins there */
+    uint64_t in_hash;                        /* nodes reached that have to be in the hash */
+    uint64_t bytes;                          /* of the arena, by what was reached */
+    uint64_t used;                           /* granules of nodes on servers that are not lost */
+    uint64_t doomed;                         /* nodes of removed trees */
+    uint64_t ready, building;                /* indexes */
+    uint64_t holds;                          /* by the lists of the sessions */
+    uint64_t held;                           /* by the lists of the nodes */
+    uint64_t due, owned, evictable, members; /* extras that say so */
+    struct crail_quota *jobs;                /* by slot: what was found to be charged */
+    uint8_t **seen;     /* per server and region, a byte per granule: a run of a node begins there */
+    uint32_t **pins;    /* likewise, how many readers hold the run that begins there */
+    crail_ref *streams; /* named by holds, as often as they are */
+    uint32_t streams_n;
 };
 #define REGIONS 64u
 
@@ -60,9 +67,11 @@ static int check_runs(struct fsck *f, const struct crail_node *n) {
     return 0;
 }
 
-static int check_file(struct fsck *f, const struct crail_node *n) {
-    CHECK(f, n->kind == CRAIL_KIND_FILE, "node %llu is of no kind", (ull)n->id);
+static int check_leaf(struct fsck *f, const struct crail_node *n) {
+    CHECK(f, crail_node_is_leaf(n) || n->kind == CRAIL_KIND_BARRIER, "node %llu is of no kind", (ull)n->id);
     f->files++;
+    if (!crail_node_is_leaf(n))
+        return 0;
     if (n->extents) {
         f->bytes += n->data ? crail_arena_cost(n->extents * (uint32_t)sizeof(struct crail_run)) : 0;
         return check_runs(f, n);
@@ -95,7 +104,7 @@ static int check_index(struct fsck *f, crail_ref ref, const struct crail_node *n
     return 0;
 }
 
-static int check_directory(struct fsck *f, crail_ref ref, const struct crail_node *n) {
+static int check_container(struct fsck *f, crail_ref ref, const struct crail_node *n) {
     uint64_t children = 0;
     crail_ref prev = 0;
     f->directories++;
@@ -107,6 +116,42 @@ static int check_directory(struct fsck *f, crail_ref ref, const struct crail_nod
     }
     CHECK(f, children == n->size, "node %llu has %llu children, not %llu", (ull)n->id, (ull)children, (ull)n->size);
     return n->index ? check_index(f, ref, n) : 0;
+}
+
+static int check_extra(struct fsck *f, crail_ref ref, const struct crail_node *n) {
+    const struct crail_extra *x = crail_extra_at(f->m, n->extra);
+    crail_ref prev = 0;
+    f->bytes += crail_arena_cost(sizeof(*x));
+    CHECK(f, x->node == ref, "node %llu: its extra is another's", (ull)n->id);
+    f->bytes += x->attributes ? crail_attributes_cost(x->attributes_bytes) : 0;
+    CHECK(f, !x->due == !x->expires_ns && !!(x->options & CRAIL_OPTION_TTL) == (x->due && !x->own_job),
+          "node %llu: its end is misnoted", (ull)n->id);
+    f->due += x->due != 0;
+    f->owned += !!(x->options & CRAIL_OPTION_SESSION);
+    f->evictable += x->evict_server != 0;
+    f->members += x->job != 0;
+    for (crail_ref h = x->holds; h; prev = h, h = crail_hold_at(f->m, h)->node_next, f->held++)
+        CHECK(f, crail_hold_at(f->m, h)->node == ref && crail_hold_at(f->m, h)->node_prev == prev,
+              "node %llu: its holds are misled", (ull)n->id);
+    CHECK(f, !crail_extra_says_nothing(x), "node %llu: its extra says nothing", (ull)n->id);
+    return 0;
+}
+
+/* Adds the node to what its jobs should be charged with. */
+static void count_in_jobs(struct fsck *f, const struct crail_node *n) {
+    const struct crail_meta *m = f->m;
+    uint64_t own = n->extra ? crail_extra_at(m, n->extra)->job : 0, bytes = crail_node_is_leaf(n) ? n->size : 0;
+    for (crail_ref job = crail_job_around(m, n); job; job = crail_job_at(m, job)->outer) {
+        struct crail_quota *sum = &f->jobs[crail_job_at(m, job)->number & CRAIL_JOB_SLOTS];
+        sum->nodes++;
+        sum->bytes += bytes;
+        if (crail_job_at(m, job)->number == own)
+            own = 0;
+    }
+    if (own) {
+        f->jobs[own & CRAIL_JOB_SLOTS].nodes++;
+        f->jobs[own & CRAIL_JOB_SLOTS].bytes += bytes;
+    }
 }
 
 static int check_node(struct fsck *f, crail_ref ref) {
@@ -124,7 +169,11 @@ static int check_node(struct fsck *f, crail_ref ref) {
               (ull)n->id);
         f->in_hash++;
     }
-    return crail_node_is_dir(n) ? check_directory(f, ref, n) : check_file(f, n);
+    int rc = n->extra ? check_extra(f, ref, n) : 0;
+    if (rc)
+        return rc;
+    count_in_jobs(f, n);
+    return crail_node_is_container(n) ? check_container(f, ref, n) : check_leaf(f, n);
 }
 
 /* A node and all below, without recursion: down by first child, on by sibling, up by parent. */
@@ -135,7 +184,7 @@ static int check_below(struct fsck *f, crail_ref top) {
         if (rc)
             return rc;
         const struct crail_node *n = crail_node_at(f->m, ref);
-        if (crail_node_is_dir(n) && n->first_child) {
+        if (crail_node_is_container(n) && n->first_child) {
             ref = n->first_child;
             continue;
         }
@@ -171,6 +220,141 @@ static int check_names(struct fsck *f) {
     f->bytes += (uint64_t)((t->buckets + CRAIL_NAMES_SEGMENT - 1) / CRAIL_NAMES_SEGMENT) * CRAIL_ARENA_CHUNK;
     CHECK(f, count == t->count && count == f->in_hash, "the hash has %llu nodes, the tree %llu", (ull)count,
           (ull)f->in_hash);
+    return 0;
+}
+
+static int check_kept(struct fsck *f, crail_ref ref) {
+    const struct crail_kept *k = crail_kept_at(f->m, ref);
+    f->bytes += crail_arena_cost(crail_kept_bytes(k->count));
+    for (uint32_t i = 0; k->is_pinned && i < k->count; i++) {
+        const struct crail_extent *e = &k->extents[i];
+        const struct crail_server *sv = crail_server_find(f->m, e->server);
+        if (sv->state == CRAIL_SERVER_LOST)
+            continue;
+        CHECK(f, e->region < sv->regions_n && e->granule < sv->regions[e->region].granules,
+              "an open version lies outside of server %u", e->server);
+        f->pins[(e->server - 1) * REGIONS + e->region][e->granule]++;
+    }
+    return 0;
+}
+
+/* What a hold keeps. Streams are shared, and looked at when all are known. */
+static int check_record(struct fsck *f, const struct crail_hold *h) {
+    if (h->kind == CRAIL_HOLD_OPEN)
+        return check_kept(f, h->record);
+    if (h->kind == CRAIL_HOLD_STREAM || h->kind == CRAIL_HOLD_FOLLOW)
+        f->streams[f->streams_n++] = h->record;
+    return 0;
+}
+
+static int by_ref(const void *a, const void *b) {
+    const crail_ref *x = a, *y = b;
+    return (*x > *y) - (*x < *y);
+}
+
+static int check_streams(struct fsck *f) {
+    qsort(f->streams, f->streams_n, sizeof(f->streams[0]), by_ref);
+    for (uint32_t i = 0, n; i < f->streams_n; i += n) {
+        const struct crail_stream *st = crail_stream_at(f->m, f->streams[i]);
+        for (n = 1; i + n < f->streams_n && f->streams[i + n] == f->streams[i];)
+            n++;
+        CHECK(f, st->refs == n, "a stream counts %u holds, not %u", st->refs, n);
+        CHECK(f, (st->path != 0) == (st->state == CRAIL_STREAM_WRITING), "a stream is listed wrongly");
+        f->bytes += crail_arena_cost(sizeof(*st)) + (st->path ? crail_arena_cost(st->path_len) : 0);
+        int rc = st->kept ? check_kept(f, st->kept) : 0;
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+static int check_holds_of(struct fsck *f, const struct crail_meta_session *s) {
+    crail_ref prev = 0;
+    uint32_t n = 0;
+    for (crail_ref ref = s->holds; ref; prev = ref, ref = crail_hold_at(f->m, ref)->session_next, n++) {
+        const struct crail_hold *h = crail_hold_at(f->m, ref);
+        CHECK(f, h->session == s->slot && h->session_prev == prev && h->kind && h->kind < CRAIL_HOLD_KINDS,
+              "session %llu: its holds are misled", (ull)s->id);
+        CHECK(f, crail_hold_find(f->m, s, h->token) == ref, "session %llu: hold %llu is not found", (ull)s->id,
+              (ull)h->token);
+        f->bytes += crail_arena_cost(sizeof(*h));
+        f->held -= h->node != 0;
+        int rc = h->record ? check_record(f, h) : 0;
+        if (rc)
+            return rc;
+    }
+    CHECK(f, n == s->holds_n, "session %llu has %u holds, not %u", (ull)s->id, n, s->holds_n);
+    f->holds += n;
+    return 0;
+}
+
+static int check_holds(struct fsck *f) {
+    int rc = 0;
+    for (uint32_t i = 0; i < f->m->sessions_n && !rc; i++)
+        rc = f->m->sessions[i] ? check_holds_of(f, f->m->sessions[i]) : 0;
+    if (rc)
+        return rc;
+    CHECK(f, f->holds == f->m->holds && !f->held, "%llu holds are counted, %llu are there", (ull)f->m->holds,
+          (ull)f->holds);
+    return check_streams(f);
+}
+
+/* The lists that extras are in, by their other ends. */
+static int check_ends(struct fsck *f) {
+    const struct crail_meta *m = f->m;
+    int64_t latest = 0;
+    uint64_t owned = 0, evictable = 0, segments = 0;
+    for (uint32_t i = 0; i < m->expiry.count; i++) {
+        const crail_ref *cells = crail_arena_at(&m->arena, m->expiry.segment[i / CRAIL_EXPIRY_SEGMENT]);
+        const struct crail_extra *x = crail_extra_at(m, cells[i % CRAIL_EXPIRY_SEGMENT]);
+        uint32_t above = i ? (i - 1) / 2 : 0;
+        cells = crail_arena_at(&m->arena, m->expiry.segment[above / CRAIL_EXPIRY_SEGMENT]);
+        latest = crail_extra_at(m, cells[above % CRAIL_EXPIRY_SEGMENT])->expires_ns;
+        CHECK(f, x->due == i + 1 && x->expires_ns >= latest, "the heap of those that expire is wrong");
+    }
+    while (segments < CRAIL_EXPIRY_SEGMENTS_MAX && m->expiry.segment[segments])
+        segments++;
+    f->bytes += segments * CRAIL_ARENA_CHUNK;
+    for (uint32_t i = 0; i < m->sessions_n; i++)
+        for (crail_ref x = m->sessions[i] ? m->sessions[i]->owned : 0; x; x = crail_extra_at(m, x)->owned_next, owned++)
+            CHECK(f, crail_extra_at(m, x)->session == i, "session %llu owns another's node", (ull)m->sessions[i]->id);
+    for (uint32_t i = 0; i < m->servers_n; i++)
+        for (crail_ref x = m->servers[i]->evict_first; x; x = crail_extra_at(m, x)->evict_next, evictable++)
+            CHECK(f, crail_extra_at(m, x)->evict_server == i + 1, "server %u: an evictable node is another's", i + 1);
+    CHECK(f, m->expiry.count == f->due && owned == f->owned && evictable == f->evictable,
+          "nodes that end by themselves: %u, %llu, %llu listed; %llu, %llu, %llu there", m->expiry.count, (ull)owned,
+          (ull)evictable, (ull)f->due, (ull)f->owned, (ull)f->evictable);
+    return 0;
+}
+
+static uint64_t members_of(const struct crail_meta *m, const struct crail_job *j) {
+    uint64_t n = 0;
+    for (crail_ref x = j->members; x; x = crail_extra_at(m, x)->job_next)
+        n += crail_extra_at(m, x)->job == j->number;
+    return n;
+}
+
+static int check_jobs(struct fsck *f) {
+    const struct crail_meta *m = f->m;
+    uint64_t members = 0;
+    uint32_t jobs = 0;
+    for (uint32_t slot = 0; slot < m->jobs_cap; slot++) {
+        if (!m->jobs[slot])
+            continue;
+        const struct crail_job *j = crail_job_at(m, m->jobs[slot]);
+        jobs++;
+        members += members_of(m, j);
+        f->bytes += crail_arena_cost(sizeof(*j));
+        CHECK(f, (j->number & CRAIL_JOB_SLOTS) == slot, "job %llu is in a wrong slot", (ull)j->number);
+        CHECK(f, j->nodes == f->jobs[slot].nodes && j->bytes == f->jobs[slot].bytes,
+              "job %llu is charged with %llu nodes and %llu bytes, it has %llu and %llu", (ull)j->number, (ull)j->nodes,
+              (ull)j->bytes, (ull)f->jobs[slot].nodes, (ull)f->jobs[slot].bytes);
+        CHECK(f, !j->node || crail_extra_at(m, crail_node_at(m, j->node)->extra)->own_job == m->jobs[slot],
+              "job %llu: its directory is another's", (ull)j->number);
+        CHECK(f, j->node || j->nodes || j->members || j->listed, "job %llu is over and still there", (ull)j->number);
+    }
+    CHECK(f, jobs == m->jobs_n && members == f->members, "jobs: %u with %llu members, %u with %llu there", m->jobs_n,
+          (ull)members, jobs, (ull)f->members);
     return 0;
 }
 
@@ -218,7 +402,7 @@ static bool grant_known(const struct crail_meta *m, uint32_t server, uint32_t re
 }
 
 struct region_sums {
-    uint64_t granules[8], runs[8]; /* by state */
+    uint64_t granules[CRAIL_RUN_STATES], runs[CRAIL_RUN_STATES]; /* by state */
 };
 
 static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t region, uint32_t g) {
@@ -231,6 +415,12 @@ static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t reg
         CHECK(f, inner->state == (end ? CRAIL_RUN_FREE_END : CRAIL_RUN_INNER) && inner->len == (end ? rec->len : 0),
               "server %u: granule %u within a run is marked", sv->number, g + i);
     }
+    uint32_t pins = f->pins[(sv->number - 1) * REGIONS + region][g];
+    if (rec->state == CRAIL_RUN_USED || rec->state == CRAIL_RUN_HELD)
+        CHECK(f, rec->prev == pins, "server %u: granule %u counts %u readers, not %u", sv->number, g, rec->prev, pins);
+    else
+        CHECK(f, !pins, "server %u: granule %u is read and not in use", sv->number, g);
+    CHECK(f, rec->state != CRAIL_RUN_HELD || pins, "server %u: granule %u is held by nobody", sv->number, g);
     if (rec->state == CRAIL_RUN_USED)
         CHECK(f, f->seen[(sv->number - 1) * REGIONS + region][g], "server %u: granule %u is used by nobody", sv->number,
               g);
@@ -242,7 +432,7 @@ static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t reg
 
 static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t region, struct region_sums *sums) {
     const struct crail_region *r = &sv->regions[region];
-    uint64_t runs[8] = {0};
+    uint64_t runs[CRAIL_RUN_STATES] = {0};
     bool was_free = false;
     for (uint32_t g = 0; g < r->granules; g += r->record[g].len) {
         int rc = check_run(f, sv, region, g);
@@ -250,7 +440,7 @@ static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t 
             return rc;
         const struct crail_run_record *rec = &r->record[g];
         CHECK(f,
-              rec->state < 8 && rec->state != CRAIL_RUN_INNER && rec->state != CRAIL_RUN_FREE_END &&
+              rec->state < CRAIL_RUN_STATES && rec->state != CRAIL_RUN_INNER && rec->state != CRAIL_RUN_FREE_END &&
                   rec->state != CRAIL_RUN_MARKED,
               "server %u: granule %u has no state", sv->number, g);
         CHECK(f, !(was_free && rec->state == CRAIL_RUN_FREE), "server %u: granule %u is free and was not joined",
@@ -283,7 +473,8 @@ static int check_server(struct fsck *f, const struct crail_server *sv, uint64_t 
     }
     const uint64_t *g = sums.granules;
     CHECK(f,
-          sv->count[CRAIL_COUNT_FREE] == g[CRAIL_RUN_FREE] && sv->count[CRAIL_COUNT_USED] == g[CRAIL_RUN_USED] &&
+          sv->count[CRAIL_COUNT_FREE] == g[CRAIL_RUN_FREE] &&
+              sv->count[CRAIL_COUNT_USED] == g[CRAIL_RUN_USED] + g[CRAIL_RUN_HELD] &&
               sv->count[CRAIL_COUNT_GRANTED] == g[CRAIL_RUN_GRANT] &&
               sv->count[CRAIL_COUNT_RETIRING] == g[CRAIL_RUN_DUE] + g[CRAIL_RUN_PENDING],
           "server %u: the counts of granules are wrong", sv->number);
@@ -310,20 +501,29 @@ static int check_granules(struct fsck *f) {
 }
 
 static void seen_free(struct fsck *f) {
+    free(f->jobs);
     for (uint32_t i = 0; f->seen && i < f->m->servers_n * REGIONS; i++)
         free(f->seen[i]);
+    for (uint32_t i = 0; f->pins && i < f->m->servers_n * REGIONS; i++)
+        free(f->pins[i]);
     free(f->seen);
+    free(f->pins);
+    free(f->streams);
 }
 
 static int seen_make(struct fsck *f) {
     f->seen = calloc(f->m->servers_n * REGIONS + 1, sizeof(*f->seen));
-    if (!f->seen)
+    f->pins = calloc(f->m->servers_n * REGIONS + 1, sizeof(*f->pins));
+    f->streams = calloc(f->m->holds + 1, sizeof(*f->streams));
+    f->jobs = calloc(f->m->jobs_cap + 1, sizeof(*f->jobs));
+    if (!f->seen || !f->pins || !f->streams || !f->jobs)
         return -ENOMEM;
     for (uint32_t i = 0; i < f->m->servers_n; i++) {
         const struct crail_server *sv = f->m->servers[i];
         for (uint32_t k = 0; sv->regions && k < sv->regions_n; k++) {
             f->seen[i * REGIONS + k] = calloc(sv->regions[k].granules, 1);
-            if (!f->seen[i * REGIONS + k])
+            f->pins[i * REGIONS + k] = calloc(sv->regions[k].granules, sizeof(uint32_t));
+            if (!f->seen[i * REGIONS + k] || !f->pins[i * REGIONS + k])
                 return -ENOMEM;
         }
     }
@@ -339,6 +539,12 @@ int crail_meta_check(const struct crail_meta *m, char *why, size_t why_bytes) {
         rc = check_tree(&f);
     if (!rc)
         rc = check_names(&f);
+    if (!rc)
+        rc = check_holds(&f);
+    if (!rc)
+        rc = check_ends(&f);
+    if (!rc)
+        rc = check_jobs(&f);
     if (!rc)
         rc = check_totals(&f);
     if (!rc)

@@ -55,7 +55,7 @@ int crail_op_list(struct crail_call *c, struct crail_buf *reply) {
     if (rc)
         return rc;
     const struct crail_node *dir = crail_node_at(c->m, w.node);
-    if (!crail_node_is_dir(dir))
+    if (!crail_node_is_container(dir))
         return CRAIL_E_NOT_CONTAINER;
     const char *after = c->op->data_len ? c->data : "";
     rc = crail_index_page(c->m, w.node, after, c->op->data_len, max + 1, child, &n);

@@ -5,7 +5,8 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define HEAD_BYTES (CRAIL_NAMES_SEGMENTS_MAX * (uint32_t)sizeof(crail_ref))
+#define NAMES_BYTES (CRAIL_NAMES_SEGMENTS_MAX * (uint32_t)sizeof(crail_ref))
+#define HEAD_BYTES (NAMES_BYTES + CRAIL_EXPIRY_SEGMENTS_MAX * (uint32_t)sizeof(crail_ref))
 #define PREFIX_TABLE_BYTES (CRAIL_PREFIX_SLOTS * sizeof(struct crail_prefix)) /* touched where directories are used */
 
 int crail_meta_new(const struct crail_meta_options *options, struct crail_meta **out) {
@@ -25,14 +26,20 @@ int crail_meta_new(const struct crail_meta_options *options, struct crail_meta *
     rc = crail_names_open(m);
     if (rc)
         goto out_arena;
+    m->expiry.segment = (crail_ref *)(m->arena.base + CRAIL_ARENA_CHUNK + NAMES_BYTES);
+    rc = crail_holds_open(m);
+    if (rc)
+        goto out_arena;
     m->root = crail_tree_create(m, 0, "", 0, 0, CRAIL_KIND_DIRECTORY, 0);
     if (!m->root) {
         rc = -ENOMEM;
-        goto out_arena;
+        goto out_holds;
     }
     *out = m;
     return 0;
 
+out_holds:
+    crail_holds_close(m);
 out_arena:
     crail_arena_close(&m->arena);
 out_prefixes:
@@ -50,9 +57,15 @@ void crail_meta_free(struct crail_meta *m) {
     }
     free(m->sessions);
     crail_servers_close(m);
+    crail_holds_close(m);
+    free(m->jobs);
     crail_arena_close(&m->arena);
     munmap(m->prefixes, PREFIX_TABLE_BYTES);
     free(m);
+}
+
+void crail_meta_clock(struct crail_meta *m, int64_t now_ns) {
+    m->now_ns = now_ns;
 }
 
 /* ---- background --------------------------------------------------------------------- */
@@ -66,7 +79,9 @@ static uint64_t clock_ns(void) {
 /* A little of every kind of work, so that none waits for another. True if some is left. */
 static bool step_once(struct crail_meta *m) {
     bool left = crail_session_step(m);
+    left |= crail_life_step(m);
     left |= crail_reap_step(m);
+    left |= crail_job_step(m); /* after it: with its directory goes a job */
     left |= crail_btree_free_step(m);
     left |= crail_index_step(m);
     left |= crail_servers_step(m);
@@ -99,6 +114,8 @@ void crail_meta_stats(const struct crail_meta *m, struct crail_meta_stats *out) 
                                      .arena_bytes_used = m->arena.bytes_used,
                                      .arena_bytes_reserved = m->arena.bytes_reserved,
                                      .values_inline_bytes = m->inline_bytes,
+                                     .holds = m->holds,
+                                     .jobs = m->jobs_n,
                                      .background_pending = m->doomed_nodes + m->indexes_building};
     for (uint32_t i = 0; i < m->servers_n; i++)
         add_server(m->servers[i], out);

@@ -32,7 +32,8 @@ void crail_meta_free(struct crail_meta *m);
 /* ---- sessions ------------------------------------------------------------ */
 
 int crail_meta_session_open(struct crail_meta *m, uint64_t id, struct crail_meta_session **out);
-/* Every grant of the session is freed (that is: retired first). The pointer is dead afterwards. */
+/* Every grant of the session is freed (that is: retired first), every hold ends, in steps where they are many. The
+ * pointer is dead afterwards. */
 void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s);
 
 /* ---- operations ---------------------------------------------------------- */
@@ -40,13 +41,16 @@ void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s);
 /* The request asks for something that crail_meta_step() has still to prepare (the index behind a listing):
  * nothing was written to `reply`; call again after some steps. */
 #define CRAIL_META_AGAIN 1
+/* The request has CRAIL_OPF_WAIT and what it waits for is not there: nothing was written to `reply`; call again when
+ * something changed at its path, and answer CRAIL_E_DEADLINE when its time is over. */
+#define CRAIL_META_WAIT 2
 
 /* Executes one operation and appends exactly one struct crail_result, its data and padding, to `reply`. Bad input
- * of every kind becomes a status in that result. Returns 0 or CRAIL_META_AGAIN (only for CRAIL_OP_LIST);
- * -ENOMEM if the reply buffer could not grow, and then nothing was changed.
- * The caller has checked that path, options and data lie inside the frame, and nothing else. `options` counts if
- * options_len is not 0, and need not be aligned.
- * PING, SERVER and BYE never come here: they belong to the rpc room. `now_ns` is CLOCK_REALTIME. */
+ * of every kind becomes a status in that result. Returns 0, CRAIL_META_AGAIN (only for CRAIL_OP_LIST) or
+ * CRAIL_META_WAIT; -ENOMEM if the reply buffer could not grow, and then nothing was changed. The caller has checked
+ * that path, options and data lie inside the frame, and nothing else. `options` counts if options_len is not 0, and
+ * need not be aligned. PING, SERVER and BYE never come here: they belong to the rpc room. `now_ns` is CLOCK_REALTIME.
+ */
 int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op, const char *path,
                        const void *options, const void *data, int64_t now_ns, struct crail_buf *reply);
 
@@ -54,6 +58,24 @@ int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const
  * CRAIL_META_AHEAD of them before the one that is executed next. */
 #define CRAIL_META_AHEAD 20u
 void crail_meta_prefetch(struct crail_meta *m, const struct crail_op *op, const char *path);
+
+/* Somebody who wants to know what changes. Called within crail_meta_execute(), crail_meta_step() and
+ * crail_meta_session_end(), after each change; must not call back into the engine. The path is not terminated and
+ * lasts as long as the call. Of a tree that goes only the top is told; a rename tells the DELETE of the source and the
+ * PUT of the target. A node below so long a path that no operation can name it is not told. */
+struct crail_meta_listener {
+    void *ctx;
+    void (*changed)(void *ctx, enum crail_event_kind kind, const char *path, uint32_t len, uint64_t version);
+};
+void crail_meta_listener_set(struct crail_meta *m, struct crail_meta_listener listener);
+/* +1, -1: it is called while the sum is above 0. */
+void crail_meta_listen(struct crail_meta *m, int by);
+
+/* Sets the engine's clock (CLOCK_REALTIME): what has expired by then goes in the next steps. Each operation sets it
+ * too. */
+void crail_meta_clock(struct crail_meta *m, int64_t now_ns);
+/* When crail_meta_step() has to be called even if nothing else happens; INT64_MAX: never. */
+int64_t crail_meta_next_expiry(const struct crail_meta *m);
 
 /* Does background work for about `budget_ns`. True if some is left. */
 bool crail_meta_step(struct crail_meta *m, uint64_t budget_ns);
@@ -65,11 +87,16 @@ struct crail_meta_region {
     uint32_t reserved;
 };
 
+struct crail_meta_place {
+    uint32_t location;     /* crail_location() of its location class, 0: nobody said */
+    uint8_t storage_class; /* 0..254: grants come from low ones first */
+};
+
 /* A new incarnation of a server with regions 0..n-1, all granules of which are free at the generations given
  * (`generations[r]` is an array of `regions[r].granules`, or NULL for all zero). *number (1, 2, ...) names it for
- * ever. -ENOMEM, -EINVAL (no region, or more than 64). */
+ * ever. -ENOMEM, -EINVAL (no region, or more than 64; no storage class). */
 int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *regions, uint32_t n,
-                          const uint64_t *const *generations, uint32_t *number);
+                          const uint64_t *const *generations, struct crail_meta_place place, uint32_t *number);
 
 enum crail_meta_server_state {
     CRAIL_SERVER_UP = 1,   /* grants come from it */
@@ -91,11 +118,12 @@ int crail_meta_retires_done(struct crail_meta *m, uint32_t number, const struct 
 /* ---- facts --------------------------------------------------------------- */
 
 struct crail_meta_stats {
-    uint64_t nodes, files, directories; /* the root counts as a directory */
+    uint64_t nodes, files, directories; /* directories: containers of every kind, the root too; files: all else */
     uint64_t arena_bytes_used;          /* by living records, rounding included */
     uint64_t arena_bytes_reserved;      /* taken from the machine */
     uint64_t granules_total, granules_free, granules_used, granules_granted, granules_retiring;
     uint64_t values_inline_bytes;
+    uint64_t holds, jobs;
     uint64_t background_pending; /* nodes of removed trees still to be freed + indexes in building */
 };
 void crail_meta_stats(const struct crail_meta *m, struct crail_meta_stats *out);

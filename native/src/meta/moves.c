@@ -8,19 +8,40 @@ static bool is_within(const struct crail_meta *m, crail_ref dir, crail_ref node)
     return dir == node;
 }
 
-/* May `from` take the place of what is at the end of the walk `to`? */
-static int rename_allowed(const struct crail_call *c, crail_ref from, const struct crail_walk *to) {
-    bool from_dir = crail_node_is_dir(crail_node_at(c->m, from));
-    if (from_dir && is_within(c->m, to->dir, from))
-        return CRAIL_E_INVALID_ARGUMENT;
-    if (!to->node)
-        return 0;
-    const struct crail_node *old = crail_node_at(c->m, to->node);
-    if (!crail_flag(c, CRAIL_OPF_OVERWRITE))
+/* May `n` take the place of `old`? */
+static int overwrite_allowed(const struct crail_node *n, const struct crail_node *old) {
+    bool container = crail_node_is_container(n);
+    if (crail_node_is_container(old) != container)
+        return container ? CRAIL_E_NOT_CONTAINER : CRAIL_E_IS_CONTAINER;
+    if (n->kind != old->kind)
         return CRAIL_E_EXISTS;
-    if (crail_node_is_dir(old) != from_dir)
-        return from_dir ? CRAIL_E_NOT_CONTAINER : CRAIL_E_IS_CONTAINER;
-    return from_dir && old->size ? CRAIL_E_NOT_EMPTY : 0;
+    return container && old->size ? CRAIL_E_NOT_EMPTY : 0;
+}
+
+/* A container with something in it stays on its side of a job's border, and quotas hold. */
+static int borders_allow(const struct crail_meta *m, const struct crail_node *n, const struct crail_walk *to) {
+    crail_ref from_job = crail_job_around(m, n), to_job = crail_job_of(m, to->dir);
+    if (from_job == to_job)
+        return 0;
+    const struct crail_node *old = to->node ? crail_node_at(m, to->node) : NULL;
+    bool leaf = crail_node_is_leaf(n);
+    if (!leaf && n->size)
+        return CRAIL_E_INVALID_ARGUMENT;
+    int64_t bytes = leaf ? (int64_t)n->size - (int64_t)(old ? old->size : 0) : 0;
+    return crail_jobs_fit_move(m, from_job, to_job, !old, bytes) ? 0 : CRAIL_E_QUOTA_EXCEEDED;
+}
+
+/* May `from` go to the end of the walk `to`? */
+static int rename_allowed(const struct crail_call *c, crail_ref from, const struct crail_walk *to) {
+    const struct crail_node *n = crail_node_at(c->m, from);
+    if (n->kind == CRAIL_KIND_BARRIER || n->flags & CRAIL_NODE_ITEM)
+        return CRAIL_E_INVALID_ARGUMENT;
+    if (crail_node_is_container(n) && is_within(c->m, to->dir, from))
+        return CRAIL_E_INVALID_ARGUMENT;
+    int rc = to->dir ? crail_tree_takes(crail_node_at(c->m, to->dir), n->kind) : 0;
+    if (!rc && to->node)
+        rc = crail_flag(c, CRAIL_OPF_OVERWRITE) ? overwrite_allowed(n, crail_node_at(c->m, to->node)) : CRAIL_E_EXISTS;
+    return !rc && c->m->jobs_n ? borders_allow(c->m, n, to) : rc;
 }
 
 int crail_op_rename(struct crail_call *c) {
@@ -41,13 +62,13 @@ int crail_op_rename(struct crail_call *c) {
             return rc;
         if (to.node) {
             crail_tree_detach(c->m, to.node);
-            crail_tree_free(c->m, to.node);
+            crail_reap_tree(c->m, to.node);
         }
+        crail_changed(c->m, CRAIL_CHANGE_DELETE, c->path, c->op->path_len, n->version);
         crail_tree_move(c->m, from.node, to.dir, to.name, to.name_len, to.hash, name_ref, c->now_ns);
+        crail_changed(c->m, CRAIL_CHANGE_PUT, c->data, c->op->data_len, n->version);
     }
-    c->r->version = n->version;
-    c->r->size = n->size;
-    c->r->kind = n->kind;
+    crail_say(c, n);
     return 0;
 }
 
@@ -55,15 +76,15 @@ static int walk_to_removed(struct crail_call *c, struct crail_walk *w) {
     int rc = crail_walk_existing(c, w);
     if (rc)
         return rc;
-    return w->node == c->m->root ? CRAIL_E_INVALID_ARGUMENT : 0;
+    bool fixed = w->node == c->m->root || crail_node_at(c->m, w->node)->flags & CRAIL_NODE_ITEM;
+    return fixed ? CRAIL_E_INVALID_ARGUMENT : 0;
 }
 
-static void take_out(struct crail_call *c, const struct crail_walk *w) {
+static void remove_at(struct crail_call *c, const struct crail_walk *w) {
     const struct crail_node *n = crail_node_at(c->m, w->node);
     c->r->version = n->version;
     c->r->kind = n->kind;
-    crail_node_at(c->m, w->dir)->mtime_ns = c->now_ns;
-    crail_tree_detach(c->m, w->node);
+    crail_tree_remove(c->m, w->node);
 }
 
 int crail_op_remove(struct crail_call *c) {
@@ -72,12 +93,13 @@ int crail_op_remove(struct crail_call *c) {
     if (rc)
         return rc;
     const struct crail_node *n = crail_node_at(c->m, w.node);
-    if (crail_node_is_dir(n) && crail_flag(c, CRAIL_OPF_LEAF_ONLY))
+    if (crail_node_is_container(n) && crail_flag(c, CRAIL_OPF_LEAF_ONLY))
         return CRAIL_E_IS_CONTAINER;
-    if (crail_node_is_dir(n) && n->size)
+    if (crail_node_is_container(n) && n->size)
         return CRAIL_E_NOT_EMPTY;
-    take_out(c, &w);
-    crail_tree_free(c->m, w.node);
+    if (crail_flag(c, CRAIL_OPF_IF_VERSION) && n->version != c->op->arg0)
+        return CRAIL_E_VERSION_CONFLICT;
+    remove_at(c, &w);
     return 0;
 }
 
@@ -86,7 +108,6 @@ int crail_op_rmtree(struct crail_call *c) {
     int rc = walk_to_removed(c, &w);
     if (rc)
         return rc;
-    take_out(c, &w);
-    crail_reap_tree(c->m, w.node);
+    remove_at(c, &w);
     return 0;
 }

@@ -1,26 +1,30 @@
 /* Removed trees: unlinked at once, freed in steps. The tops of removed trees form a list; a step takes children off
- * the first top. A child that has children becomes a top itself, so there is no recursion, and no node is freed
- * while another one still names it as parent. */
+ * the first top. A child that has children, or is held, becomes a top itself, so there is no recursion, and no node is
+ * freed while another one, or a hold, still names it. */
 #include "meta/engine.h"
 
 #define NODES_PER_STEP 16u
+#define HOLDS_AT_ONCE 8u
 
 static void doom(struct crail_meta *m, crail_ref top) {
     struct crail_node *n = crail_node_at(m, top);
     assert(!n->parent && !n->sib_next && !n->sib_prev);
-    if (n->index)
-        crail_index_drop(m, n);
+    if (crail_node_is_container(n)) {
+        if (n->index)
+            crail_index_drop(m, n);
+        m->doomed_nodes += n->size;
+    }
     n->sib_next = m->doomed;
     m->doomed = top;
-    m->doomed_nodes += n->size;
 }
 
-static bool has_children(const struct crail_node *n) {
-    return crail_node_is_dir(n) && n->first_child;
+/* Something has to go before the node itself can. */
+static bool takes_steps(const struct crail_meta *m, const struct crail_node *n) {
+    return (crail_node_is_container(n) && n->first_child) || crail_node_is_held(m, n);
 }
 
 void crail_reap_tree(struct crail_meta *m, crail_ref top) {
-    if (!has_children(crail_node_at(m, top))) {
+    if (!takes_steps(m, crail_node_at(m, top))) {
         crail_tree_free(m, top);
         return;
     }
@@ -31,7 +35,9 @@ void crail_reap_tree(struct crail_meta *m, crail_ref top) {
 static void reap_one(struct crail_meta *m) {
     crail_ref top = m->doomed;
     struct crail_node *n = crail_node_at(m, top);
-    crail_ref child = n->first_child;
+    if (n->extra && crail_holds_node_gone(m, top, HOLDS_AT_ONCE))
+        return;
+    crail_ref child = crail_node_is_container(n) ? n->first_child : 0;
     if (!child) {
         m->doomed = n->sib_next;
         n->sib_next = 0;
@@ -46,7 +52,7 @@ static void reap_one(struct crail_meta *m) {
         __builtin_prefetch(&crail_node_at(m, next)->id);
     }
     crail_tree_detach(m, child);
-    if (has_children(c)) {
+    if (takes_steps(m, c)) {
         doom(m, child);
     } else {
         crail_tree_free(m, child);

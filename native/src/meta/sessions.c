@@ -1,11 +1,13 @@
-/* Sessions and their grants. A session keeps its grants in an array; the record of a granted run names the session's
- * slot and its place in that array, so that owning, taking and dropping are O(1). A session that ends with many
- * grants becomes a dying one and is emptied in steps. */
+/* Sessions, their grants, and how they end. A session keeps its grants in an array; the record of a granted run names
+ * the session's slot and its place in that array, so that owning, taking and dropping are O(1). A session that ends
+ * with many grants or holds becomes a dying one and is emptied in steps. */
 #include "meta/engine.h"
 
 #include <stdlib.h>
 
 #define GRANTS_PER_STEP 256u
+#define HOLDS_PER_STEP 32u
+#define OWNED_PER_STEP 16u
 
 int crail_meta_session_open(struct crail_meta *m, uint64_t id, struct crail_meta_session **out) {
     uint32_t slot = 0;
@@ -36,14 +38,18 @@ static struct crail_run grant_run(const struct crail_meta *m, const struct crail
     return run;
 }
 
-/* Retires up to `max` grants; frees the session with the last one. True if some are left. */
-static bool session_empty(struct crail_meta *m, struct crail_meta_session *s, uint32_t max) {
-    while (s->n && max--) {
+/* Ends some of what the session has; frees it with the last. True if some is left. */
+static bool session_empty(struct crail_meta *m, struct crail_meta_session *s) {
+    for (uint32_t i = 0; s->n && i < GRANTS_PER_STEP; i++) {
         struct crail_run run = grant_run(m, &s->grants[s->n - 1]);
         crail_session_drop(m, s, &run);
         crail_run_retire(m, &run);
     }
-    if (s->n)
+    for (uint32_t i = 0; s->holds && i < HOLDS_PER_STEP; i++)
+        crail_hold_end(m, s->holds, CRAIL_HOLD_SESSION_END);
+    for (uint32_t i = 0; s->owned && i < OWNED_PER_STEP; i++)
+        crail_life_owner_gone(m, s);
+    if (s->n || s->holds || s->owned)
         return true;
     m->sessions[s->slot] = NULL;
     m->sessions_dying -= s->dying;
@@ -54,7 +60,7 @@ static bool session_empty(struct crail_meta *m, struct crail_meta_session *s, ui
 
 void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s) {
     assert(!s->dying);
-    if (session_empty(m, s, GRANTS_PER_STEP)) {
+    if (session_empty(m, s)) {
         s->dying = true;
         m->sessions_dying++;
     }
@@ -63,7 +69,7 @@ void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s) 
 bool crail_session_step(struct crail_meta *m) {
     for (uint32_t i = 0; m->sessions_dying && i < m->sessions_n; i++) {
         if (m->sessions[i] && m->sessions[i]->dying) {
-            session_empty(m, m->sessions[i], GRANTS_PER_STEP);
+            session_empty(m, m->sessions[i]);
             break;
         }
     }

@@ -34,7 +34,7 @@ static void siblings_remove(struct crail_meta *m, struct crail_node *dir, struct
 
 static void attach(struct crail_meta *m, crail_ref dir_ref, crail_ref ref, int64_t now_ns) {
     struct crail_node *dir = crail_node_at(m, dir_ref);
-    assert(crail_node_is_dir(dir));
+    assert(crail_node_is_container(dir));
     crail_names_insert(m, ref);
     siblings_add(m, dir, ref);
     dir->mtime_ns = now_ns;
@@ -45,14 +45,16 @@ static void attach(struct crail_meta *m, crail_ref dir_ref, crail_ref ref, int64
 void crail_tree_detach(struct crail_meta *m, crail_ref ref) {
     struct crail_node *n = crail_node_at(m, ref);
     struct crail_node *dir = crail_node_at(m, n->parent);
-    assert(n->parent && crail_node_is_dir(dir));
+    crail_ref job = crail_job_around(m, n);
+    assert(n->parent && crail_node_is_container(dir));
     if (dir->index)
         crail_index_removing(m, dir, ref);
     crail_names_remove(m, ref);
     siblings_remove(m, dir, n);
     n->parent = 0;
+    n->hash_next = job;
     bool reachable = dir->parent || dir == crail_node_at(m, m->root); /* else: inside of a removed tree */
-    if (crail_node_is_dir(n) && reachable)
+    if (crail_node_is_container(n) && reachable)
         crail_path_forget(m);
 }
 
@@ -74,10 +76,16 @@ static void name_free(struct crail_meta *m, struct crail_node *n) {
 
 static void count_node(struct crail_meta *m, const struct crail_node *n, int64_t by) {
     m->nodes += (uint64_t)by;
-    if (crail_node_is_dir(n))
+    if (crail_node_is_container(n))
         m->directories += (uint64_t)by;
     else
         m->files += (uint64_t)by;
+}
+
+/* What a node has from where it lies. */
+static uint8_t flags_below(const struct crail_meta *m, const struct crail_node *dir) {
+    bool in_job = dir->flags & CRAIL_NODE_IN_JOB || (dir->extra && crail_extra_at(m, dir->extra)->own_job);
+    return (in_job ? CRAIL_NODE_IN_JOB : 0) | (dir->kind == CRAIL_KIND_QUEUE ? CRAIL_NODE_ITEM : 0);
 }
 
 crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
@@ -96,6 +104,7 @@ crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *nam
     n->hash = hash;
     n->parent = dir;
     n->kind = (uint8_t)kind;
+    n->flags = dir ? flags_below(m, crail_node_at(m, dir)) : 0;
     n->id = ++m->last_id;
     n->version = ++m->last_version;
     n->mtime_ns = now_ns;
@@ -103,19 +112,25 @@ crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *nam
     count_node(m, n, 1);
     if (dir)
         attach(m, dir, ref, now_ns);
+    if (n->flags & CRAIL_NODE_IN_JOB)
+        crail_jobs_charge(m, crail_job_of(m, dir), n, 1, 0);
     return ref;
 }
 
 void crail_tree_free(struct crail_meta *m, crail_ref ref) {
     struct crail_node *n = crail_node_at(m, ref);
     assert(!n->parent && ref != m->root);
-    if (crail_node_is_dir(n)) {
+    if (crail_node_is_container(n)) {
         assert(!n->first_child && !n->size);
         if (n->index)
             crail_index_drop(m, n);
-    } else {
+    } else if (crail_node_is_leaf(n)) {
         crail_value_publish(m, n, &(struct crail_value){0});
     }
+    if (n->flags & CRAIL_NODE_IN_JOB || n->extra)
+        crail_jobs_charge(m, crail_job_around(m, n), n, -1, 0);
+    if (n->extra)
+        crail_extra_free(m, n);
     name_free(m, n);
     count_node(m, n, -1);
     crail_arena_free(&m->arena, ref, sizeof(*n));
@@ -150,6 +165,50 @@ void crail_tree_unmake(struct crail_meta *m, crail_ref dir, uint32_t made) {
     }
 }
 
+void crail_tree_remove(struct crail_meta *m, crail_ref ref) {
+    crail_node_at(m, crail_node_at(m, ref)->parent)->mtime_ns = m->now_ns;
+    crail_changed_node(m, CRAIL_CHANGE_DELETE, ref);
+    crail_tree_detach(m, ref);
+    crail_reap_tree(m, ref);
+}
+
+bool crail_tree_reachable(const struct crail_meta *m, crail_ref ref) {
+    while (crail_node_at(m, ref)->parent)
+        ref = crail_node_at(m, ref)->parent;
+    return ref == m->root;
+}
+
+uint32_t crail_tree_path(const struct crail_meta *m, crail_ref ref, char *out) {
+    char text[CRAIL_PATH_MAX];
+    uint32_t at = CRAIL_PATH_MAX;
+    const struct crail_node *n = crail_node_at(m, ref);
+    for (; n->parent; n = crail_node_at(m, n->parent)) {
+        if (at < n->name_len + 1u)
+            return 0;
+        at -= n->name_len;
+        memcpy(text + at, crail_node_name(m, n), n->name_len);
+        text[--at] = '/';
+    }
+    if (n != crail_node_at(m, m->root))
+        return 0;
+    if (at == CRAIL_PATH_MAX)
+        text[--at] = '/';
+    memcpy(out, text + at, CRAIL_PATH_MAX - at);
+    return CRAIL_PATH_MAX - at;
+}
+
+int crail_tree_takes(const struct crail_node *dir, enum crail_kind kind) {
+    switch (dir->kind) {
+    case CRAIL_KIND_DIRECTORY:
+        return 0;
+    case CRAIL_KIND_TABLE:
+    case CRAIL_KIND_MULTIFILE:
+        return kind == CRAIL_KIND_FILE ? 0 : CRAIL_E_INVALID_ARGUMENT;
+    default: /* a queue: its own operations make its items */
+        return CRAIL_E_INVALID_ARGUMENT;
+    }
+}
+
 /* ---- moving -------------------------------------------------------------------- */
 
 int crail_tree_move_prepare(struct crail_meta *m, uint32_t name_len, crail_ref *name_ref) {
@@ -163,14 +222,23 @@ int crail_tree_move_prepare(struct crail_meta *m, uint32_t name_len, crail_ref *
 void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
                      crail_ref name_ref, int64_t now_ns) {
     struct crail_node *n = crail_node_at(m, ref);
+    crail_ref from_job = crail_job_around(m, n), to_job = crail_job_of(m, dir);
+    int64_t bytes = crail_node_is_leaf(n) ? (int64_t)n->size : 0;
     crail_node_at(m, n->parent)->mtime_ns = now_ns;
+    if (from_job != to_job)
+        crail_jobs_charge(m, from_job, n, -1, -bytes);
     crail_tree_detach(m, ref);
     name_free(m, n);
     name_set(m, n, name, len, name_ref);
     n->hash = hash;
     n->parent = dir;
     n->version = ++m->last_version;
+    n->flags = (uint8_t)((n->flags & CRAIL_NODE_INDEX_FAILED) | flags_below(m, crail_node_at(m, dir)));
     attach(m, dir, ref, now_ns);
+    if (from_job == to_job)
+        return;
+    crail_jobs_charge(m, to_job, n, 1, bytes);
+    crail_job_moved(m, ref);
 }
 
 /* ---- values ---------------------------------------------------------------------- */
@@ -226,15 +294,23 @@ const struct crail_run *crail_value_runs_of(const struct crail_meta *m, const st
     return n->data ? crail_arena_at(&m->arena, n->data) : &n->run;
 }
 
-void crail_value_publish(struct crail_meta *m, struct crail_node *n, const struct crail_value *v) {
+void crail_value_replace(struct crail_meta *m, struct crail_node *n, const struct crail_value *v, uint32_t staying) {
+    if (n->flags & CRAIL_NODE_IN_JOB || n->extra)
+        crail_jobs_charge(m, crail_job_around(m, n), n, 0, (int64_t)v->size - (int64_t)n->size);
     const struct crail_run *old = crail_value_runs_of(m, n);
-    for (uint32_t i = 0; i < n->extents; i++)
-        crail_run_retire(m, &old[i]);
+    assert(staying <= n->extents && staying <= v->extents);
+    for (uint32_t i = staying; i < n->extents; i++)
+        crail_run_drop(m, &old[i]);
     data_free(m, n->data, n->extents, n->size);
     m->inline_bytes -= n->extents ? 0 : n->size;
     m->inline_bytes += v->extents ? 0 : v->size;
     n->size = v->size;
     n->extents = v->extents;
+    n->flags &= (uint8_t)~CRAIL_NODE_TAIL_CLOSED;
     n->data = v->data;
     memcpy(n->tiny, v->tiny, sizeof(n->tiny));
+}
+
+void crail_value_publish(struct crail_meta *m, struct crail_node *n, const struct crail_value *v) {
+    crail_value_replace(m, n, v, 0);
 }

@@ -4,7 +4,8 @@
  *
  * in:  [done with | received | room]; frames are served where they lie. The buffer grows by what really came (it
  *      doubles when it is full), never by what a header announces.
- * out: one reply at a time; the next frame is looked at when it is gone. */
+ * out: one reply at a time; the next frame is looked at when it is gone. Replies to requests that waited (wait.c) go
+ * out between two of them. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -56,6 +57,9 @@ void crail_rpc_conn_close(crail_namenode *nn, struct crail_rpc_conn *c) {
     c->ring = NULL;
     crail_list_remove(&c->drain);
     crail_list_remove(&c->large);
+    if (c->party)
+        crail_rpc_party_leave(nn, c->party);
+    c->party = NULL;
     crail_rpc_lane_lost_conn(nn, lane); /* may take `in` away */
     lane->conn = NULL;
     c->lane = NULL;
@@ -103,8 +107,9 @@ void crail_rpc_conn_event(crail_namenode *nn, struct crail_rpc_conn *c, uint32_t
         }
     }
     if ((events & EPOLLOUT) && c->blocked) {
-        assert(!lane->vec.frame || lane->orphan);
         c->blocked = false;
+        if (c->party)
+            crail_rpc_party_unblocked(nn, c->party);
         if (lane->state == CRAIL_RPC_LANE_IDLE)
             crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_READY);
     }
@@ -226,6 +231,13 @@ enum crail_rpc_sent crail_rpc_conn_flush(crail_namenode *nn, struct crail_rpc_co
         c->tx_left -= (size_t)n;
         nn->stats.bytes_out += (uint64_t)n;
     }
+    if (!c->tx_left && c->reply_left) {
+        c->tx = c->reply;
+        c->tx_left = c->reply_left;
+        c->reply_left = 0;
+        drain_from_now(nn, c);
+        return CRAIL_RPC_SENT_PART;
+    }
     if (!c->tx_left) {
         crail_list_remove(&c->drain);
         return CRAIL_RPC_SENT_ALL;
@@ -243,7 +255,12 @@ enum crail_rpc_sent crail_rpc_conn_flush(crail_namenode *nn, struct crail_rpc_co
 }
 
 enum crail_rpc_sent crail_rpc_conn_send(crail_namenode *nn, struct crail_rpc_conn *c, const uint8_t *data, size_t n) {
-    assert(!c->tx_left && n);
+    assert(!c->reply_left && n);
+    if (c->tx_left) {
+        c->reply = data;
+        c->reply_left = n;
+        return c->blocked ? CRAIL_RPC_SENT_BLOCKED : CRAIL_RPC_SENT_PART;
+    }
     c->tx = data;
     c->tx_left = n;
     return crail_rpc_conn_flush(nn, c);

@@ -225,6 +225,9 @@ static bool execute(crail_namenode *nn, struct crail_rpc_lane *lane) {
     case CRAIL_RPC_RUN_SPACE:
         crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_SPACE);
         return false;
+    case CRAIL_RPC_RUN_ASIDE:
+        forget_vector(lane);
+        return true;
     case CRAIL_RPC_RUN_BROKEN:
         broken(nn, lane);
         return false;

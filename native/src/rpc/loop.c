@@ -122,6 +122,18 @@ static void serve_ready(crail_namenode *nn) {
     }
 }
 
+static uint64_t min_u64(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+/* When the next node expires, by the clock of the loop. */
+static uint64_t expiry_ns(const crail_namenode *nn) {
+    int64_t at = crail_meta_next_expiry(nn->meta);
+    if (at == INT64_MAX)
+        return UINT64_MAX;
+    return at <= nn->realtime_ns ? nn->now_ns : nn->now_ns + (uint64_t)(at - nn->realtime_ns);
+}
+
 static void background(crail_namenode *nn) {
     uint64_t spent = crail_clock_ns() - nn->now_ns;
     uint64_t total = nn->tuning.slice_ns + nn->tuning.step_ns / 2;
@@ -130,19 +142,16 @@ static void background(crail_namenode *nn) {
         budget = nn->tuning.step_ns;
     if (budget < STEP_NS_MIN)
         budget = STEP_NS_MIN;
-    bool before = nn->background;
+    bool before = nn->background || expiry_ns(nn) <= nn->now_ns;
+    crail_meta_clock(nn->meta, nn->realtime_ns);
     nn->background = crail_meta_step(nn->meta, budget);
     nn->changed |= before || nn->background; /* what it frees comes due */
     crail_rpc_lanes_wake(nn, &nn->wait_step);
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b) {
-    return a < b ? a : b;
-}
-
 /* When something has to be done even if nobody sends anything. The lists are in the order of time. */
 static uint64_t next_deadline(crail_namenode *nn) {
-    uint64_t at = crail_rpc_retires_deadline(nn);
+    uint64_t at = min_u64(min_u64(crail_rpc_retires_deadline(nn), expiry_ns(nn)), crail_rpc_waits_deadline(nn));
     if (!crail_list_empty(&nn->wait_space))
         at = min_u64(at, CRAIL_LIST_OF(nn->wait_space.next, struct crail_rpc_lane, link)->vec.space_until);
     if (!crail_list_empty(&nn->drain))
@@ -161,6 +170,7 @@ static void deadlines(crail_namenode *nn) {
     if (next_deadline(nn) > nn->now_ns)
         return;
     crail_rpc_lane_deadlines(nn);
+    crail_rpc_wait_deadlines(nn);
     crail_rpc_conn_deadlines(nn);
     crail_rpc_session_deadlines(nn);
 }
@@ -169,7 +179,7 @@ static void deadlines(crail_namenode *nn) {
  * kernel in every turn, which costs a virtual machine two exits: 4 us a turn while a retire order ripens. So the timer
  * stands by itself, and fires early rather than being moved back. */
 static int wait_ms(crail_namenode *nn) {
-    if (nn->background || !crail_list_empty(&nn->ready))
+    if (nn->background || !crail_list_empty(&nn->ready) || crail_rpc_waits_pending(nn))
         return 0;
     assert(crail_list_empty(&nn->wait_step));
     uint64_t at = next_deadline(nn);
@@ -214,6 +224,7 @@ static void turn(crail_namenode *nn) {
     for (int i = 0; i < n; i++)
         dispatch(nn, events[i].data.ptr, events[i].events);
     serve_ready(nn);
+    crail_rpc_waits_serve(nn);
     background(nn);
     deadlines(nn);
     crail_rpc_retires_order(nn);
@@ -290,6 +301,9 @@ int crail_rpc_start(const crail_namenode_options *options, const struct crail_rp
     rc = meta_start(nn, options);
     if (rc)
         goto out_timer;
+    rc = crail_rpc_waits_init(nn);
+    if (rc)
+        goto out_meta;
     rc = spawn(nn);
     if (rc)
         goto out_meta;
@@ -331,6 +345,7 @@ void crail_namenode_stop(crail_namenode *nn) {
     crail_rpc_post(nn, stop, NULL);
     pthread_join(nn->thread, NULL);
     crail_rpc_sessions_destroy(nn);
+    crail_rpc_waits_destroy(nn);
     crail_rpc_servers_destroy(nn);
     bury(nn);
     assert(crail_list_empty(&nn->ready) && crail_list_empty(&nn->channels));

@@ -9,6 +9,9 @@
  *   session.c  sessions and lanes: who they are, when they end
  *   lane.c     a lane's turn: the next frame, exactly once, waiting
  *   vector.c   the operations of one request, in slices
+ *   spot.c     paths that somebody waits at or watches, and what a change does to them (wait.h)
+ *   wait.c     requests that wait, and their late replies
+ *   watch.c    watches and their events
  *   retire.c   servers and their retire channels
  *
  * Ownership: a session owns its lanes, a lane owns its connection and the record of its last reply. Endpoints
@@ -28,6 +31,7 @@
 #include "crail/api.h"
 #include "crail/status.h"
 #include "crail/wire.h"
+#include "rpc/wait.h"
 
 /* ---- bounds and times ---------------------------------------------------- */
 
@@ -87,8 +91,11 @@ struct crail_rpc_conn {
     uint32_t in_cap, in_len, in_pos;
     bool readable;     /* epoll says so, and nobody has read since */
     bool blocked;      /* no more is taken; EPOLLOUT is armed, or the client rings */
-    const uint8_t *tx; /* what is left of a reply: in `out` or in the lane's record */
+    const uint8_t *tx; /* what is left of a reply: in `out`, in the lane's record, or of late ones */
     size_t tx_left;
+    const uint8_t *reply; /* the lane's reply, while late ones are being sent */
+    size_t reply_left;
+    struct crail_rpc_party *party; /* what waits; NULL: nothing ever did */
     struct crail_buf out;
     struct crail_list drain; /* while the client keeps a reply waiting; in the order of drain_since */
     struct crail_list large; /* while a buffer is large and unused; in the order of large_since */
@@ -136,6 +143,8 @@ struct crail_rpc_session {
     struct crail_list grace; /* in nn->grace while conns is 0; in the order of grace_since */
     uint64_t grace_since;
     bool is_local; /* its last connection was a unix socket: index of nn->grace and nn->grace_ns */
+    struct crail_list watches;
+    uint32_t watches_count;
 };
 
 /* ---- servers ------------------------------------------------------------- */
@@ -224,6 +233,8 @@ struct crail_namenode {
     uint32_t crowd_now, crowd; /* lanes that asked for something in this run, and in the last */
     uint32_t cores;            /* that this process may use */
 
+    struct crail_rpc_waits waits;
+
     struct crail_rpc_session **buckets;
     uint32_t buckets_log2;
 
@@ -281,7 +292,7 @@ enum crail_rpc_frame { CRAIL_RPC_FRAME_NONE, CRAIL_RPC_FRAME_WHOLE, CRAIL_RPC_FR
 enum crail_rpc_frame crail_rpc_conn_frame(struct crail_rpc_conn *c, const uint8_t **frame);
 
 enum crail_rpc_sent { CRAIL_RPC_SENT_ALL, CRAIL_RPC_SENT_PART, CRAIL_RPC_SENT_BLOCKED, CRAIL_RPC_SENT_CLOSED };
-/* `data` stays untouched until all is sent. */
+/* `data` stays untouched until all is sent. Late replies that are being sent go first. */
 enum crail_rpc_sent crail_rpc_conn_send(crail_namenode *nn, struct crail_rpc_conn *c, const uint8_t *data, size_t n);
 enum crail_rpc_sent crail_rpc_conn_flush(crail_namenode *nn, struct crail_rpc_conn *c);
 /* Nothing more to do for it at the moment: listens again, and notes large buffers. */
@@ -344,17 +355,23 @@ enum crail_rpc_run {
     CRAIL_RPC_RUN_SLICED, /* the time of the turn is over */
     CRAIL_RPC_RUN_STEP,   /* waits for crail_meta_step() */
     CRAIL_RPC_RUN_SPACE,  /* waits for memory */
+    CRAIL_RPC_RUN_ASIDE,  /* waits elsewhere: the lane goes on, without a reply */
     CRAIL_RPC_RUN_BROKEN, /* no memory for the reply */
 };
 int crail_rpc_vector_begin(struct crail_rpc_vector *v, const uint8_t *frame, struct crail_buf *reply);
 enum crail_rpc_run crail_rpc_vector_run(crail_namenode *nn, struct crail_rpc_lane *lane);
+/* Executes one operation for a session and appends its result. 0; CRAIL_META_AGAIN, CRAIL_META_WAIT or -ENOMEM: nothing
+ * was appended. Not for those that are of a lane or its connection: PING, BYE, CANCEL. */
+int crail_rpc_operation(crail_namenode *nn, struct crail_rpc_session *s, const struct crail_op *op,
+                        struct crail_buf *reply);
 /* A reply to `frame` that gives every operation the same status. 0 or -ENOMEM. */
 int crail_rpc_vector_refuse(const uint8_t *frame, int status, struct crail_buf *reply);
 
 /* ---- retire.c ------------------------------------------------------------ */
 
 int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
-                         const uint64_t *const *generations, const void *description, uint32_t size, uint32_t *number);
+                         const uint64_t *const *generations, struct crail_meta_place place, const void *description,
+                         uint32_t size, uint32_t *number);
 int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size);
 int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
 /* Takes the descriptor in any case. */

@@ -89,6 +89,7 @@ int crail_rpc_session_open(crail_namenode *nn, uint64_t id) {
     s->id = id;
     crail_list_init(&s->lanes);
     crail_list_init(&s->grace);
+    crail_list_init(&s->watches);
     grace_from_now(nn, s);
     if (nn->stats.sessions >= (uint64_t)1 << nn->buckets_log2)
         grow(nn);
@@ -106,6 +107,7 @@ void crail_rpc_session_end(crail_namenode *nn, struct crail_rpc_session *s) {
     }
     assert(s->conns == 0);
     crail_list_remove(&s->grace);
+    crail_rpc_watches_end(nn, s);
     crail_meta_session_end(nn->meta, s->meta);
     nn->changed = true;
     unlink_session(nn, s);

@@ -69,7 +69,28 @@ static void count(crail_namenode *nn, const struct crail_op *op) {
     nn->changed |= op->code >= CRAIL_OP_RECORDED_FIRST;
 }
 
-/* Appends one result. 0, CRAIL_META_AGAIN (nothing appended), -ENOMEM (likewise). */
+int crail_rpc_operation(crail_namenode *nn, struct crail_rpc_session *s, const struct crail_op *op,
+                        struct crail_buf *reply) {
+    const char *path = (const char *)(op + 1);
+    const char *options = path + op->path_len;
+    int rc;
+    switch (op->code) {
+    case CRAIL_OP_SERVER:
+        return describe_server(nn, op->arg0, reply);
+    case CRAIL_OP_WATCH:
+        return crail_rpc_watch_begin(nn, s, op, path, reply);
+    case CRAIL_OP_NEXT:
+        return crail_rpc_watch_next(nn, s, op, reply);
+    case CRAIL_OP_END:
+        rc = crail_rpc_watch_end(nn, s, op, reply);
+        if (rc <= 0)
+            return rc;
+        break;
+    }
+    return crail_meta_execute(nn->meta, s->meta, op, path, options, options + op->options_len, nn->realtime_ns, reply);
+}
+
+/* As crail_rpc_operation(), for all operations. */
 static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct crail_op *op) {
     struct crail_rpc_vector *v = &lane->vec;
     bool mutates = op->code >= CRAIL_OP_RECORDED_FIRST && op->code < CRAIL_OP_HOLDS_FIRST;
@@ -82,29 +103,32 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
     switch (op->code) {
     case CRAIL_OP_PING:
         return answer_with(v->reply, &(struct crail_result){.version = lane->last_seq}, NULL);
-    case CRAIL_OP_SERVER:
-        return describe_server(nn, op->arg0, v->reply);
+    case CRAIL_OP_CANCEL: {
+        bool found = crail_rpc_wait_cancel(nn, lane->conn, op->arg0);
+        return answer_with(v->reply, &(struct crail_result){.size = found}, NULL);
+    }
     case CRAIL_OP_BYE:
         v->bye = true;
         return answer(v->reply, 0, NULL, 0);
     }
-    const char *path = (const char *)(op + 1);
-    const char *options = path + op->path_len;
-    return crail_meta_execute(nn->meta, lane->session->meta, op, path, options, options + op->options_len,
-                              nn->realtime_ns, v->reply);
+    int status = crail_rpc_wait_allowed(op, v->count == 1 && !v->recorded);
+    if (status)
+        return answer(v->reply, status, NULL, 0);
+    return crail_rpc_operation(nn, lane->session, op, v->reply);
 }
 
-/* A lone ALLOC that found no memory, while some is on its way back: takes the result away again and waits. This is
- * what lets a small store be overwritten for ever. */
+/* A lone ALLOC that found no memory takes its result away again and waits: as long as it said, or a little while some
+ * is on its way back. That is what lets a small store be overwritten for ever. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
     if (op->code != CRAIL_OP_ALLOC || v->count != 1)
         return false;
     const struct crail_result *r = (const void *)(v->reply->data + result_at);
-    if (r->status != -CRAIL_E_OUT_OF_SPACE || !crail_rpc_retires_coming(nn))
+    bool said = op->flags & CRAIL_OPF_WAIT;
+    if (r->status != -CRAIL_E_OUT_OF_SPACE || !(said || crail_rpc_retires_coming(nn)))
         return false;
     if (!v->space_until)
-        v->space_until = nn->now_ns + nn->tuning.space_wait_ns;
+        v->space_until = nn->now_ns + (said ? op->count * 1000000ull : nn->tuning.space_wait_ns);
     if (v->space_until <= nn->now_ns)
         return false;
     v->reply->len = result_at;
@@ -151,8 +175,14 @@ enum crail_rpc_run crail_rpc_vector_run(crail_namenode *nn, struct crail_rpc_lan
         int rc = execute(nn, lane, op);
         if (rc == CRAIL_META_AGAIN)
             return CRAIL_RPC_RUN_STEP;
-        if (rc)
+        if (rc == CRAIL_META_WAIT) {
+            int status = crail_rpc_wait_begin(nn, lane->conn, head_of(v)->id, op);
+            if (!status)
+                return CRAIL_RPC_RUN_ASIDE;
+            rc = answer(v->reply, status, NULL, 0);
+        } else if (rc) {
             rc = answer(v->reply, CRAIL_E_NO_MEMORY, NULL, 0);
+        }
         if (rc)
             return CRAIL_RPC_RUN_BROKEN;
         assert(v->reply->len >= at + sizeof(struct crail_result) && v->reply->len % 8 == 0);

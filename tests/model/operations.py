@@ -1,0 +1,254 @@
+"""The calls that the machine makes: one line of the table for each, with how its arguments come.
+
+A call is a name and its arguments, the same for the store (`clients.Face`) and for the model
+(`namespace.Namespace`). Paths are those of the client that calls; values are `Value`s, which say
+how to make the bytes, so that a failing run prints short.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+from .namespace import (
+    GRANULE,
+    INLINE_MAX,
+    MULTIFILE,
+    NAME_MAX,
+    PATH_MAX,
+    QUEUE,
+    TABLE,
+    Namespace,
+)
+
+REGION = 1 << 20  # bytes of a region of the store under test: no extent is larger
+
+# Inside the node's own record, inside the node, then granules, size classes, extents.
+EDGES = [0, 16, 17, INLINE_MAX, 2 * GRANULE, 8 * GRANULE, 9 * GRANULE, 10 * GRANULE, REGION]
+SIZES = sorted({size for edge in EDGES for size in (edge - 1, edge, edge + 1) if size >= 0})
+
+
+@functools.cache
+def content(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+@dataclass(frozen=True)
+class Value:
+    size: int
+    seed: int
+
+    @property
+    def data(self) -> bytes:
+        return content(self.size, self.seed)
+
+
+@dataclass(frozen=True)
+class VersionOf:
+    """The version that `path` has now (0: nothing is there), and so many off."""
+
+    path: Any
+    off: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    args: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        inner = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.options)]
+        return f"{self.name}({', '.join(inner)})"
+
+    def with_(self, change: Any) -> Call:
+        """The same with every argument changed."""
+        return replace(
+            self,
+            args=tuple(map(change, self.args)),
+            options=tuple((name, change(value)) for name, value in self.options),
+        )
+
+
+# ---- arguments ---------------------------------------------------------------------------------
+
+
+class Path(str):
+    """Prints short: "n" forty-eight times as n*48."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'" + re.sub(r"(.)\1{9,}", lambda m: f"<{m[1]}*{len(m[0])}>", self) + "'"
+
+
+NAMESPACE = "/ns"  # of the clients that have one
+NAMES = ["a", "b", "c", "ns", "\u00e9", "n" * 48, "n" * 49, "\U0001f600" * 63 + "xyz"]
+BAD_PATHS = [
+    *("", "a", "a/b", "//", "/a//b", "/a/", "/./a", "/a/..", "/a\0b", "/\ud800", "/a/\udfff/b"),
+    *("/" + "x" * 256, "/" + "\u00e9" * 128),
+]
+LONGEST = ("/" + "x" * NAME_MAX) * (PATH_MAX // (NAME_MAX + 1))
+
+
+#: As long as a path may be: with a namespace, without, and too long.
+LONG_PATHS = [Path(LONGEST[: -len(NAMESPACE)]), Path(LONGEST), Path(LONGEST[:-1] + "/x")]
+
+names = st.sampled_from(NAMES[:3]) | st.sampled_from(NAMES)
+new_paths = st.lists(names, min_size=1, max_size=4).map(lambda parts: Path("/" + "/".join(parts)))
+
+
+@dataclass(frozen=True)
+class There:
+    """One of the paths that are there at that moment. (What is drawn must not depend on what a
+    store has done, which need not be the same each time: a call that was killed.)"""
+
+    index: int
+
+
+good_paths = st.one_of(new_paths, *[st.builds(There, st.integers(0, 63))] * 2)
+any_paths = st.sampled_from([*BAD_PATHS, *LONG_PATHS, *["/"] * 5])
+#: Mostly such as lead somewhere: one in twelve is odd.
+paths = st.integers(0, 11).flatmap(lambda n: good_paths if n else any_paths)
+#: Nothing may come to lie behind the longest path: there, nobody could name it.
+ends_of_moves = paths.filter(lambda path: path not in LONG_PATHS)
+seeds = st.integers(0, 9)
+small = st.builds(Value, st.sampled_from([s for s in SIZES if s <= INLINE_MAX + 1]), seeds)
+values = st.one_of(small, st.builds(Value, st.sampled_from(SIZES), seeds))
+flags = st.booleans()
+offsets = st.sampled_from(SIZES)
+
+
+def call(name: str, *args: Any, **options: Any) -> st.SearchStrategy[Call]:
+    """Draws a call. An option that is drawn as None is left away."""
+
+    def build(drawn: tuple[tuple[Any, ...], dict[str, Any]]) -> Call:
+        args, options = drawn
+        return Call(name, args, tuple((k, v) for k, v in options.items() if v is not None))
+
+    return st.tuples(st.tuples(*args), st.fixed_dictionaries(options)).map(build)
+
+
+@st.composite
+def compare_and_set(draw: Any) -> Call:
+    path = draw(paths)
+    of = draw(st.one_of(st.just(path), st.just(path), paths))
+    version = VersionOf(of, draw(st.sampled_from([0, 0, 0, -1, 1])))
+    options = {"if_version": version, "if_absent": draw(st.sampled_from([None, None, True]))}
+    return Call("put", (path, draw(values)), tuple((k, v) for k, v in options.items() if v))
+
+
+optional = st.none() | flags
+several = st.lists(paths, max_size=5)
+pairs = st.lists(st.tuples(paths, values), max_size=5)
+
+#: Everything that the machine does: a line here is a rule there.
+OPERATIONS: dict[str, st.SearchStrategy[Call]] = {
+    "put": call("put", paths, values, if_absent=optional, parents=optional),
+    "put_more": call("put", new_paths, small),
+    "compare_and_set": compare_and_set(),
+    "get": call("get", paths),
+    "get_range": call("get_range", paths, offsets, offsets),
+    "get_into": call("get_into", paths, offsets, st.sampled_from(SIZES)),
+    "get_range_nonsense": call("get_range", good_paths, *[st.sampled_from([-1, 0])] * 2),
+    "get_into_nonsense": call("get_into", good_paths, st.sampled_from([-1, 2**62]), offsets),
+    "get_view": call("get_view", paths),
+    "put_many": call("put_many", pairs, if_absent=optional, parents=optional),
+    "get_many": call("get_many", several, missing=st.sampled_from(["raise", "none"])),
+    "delete": call("delete", paths, missing_ok=optional),
+    "delete_many": call("delete_many", several),
+    "exists": call("exists", paths),
+    "stat": call("stat", paths),
+    "stat_many": call("stat_many", several),
+    "mkdir": call("mkdir", paths, parents=optional, exist_ok=optional),
+    "rename": call("rename", ends_of_moves, ends_of_moves, overwrite=optional),
+    "remove": call("remove", paths),
+    "rmtree": call("rmtree", paths),
+    "listdir": call("listdir", paths),
+    "scandir": call("scandir", paths),
+    "write_file": call(
+        "write_file",
+        paths,
+        st.sampled_from(["wb", "xb"]),
+        st.lists(values, max_size=3),
+        st.sampled_from(["close", "close", "discard", "leave"]),
+    ),
+}
+
+numbers = st.sampled_from([1, -1, 0, 7, 2**63 - 1, -(2**63)])
+edits = st.lists(
+    st.one_of(
+        st.tuples(st.just("seek"), st.sampled_from([0, 1, 100, INLINE_MAX, 300 << 10])),
+        st.tuples(st.just("write"), values),
+        st.tuples(st.just("write"), values),
+        st.tuples(st.just("truncate"), st.sampled_from(SIZES)),
+    ),
+    max_size=5,
+)
+attributes = st.dictionaries(
+    st.sampled_from(["user.a", "user.b", "user.\u00e9"]),
+    st.none() | st.builds(Value, st.sampled_from([0, 1, 100, 20_000]), seeds),
+    min_size=1,
+    max_size=3,
+)
+kinds = st.sampled_from([TABLE, MULTIFILE, QUEUE])
+
+OPERATIONS |= {
+    "make": call("make", paths, kinds),
+    "join": call("join", paths, kinds),
+    "incr": call("incr", paths, numbers),
+    "truncate": call("truncate", paths, st.sampled_from(SIZES)),
+    "edit_file": call(
+        "edit_file",
+        paths,
+        st.sampled_from(["r+b", "ab"]),
+        edits,
+        st.sampled_from(["close", "close", "close", "leave"]),
+    ),
+    "setattr": call("setattr", paths, attributes),
+    "attributes": call("attributes", paths),
+    "expire": call("expire", paths),
+    "put_to_go_when_read": call("put", paths, values, delete_after_read=st.just(True)),
+}
+
+#: Calls that are made of others: what they need of a store.
+MADE_OF = {
+    **dict.fromkeys(("write_file", "edit_file"), "open"),
+    **dict.fromkeys(("make", "join"), "table"),
+    "expire": "wait",
+}
+
+
+def has(face: type, call: Call) -> bool:
+    """Has this face of the store what the call needs?"""
+    return hasattr(face, MADE_OF.get(call.name, call.name))
+
+
+#: Those that change something, for clients that are killed in the midst of one.
+CHANGING = (
+    *("put", "compare_and_set", "put_many", "delete", "delete_many"),
+    *("mkdir", "rename", "remove", "rmtree", "write_file", "make", "incr", "truncate"),
+)
+CHANGES = st.one_of(*(OPERATIONS[name] for name in CHANGING))
+
+
+def stages(call: Call) -> list[list[Call]]:
+    """What may have happened of a call whose reply nobody saw: nothing, or all, or, where it is
+    several steps, the first ones of them."""
+    if call.name == "put_many":
+        steps = [Call("put", tuple(item), call.options) for item in call.args[0]]
+    elif call.name == "delete_many":
+        steps = [Call("delete", (path,), (("missing_ok", True),)) for path in call.args[0]]
+    else:
+        steps = [call]
+    return [steps[:n] for n in range(len(steps) + 1)]
+
+
+def apply(model: Namespace, call: Call) -> Any:
+    """The call on the model; raises Refused."""
+    return getattr(model, call.name)(*call.args, **dict(call.options))

@@ -1,0 +1,243 @@
+"""Processes that call a store on the same few keys at once and write down what they saw.
+
+Each thread writes a line to the process's log before every call, and another one when it has
+returned: so a process that is killed leaves its last calls behind as what they are, calls whose
+outcome nobody knows. `read_logs` makes one history of all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import crailpy
+from crailpy import errors
+
+if __name__ != "__main__":
+    from .linearizability import PENDING, Event
+
+SIZES = [40, 4096, 4097, 40_000, 300_000]
+HEAD = 32  # bytes: who wrote it, and its size
+PROGRESS = 10  # calls between two signs of life
+
+#: Whatever the call was, nobody can say whether it happened.
+UNKNOWN = (errors.UnavailableError, errors.DeadlineError, errors.SessionLostError)
+
+
+def content(name: str) -> bytes:
+    """The value with this name, which ends with its size. No part of it is another value's."""
+    size = int(name.rpartition("-")[2])
+    head = name.encode().ljust(HEAD)
+    return (head * (size // HEAD + 1))[:size]
+
+
+def name_of(data: bytes) -> str:
+    name = data[:HEAD].decode(errors="replace").rstrip()
+    try:
+        return name if data == content(name) else f"torn: {name!r}, {len(data)} bytes"
+    except ValueError:
+        return f"torn: {data[:HEAD]!r}"
+
+
+class Rival:
+    """One thread of one process."""
+
+    def __init__(
+        self, store: crailpy.Store, who: str, seed: str, keys: list[str], log: int
+    ) -> None:
+        self.store = store
+        self.who = who
+        self.keys = keys
+        self.rng = random.Random(seed)
+        self.seen = dict.fromkeys(keys, 0)  # the versions last seen
+        self.count = 0
+        self._log = log
+
+    def write(self, **what: Any) -> None:
+        os.write(self._log, json.dumps(what | {"at": time.monotonic_ns()}).encode() + b"\n")
+
+    def value(self) -> str:
+        self.count += 1
+        return f"{self.who}-{self.count}-{self.rng.choice(SIZES)}"
+
+    # -- calls: each gives, key by key, the result -----------------------------------
+
+    def step(self) -> None:
+        name = self.rng.choice(self.calls())
+        n = self.rng.randint(2, len(self.keys)) if name.endswith("many") else 1
+        keys = self.rng.sample(self.keys, n)
+        arguments: list[Any] = [self.argument(name, key) for key in keys]
+        kind = {"get_many": "get", "get_bytes": "get", "put_many": "put"}.get(name, name)
+        self.count += 1
+        self.write(call=self.count, who=self.who, keys=keys, name=kind, arguments=arguments)
+        number = self.count
+        try:
+            results = getattr(self, name)(keys, arguments)
+        except UNKNOWN as error:
+            self.write(lost=number, who=self.who, why=str(error))
+            return
+        self.write(end=number, who=self.who, results=results)
+
+    def calls(self) -> list[str]:
+        return [
+            *["put", "swap", "get"] * 4,
+            *["create", "delete", "get_bytes"] * 2,
+            *["get_many", "put_many"],
+        ]
+
+    def argument(self, name: str, key: str) -> Any:
+        if name in ("put", "create", "put_many"):
+            return self.value()
+        if name == "swap":
+            return (self.seen[key], self.value())
+        return None
+
+    def put(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        self.seen[keys[0]] = self.store.put(keys[0], content(arguments[0]))
+        return [self.seen[keys[0]]]
+
+    def create(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        try:
+            return [self.store.put(keys[0], content(arguments[0]), if_absent=True)]
+        except errors.ExistsError:
+            return [None]
+
+    def swap(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        expected, value = arguments[0]
+        try:
+            return [self.store.put(keys[0], content(value), if_version=expected)]
+        except errors.VersionConflictError:
+            return [None]
+
+    def delete(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        try:
+            self.store.delete(keys[0])
+        except errors.NotFoundError:
+            return [False]
+        return [True]
+
+    def get(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        try:
+            with self.store.get_view(keys[0]) as view:
+                self.seen[keys[0]] = view.version
+                return [(view.version, name_of(bytes(view)))]
+        except errors.NotFoundError:
+            self.seen[keys[0]] = 0
+            return [(0, None)]
+
+    def get_bytes(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        data = self.store.get(keys[0], default=None)
+        return [(0, None) if data is None else (None, name_of(data))]
+
+    def get_many(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        values = self.store.get_many(keys, missing="none")
+        return [(0, None) if data is None else (None, name_of(data)) for data in values]
+
+    def put_many(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        items = [(key, content(value)) for key, value in zip(keys, arguments, strict=True)]
+        try:
+            return self.store.put_many(items)
+        except errors.BatchError as error:  # of some the outcome is known, but who cares
+            for result in error.results:
+                if isinstance(result, Exception) and not isinstance(result, UNKNOWN):
+                    raise
+            raise errors.UnavailableError("some of the batch") from error
+
+
+def main() -> None:
+    """One process: its orders are a JSON object in the first argument."""
+    orders = json.loads(sys.argv[1])
+    who, address, options = orders["who"], orders["address"], orders["options"]
+    log = os.open(orders["log"], os.O_WRONLY | os.O_APPEND)
+    failed: list[BaseException] = []
+
+    with crailpy.connect(address, timeout=60, **options) as store:
+
+        def run(number: int) -> None:
+            name = f"{who}.{number}"
+            rival = Rival(store, name, f"{orders['seed']} {name}", orders["keys"], log)
+            try:
+                for i in range(orders["calls"]):
+                    rival.step()
+                    if i % PROGRESS == PROGRESS - 1:
+                        os.write(1, b".")
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=run, args=(n,)) for n in range(orders["threads"])]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if failed:
+        raise failed[0]
+
+
+# ---- for the tests -------------------------------------------------------------------------------
+
+
+class Process:
+    """One process of rivals. Its standard output has a byte for PROGRESS calls of a thread."""
+
+    def __init__(self, folder: Path, who: str, address: str, **orders: Any) -> None:
+        self.log = folder / f"{who}.log"
+        self.log.touch()
+        orders |= {"who": who, "address": address, "log": str(self.log)}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps(orders)], stdout=subprocess.PIPE
+        )
+        self.was_killed = False
+
+    def kill(self) -> None:
+        self.was_killed = True
+        self.process.kill()
+
+    def wait(self) -> None:
+        assert self.process.stdout
+        self.process.stdout.close()
+        code = self.process.wait()
+        assert self.was_killed or code == 0, f"{self.log.name}: exit code {code}, see its output"
+
+
+def read_logs(paths: Iterable[Path]) -> list[Event]:
+    """All calls that any of them made. Reads that came to nothing are left out."""
+    events = []
+    for path in paths:
+        calls: dict[tuple[str, int], dict[str, Any]] = {}
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                continue  # the last one, of a process that was killed
+            entry = json.loads(line)
+            if "call" in entry:
+                calls[entry["who"], entry["call"]] = entry
+            elif "end" in entry:
+                call = calls.pop((entry["who"], entry["end"]))
+                events += _events(call, entry["results"], entry["at"])
+        for call in calls.values():
+            if call["name"] != "get":
+                events += _events(call, [None] * len(call["keys"]), PENDING)
+    return events
+
+
+def _events(call: dict[str, Any], results: list[Any], returned: float) -> list[Event]:
+    name, who, invoked = call["name"], call["who"], call["at"]
+    return [
+        Event(key, name, _tuple(argument), _tuple(result), invoked, returned, who)
+        for key, argument, result in zip(call["keys"], call["arguments"], results, strict=True)
+    ]
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Concurrent calls of many processes and threads on few keys have an order, whatever happens.
+
+CRAILPY_MODEL_SEED repeats a seed that was printed, as far as the machine's timing allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crailpy
+
+from ..fault.proxy import DroppingProxy, _frame
+from .linearizability import VALUE, Event, Rules, what_is_wrong
+from .rivals import Process, name_of, read_logs
+
+SECONDS = float(os.environ.get("CRAILPY_MODEL_SECONDS", 0))  # of each test; at least one round
+KEYS = ["/lin/a", "/lin/b", "/lin/c"]
+CALLS = 250  # of a thread
+LIMIT_S = 100
+
+SHM: dict[str, Any] = {}
+TCP: dict[str, Any] = {"transport": "tcp"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with crailpy.LocalCluster(dram="64MiB", servers=2, session_grace=0.1) as cluster:
+        yield cluster
+
+
+def rules(key: str) -> Rules:
+    return VALUE
+
+
+def final_reads(store: crailpy.Store) -> list[Event]:
+    """What is there at the end, as calls like all others."""
+    found = []
+    for key in KEYS:
+        begin = time.monotonic_ns()
+        info = store.stat_many([key])[0]
+        result = (info.version, None) if info else (0, None)
+        if info:
+            result = (info.version, name_of(store.get(key)))
+        found.append(Event(key, "get", None, result, begin, time.monotonic_ns(), "the test"))
+    return found
+
+
+class Round:
+    """Some processes at work, and what is done to them meanwhile."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.rng = random.Random(seed)
+        self.seed = seed
+        self.processes: list[Process] = []
+        self.progress: list[int] = []
+        self.stopped: dict[int, int] = {}  # process: the progress of all at which it goes on
+
+    def start(
+        self, address: str, *options: dict[str, Any], calls: int = CALLS, threads: int = 2
+    ) -> None:
+        for some in options:
+            number = len(self.processes)
+            orders = {"seed": self.seed, "keys": KEYS, "threads": threads, "calls": calls}
+            process = Process(self.folder, f"p{number}", address, options=some, **orders)
+            self.processes.append(process)
+            self.progress.append(0)
+
+    def run(self, trouble: Callable[[Round], None] | None = None) -> list[Event]:
+        """Until all have ended; `trouble` is called at every sign of life."""
+        deadline = time.monotonic() + LIMIT_S
+        pipes = {p.process.stdout: n for n, p in enumerate(self.processes)}
+        try:
+            while pipes:
+                left = deadline - time.monotonic()
+                assert left > 0, f"no end after {LIMIT_S} s: {self.progress}"
+                for pipe in select.select(list(pipes), [], [], left)[0]:
+                    signs = len(os.read(pipe.fileno(), 4096))
+                    self.progress[pipes[pipe]] += signs
+                    if not signs:
+                        del pipes[pipe]
+                if trouble:
+                    trouble(self)
+                working = len(pipes) - len(self.stopped)
+                self._wake(all_of_them=working <= 0)
+        finally:
+            self._wake(all_of_them=True)
+            for process in self.processes:
+                with contextlib.suppress(ProcessLookupError):
+                    if time.monotonic() > deadline:
+                        process.kill()
+                process.wait()
+        return read_logs(process.log for process in self.processes)
+
+    def _wake(self, *, all_of_them: bool) -> None:
+        for number, until in list(self.stopped.items()):
+            if all_of_them or sum(self.progress) >= until:
+                del self.stopped[number]
+                self.processes[number].process.send_signal(signal.SIGCONT)
+
+    def kill(self, number: int) -> None:
+        """SIGKILL; also while it is stopped."""
+        self.stopped.pop(number, None)
+        self.processes[number].kill()
+
+    def stop(self, number: int, until: int) -> None:
+        """SIGSTOP, until so much more progress was made by all."""
+        process = self.processes[number]
+        if not process.was_killed and number not in self.stopped:
+            self.stopped[number] = sum(self.progress) + until
+            process.process.send_signal(signal.SIGSTOP)
+
+
+def rounds(tmp_path: Path) -> Any:
+    """Rounds for as long as the test may take."""
+    begin = time.monotonic()
+    first = int(os.environ.get("CRAILPY_MODEL_SEED", random.SystemRandom().randrange(1 << 32)))
+    n = 0
+    while not n or time.monotonic() - begin < SECONDS:
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        print(f"CRAILPY_MODEL_SEED={first + n}", flush=True)
+        yield Round(folder, first + n)
+        n += 1
+
+
+def judge(store: crailpy.Store, history: list[Event]) -> None:
+    """Throws away what the round made."""
+    history = history + final_reads(store)
+    made = [event for event in history if event.name != "get" and not event.is_pending]
+    lost = sum(event.is_pending for event in history)
+    print(f"{len(history)} calls, {len(made)} changes that returned, {lost} that did not")
+    assert len(made) > 50, "hardly anything happened"
+    assert store.check() is None
+    wrong = what_is_wrong(history, rules)
+    assert not wrong, wrong
+    store.rmtree("/lin")
+
+
+@pytest.mark.slow
+def test_concurrent_calls_have_an_order(cluster, tmp_path):
+    with cluster.connect() as store:
+        for round_ in rounds(tmp_path):
+            round_.start(cluster.address, SHM, SHM, TCP, SHM)
+            judge(store, round_.run())
+
+
+def stop_somebody(now: Round) -> None:
+    number = now.rng.randrange(len(now.processes))
+    if now.rng.random() < 0.2 and now.processes[number].process.poll() is None:
+        now.stop(number, until=now.rng.randint(1, 12))
+
+
+@pytest.mark.slow
+def test_calls_of_clients_that_are_killed_and_paused_have_an_order(cluster, tmp_path):
+    with cluster.connect() as store:
+        for round_ in rounds(tmp_path):
+            round_.start(cluster.address, SHM, SHM, TCP, SHM, TCP)
+            at = {victim: round_.rng.randint(3, 30) for victim in (0, 2)}
+
+            def trouble(now: Round, at: dict[int, int] = at) -> None:
+                for victim, progress in at.items():
+                    if now.progress[victim] >= progress:
+                        now.kill(victim)
+                stop_somebody(now)
+
+            history = round_.run(trouble)
+            assert any(process.was_killed for process in round_.processes)
+            judge(store, history)
+
+
+@pytest.mark.slow
+def test_calls_whose_replies_are_lost_have_an_order(cluster, tmp_path):
+    host, port = cluster.address.removeprefix("crail://").split(":")
+    with cluster.connect() as store:
+        for round_ in rounds(tmp_path):
+            with DroppingProxy((host, int(port)), k=12) as proxy:
+                round_.start(proxy.address, TCP, TCP, TCP, calls=60, threads=1)
+                round_.start(cluster.address, SHM, calls=400)
+                history = round_.run(stop_somebody)
+                assert proxy.dropped > 0
+            judge(store, history)
+
+
+class PartitioningProxy(DroppingProxy):
+    """At every `k`-th change cuts all its connections, before the request or after it, and lets
+    nobody through until the namenode has given their sessions up."""
+
+    def __init__(self, target: tuple[str, int], k: int, store: crailpy.Store) -> None:
+        self.store = store
+        self.partitions = 0
+        self.way = threading.Event()
+        self.way.set()
+        super().__init__(target, k)
+
+    def _one_request(self, client: socket.socket, server: socket.socket) -> bool:
+        request, seq = _frame(client)
+        with self._lock:
+            self.mutations += bool(seq)
+            partition = bool(seq) and self.mutations % self.k == 0 and self.way.is_set()
+            if partition:
+                self.way.clear()
+                self.partitions += 1
+        if partition and self.partitions % 2:
+            self._partition()
+            return False
+        server.sendall(request)
+        reply, _ = _frame(server)
+        if partition:
+            self._partition()
+            return False
+        client.sendall(reply)
+        return True
+
+    def _partition(self) -> None:
+        for sock in list(self._sockets):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        deadline = time.monotonic() + LIMIT_S
+        while self.store.status()["namenode"]["sessions"] > 1 and time.monotonic() < deadline:
+            pass
+        self.way.set()
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        self.way.wait(LIMIT_S)
+        super()._serve(client, server)
+
+
+@pytest.mark.slow
+def test_calls_whose_outcome_is_unknown_have_happened_once_or_not_at_all(cluster, tmp_path):
+    host, port = cluster.address.removeprefix("crail://").split(":")
+    with cluster.connect() as store:
+        for round_ in rounds(tmp_path):
+            with PartitioningProxy((host, int(port)), 25, store) as proxy:
+                round_.start(proxy.address, TCP, TCP, TCP, TCP, calls=80, threads=2)
+                history = round_.run()
+                assert proxy.partitions > 0
+            assert any(event.is_pending for event in history)
+            judge(store, history)

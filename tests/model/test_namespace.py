@@ -1,0 +1,523 @@
+"""The real store against the model of docs/NAMESPACE.md, by generated sequences of calls.
+
+Clients of several kinds make the calls one after the other; each result, or the type of each error,
+has to be the model's. After every step the namenode checks all of its invariants. At the end of a
+run everything is removed, and nothing may be left.
+
+CRAILPY_MODEL_SEED=n repeats the run whose seed was printed; CRAILPY_MODEL_SECONDS=n takes that
+long, as `make soak` does; CRAILPY_MODEL_SHRINK=0 leaves a failing run as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.errors import HypothesisException
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+import crailpy
+from crailpy.aio import AsyncStore
+
+from . import operations
+from .clients import Face, Outcome, Process
+from .namespace import GRANULE, Namespace, Refused, granules_bounds
+from .operations import (
+    CHANGES,
+    NAMESPACE,
+    OPERATIONS,
+    REGION,
+    Call,
+    There,
+    Value,
+    VersionOf,
+)
+
+HELD_MAX = 6
+MANY = 1000  # bytes of a path: of longer ones there would be too many, parts of the longest
+STEPS = 80  # of a run
+PATIENCE = 30.0  # seconds for what comes by itself, like the end of a session
+#: Shrinking a failure takes minutes: "0" leaves it out.
+PHASES = [Phase.generate] + [Phase.shrink] * (os.environ.get("CRAILPY_MODEL_SHRINK") != "0")
+SECONDS = float(os.environ.get("CRAILPY_MODEL_SECONDS", 25))
+
+#: The clients of a machine. A "process" can be killed.
+CLIENTS: list[dict[str, Any]] = [
+    {"transport": None, "namespace": NAMESPACE, "page": 2},
+    {"transport": "tcp"},
+    {"process": True, "page": 3},
+    {"process": True, "transport": "tcp", "namespace": NAMESPACE},
+    {"process": True, "face": "async", "page": 2},
+    {"process": True, "face": "async", "namespace": NAMESPACE, "transport": "tcp"},
+]
+#: Of the clients that can be killed and cut off.
+PROCESSES = [n for n, client in enumerate(CLIENTS) if client.get("process")]
+SYNC = [n for n, client in enumerate(CLIENTS) if client.get("face") != "async"]
+
+
+def brief(value: Any) -> str:
+    """For messages: long bytes by their length."""
+    if isinstance(value, bytes | bytearray):
+        return repr(value) if len(value) < 40 else f"<{len(value)} bytes {value[:8].hex()}...>"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(brief, value)) + "]"
+    return repr(operations.Path(value) if isinstance(value, str) else value)
+
+
+class Disagreement(AssertionError):
+    """Of the store and the model."""
+
+
+@dataclass
+class Held:
+    """A view or an open reader."""
+
+    client: int
+    how: str
+    value: bytes
+    may_be_lost: bool = False  # its session may have ended
+
+
+class World:
+    """What machines share, since it is dear: the cluster, and spare processes."""
+
+    def __init__(self, cluster: crailpy.LocalCluster) -> None:
+        self.cluster = cluster
+        self.admin = Face(cluster.address)
+        self.count: Counter[tuple[str, str]] = Counter()  # of outcomes
+        self._spare = [Process() for _ in PROCESSES]
+
+    def process(self) -> Process:
+        if len(self._spare) < 2:
+            self._spare.append(Process())  # it starts while others work
+        return self._spare.pop(0)
+
+    def give_back(self, process: Process) -> None:
+        self._spare.insert(0, process)
+
+    def numbers(self) -> dict[str, int]:
+        found: dict[str, int] = self.admin.store.status()["namenode"]
+        return found
+
+    def close(self) -> None:
+        self.admin.close()
+        for process in self._spare:
+            process.end()
+
+    def until(self, what: str, condition: Any) -> None:
+        """Asks the store until it is so."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not in {PATIENCE} s: {self.numbers()}"
+
+
+def step(**drawn: Any) -> Any:
+    """A rule, after which everything has to be in order."""
+
+    def decorate(do: Any) -> Any:
+        @functools.wraps(do)
+        def run(self: Machine, **drawn: Any) -> None:
+            arguments = ", ".join(f"{name}={value!r}" for name, value in drawn.items())
+            self.trace.append(f"{do.__name__}({arguments})")
+            with self.reporting():
+                do(self, **drawn)
+                self.nothing_is_wrong()
+
+        return rule(**drawn)(run)
+
+    return decorate
+
+
+class Machine(RuleBasedStateMachine):
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Namespace()
+        self.clients: list[Face | Process | None] = [None] * len(CLIENTS)
+        self.held: dict[int, Held] = {}  # by handle
+        self.handles = 0
+        self.session_paths: dict[int, str] = {}  # by client
+        self.has_failed = False
+        self.trace: list[str] = []  # what was done
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Says at once what failed: with real processes it need not fail the same way again."""
+        try:
+            yield
+        except Exception as error:
+            if not self.has_failed and not isinstance(error, HypothesisException):
+                self.has_failed = True
+                print("\n".join(["", *self.trace, f"{type(error).__name__}: {error}"]), flush=True)
+            raise
+
+    # -- clients -----------------------------------------------------------------
+
+    def client(self, number: int) -> Any:
+        client = self.clients[number]
+        if client is None:
+            options = dict(CLIENTS[number])
+            if options.pop("process", False):
+                client = self.world.process()
+                client.open(self.world.cluster.address, **options)
+            else:
+                client = Face(self.world.cluster.address, **options)
+            self.clients[number] = client
+        return client
+
+    def there(self, number: int, index: int) -> operations.Path:
+        """A path that is there, as this client names it."""
+        paths = [path for path, _ in self.model.nodes()[1:] if len(path) < MANY]
+        path = paths[index % len(paths)] if paths else "/a"
+        namespace = CLIENTS[number].get("namespace", "")
+        if namespace and path.startswith(namespace + "/"):
+            path = path.removeprefix(namespace)
+        return operations.Path(path)
+
+    def resolve(self, number: int, call: Call) -> tuple[Call, Call]:
+        """The call as the store gets it, and as the model does: with absolute paths."""
+        namespace = CLIENTS[number].get("namespace", "")
+
+        def placed(argument: Any) -> Any:
+            if isinstance(argument, There):
+                return self.there(number, argument.index)
+            if isinstance(argument, VersionOf):
+                return replace(argument, path=placed(argument.path))
+            if isinstance(argument, list | tuple):
+                return type(argument)(map(placed, argument))
+            return argument
+
+        def for_store(argument: Any) -> Any:
+            if isinstance(argument, Value):
+                return argument.data
+            if isinstance(argument, VersionOf):
+                return max(0, self.version_of(absolute(str(argument.path))) + argument.off)
+            if isinstance(argument, list | tuple):
+                return type(argument)(map(for_store, argument))
+            if isinstance(argument, dict):
+                return {name: for_store(value) for name, value in argument.items()}
+            return str(argument) if isinstance(argument, str) else argument
+
+        def absolute(argument: Any) -> Any:
+            if isinstance(argument, str) and argument.startswith("/") and namespace:
+                return namespace if argument == "/" else namespace + argument
+            if isinstance(argument, list | tuple):
+                return type(argument)(map(absolute, argument))
+            return argument
+
+        named = call.with_(placed)
+        if named != call:
+            note(f"  which is {named}")
+            self.trace.append(f"  which is {named}")
+        named = named.with_(for_store)
+        return named, named.with_(absolute)
+
+    def version_of(self, path: str) -> int:
+        node = self.model.find(path)
+        if node is None:
+            return 0
+        if node.version.number is None:
+            observed = self.world.admin.call("stat", path)
+            self.expect(observed, ("ok", node.fact(path)), f"stat {path}")
+        assert node.version.number is not None
+        return node.version.number
+
+    # -- calls ---------------------------------------------------------------------
+
+    def expect(self, observed: Outcome, expected: Outcome, what: Any) -> None:
+        if not self.model.versions.agree(
+            expected, observed
+        ):  # no assert, whose explanation would be megabytes
+            raise Disagreement(
+                f"{what}\n  the store: {brief(observed)}\n  the model: {brief(expected)}"
+            )
+
+    def outcome(self, model: Namespace, call: Call) -> Outcome:
+        try:
+            return ("ok", operations.apply(model, call))
+        except Refused as refused:
+            return ("error", refused.error)
+
+    def can(self, number: int, call: Call) -> bool:
+        goes_when_read = any(node.goes_when_read for _, node in self.model.nodes())
+        if number in SYNC:
+            # TODO of the store: whether an edit keeps what was said of its lifetime
+            return not (goes_when_read and call.name in ("edit_file", "truncate"))
+        # It says by the way that a value was read, and it goes some time after that.
+        reads = call.name in ("get", "get_into", "get_view", "get_many")
+        return operations.has(AsyncStore, call) and not (reads and goes_when_read)
+
+    def do(self, number: int, call: Call) -> None:
+        if not self.can(number, call):
+            return
+        client = self.client(number)
+        for_store, for_model = self.resolve(number, call)
+        observed = client.call(for_store.name, *for_store.args, **dict(for_store.options))
+        expected = self.outcome(self.model, for_model)
+        self.world.count[call.name, expected[0] if expected[0] == "ok" else expected[1]] += 1
+        self.expect(observed, expected, call)
+
+    # -- trouble ---------------------------------------------------------------------
+
+    @step(number=st.sampled_from(PROCESSES), call=CHANGES, spin=st.integers(0, 300))
+    def a_client_is_killed_in_the_midst_of(self, number: int, call: Call, spin: int) -> None:
+        """Its last call may have happened, or not; in either case nothing else."""
+        if not self.can(number, call):
+            return
+        client = self.client(number)
+        for_store, for_model = self.resolve(number, call)
+        client.send(for_store.name, *for_store.args, **dict(for_store.options))
+        until = time.perf_counter_ns() + spin * 10_000
+        while time.perf_counter_ns() < until:
+            pass
+        self.end_of(number, lambda: client.kill())
+        self.clients[number] = None
+        there = self.everything()
+        for steps in operations.stages(for_model):
+            model = self.model.copy()
+            for step in steps:
+                self.outcome(model, step)
+            model.session_ends(number)
+            if model.versions.agree(expected_of(model), there):
+                self.model = model
+                break
+        else:
+            raise AssertionError(f"neither with nor without {call}:\n  {brief(there)}")
+
+    @step(number=st.integers(0, len(CLIENTS) - 1))
+    def a_client_closes(self, number: int) -> None:
+        client = self.clients[number]
+        if client is not None:
+            self.end_of(number, client.close)
+            self.model.session_ends(number)
+            if isinstance(client, Process):
+                self.world.give_back(client)
+            self.clients[number] = None
+
+    @step(number=st.sampled_from(PROCESSES), late=st.booleans())
+    def the_connections_of_a_client_are_cut(self, number: int, late: bool) -> None:
+        """It is back at once, if possible in its session; or late, for certain in another one."""
+        client = self.client(number)
+        for held in self.held.values():
+            held.may_be_lost |= held.client == number and held.how == "reader"
+        assert client.call("cut")[1] > 0
+        late = late or number in self.session_paths
+        if late:
+            self.until_gone(number)
+            self.model.session_ends(number)
+        assert client.call("exists", "/")[0] == "ok" or CLIENTS[number].get("namespace")
+
+    def until_gone(self, number: int) -> None:
+        """Until the session of this client has ended: each of the others has one, and the admin."""
+        others = sum(client is not None for client in self.clients) - 1
+        self.world.until("it ends", lambda: self.world.numbers()["sessions"] <= 1 + others)
+        self.session_paths.pop(number, None)
+
+    def end_of(self, number: int, end: Any) -> None:
+        """Ends a client, and waits until its session has ended, too."""
+        for handle, held in list(self.held.items()):
+            if held.client == number:
+                del self.held[handle]
+        end()
+        self.until_gone(number)
+
+    # -- what is held over other calls --------------------------------------------------
+
+    @step(number=st.sampled_from(SYNC))
+    def take_a_session_directory(self, number: int) -> None:
+        observed = self.client(number).call("session_directory")
+        path = f"{CLIENTS[number].get('namespace', '')}/sessions/1"
+        if observed[0] == "ok":
+            path = path[:-1] + observed[1].rpartition("/")[2]
+        if number not in self.session_paths:
+            call = Call("session_directory", (path, number))
+            expected = self.outcome(self.model, call)
+            self.expect(observed, (expected[0], expected[1] or path), "session_path")
+            if expected[0] == "ok":
+                self.session_paths[number] = path
+        else:
+            self.expect(observed, ("ok", self.session_paths[number]), "session_path again")
+
+    @step(
+        number=st.integers(0, len(CLIENTS) - 1),
+        path=operations.paths,
+        how=st.sampled_from(["view", "reader"]),
+    )
+    def hold(self, number: int, path: Any, how: str) -> None:
+        if len(self.held) >= HELD_MAX:
+            return
+        if number not in SYNC:
+            how = "view"
+        client = self.client(number)
+        for_store, for_model = self.resolve(number, Call("get_view", (path,)))
+        node = self.model.find(for_model.args[0])
+        if node is not None and node.goes_when_read:
+            return
+        self.handles += 1
+        observed = client.call("hold", for_store.args[0], self.handles, how)
+        expected = self.outcome(self.model, for_model)
+        self.expect(observed, expected, f"hold {path}")
+        if expected[0] == "ok":
+            self.held[self.handles] = Held(number, how, expected[1][0])
+
+    @step(index=st.integers(0, 63))
+    def let_go(self, index: int) -> None:
+        if not self.held:
+            return
+        handle = sorted(self.held)[index % len(self.held)]
+        held = self.held.pop(handle)
+        observed = self.client(held.client).call("look", handle)
+        if not (held.may_be_lost and observed == ("error", "DataLostError")):
+            self.expect(observed, ("ok", held.value), f"{held.how} that was held")
+        self.client(held.client).call("let_go", handle)
+
+    # -- what always holds -----------------------------------------------------------------
+
+    def nothing_is_wrong(self) -> None:
+        assert self.world.admin.store.check() is None
+        n = self.world.numbers()
+        parts = ("free", "used", "granted", "retiring")
+        assert sum(n[f"granules_{part}"] for part in parts) == n["granules_total"], n
+
+    def everything(self) -> list[Any]:
+        """The whole tree as the store has it."""
+        found: list[Any] = []
+        paths = ["/"]
+        while paths:
+            path = paths.pop()
+            kind, fact = self.world.admin.call("stat", path)
+            assert kind == "ok", fact
+            if fact[1] == "file":
+                value = self.world.admin.call("get_range", path, 0, fact[2] + 1)
+                found.append((fact, value[1]))
+            else:
+                found.append((fact, None))
+                names = self.world.admin.call("listdir", path)[1]
+                paths += [f"{path.rstrip('/')}/{name}" for name in names]
+        return sorted(found)
+
+    def teardown(self) -> None:
+        try:
+            if not self.has_failed:
+                with self.reporting():
+                    self.end()
+        finally:
+            for client in self.clients:
+                if isinstance(client, Process):
+                    client.kill()
+                elif client is not None:
+                    client.close()
+            for name in self.world.admin.store.listdir("/"):
+                self.world.admin.store.rmtree(f"/{name}")
+        self.world.until("all is free", self.is_empty)
+
+    def end(self) -> None:
+        self.expect(("ok", self.everything()), ("ok", expected_of(self.model)), "at the end")
+        for number, client in enumerate(self.clients):
+            if client is not None:
+                self.a_client_closes(number=number)
+        self.nothing_is_orphaned()
+
+    def is_empty(self) -> bool:
+        n = self.world.numbers()
+        return n["nodes"] == 1 and n["granules_free"] == n["granules_total"]
+
+    def nothing_is_orphaned(self) -> None:
+        """No session but the admin's is there: what is in use is what the model's values need."""
+        totals = self.model.totals()
+        self.world.until("all is retired", lambda: not any(
+            self.world.numbers()[f"granules_{part}"] for part in ("granted", "retiring")
+        ))  # fmt: skip
+        self.world.until(
+            f"nothing else is there than {totals}",
+            lambda: totals.items() <= self.world.numbers().items(),
+        )
+        used = 0
+        taken: set[tuple[int, int, int]] = set()
+        for path, node in self.model.nodes():
+            extents = [] if node.is_container else self.world.admin.locations(path)
+            granules = sum(extent[3] for extent in extents) // GRANULE
+            least, most = granules_bounds(node)
+            assert least <= granules <= most, f"{path}: {node.size} bytes in {granules} granules"
+            for server, region, first, size in extents:
+                run = range(first, first + size, GRANULE)
+                own = {(server, region, at) for at in run}
+                assert not own & taken, f"{path} shares granules with another"
+                taken |= own
+            used += granules
+        assert self.world.numbers()["granules_used"] == used
+
+
+def expected_of(model: Namespace) -> list[Any]:
+    """What `everything` gives, of the model."""
+    return sorted(
+        (
+            (node.fact(path), None if node.is_container else node.value)
+            for path, node in model.nodes()
+        ),
+        key=lambda entry: entry[0][0],
+    )
+
+
+def add_rules() -> None:
+    """One rule for each line of the table of operations."""
+    for name, strategy in OPERATIONS.items():
+
+        def run(self: Machine, number: int, call: Call) -> None:
+            self.do(number, call)
+
+        run.__name__ = run.__qualname__ = f"client_{name}"
+        add = step(number=st.integers(0, len(CLIENTS) - 1), call=strategy)
+        setattr(Machine, run.__name__, add(run))
+
+
+add_rules()
+
+
+@pytest.fixture(scope="module")
+def world():
+    with crailpy.LocalCluster(
+        dram="24MiB", servers=2, region_max=REGION, session_grace=0.1
+    ) as cluster:
+        world = World(cluster)
+        yield world
+        world.close()
+
+
+@pytest.mark.slow
+def test_the_store_does_what_the_model_does(world):
+    Machine.world = world
+    deadline = time.monotonic() + SECONDS
+    first = int(os.environ.get("CRAILPY_MODEL_SEED", random.SystemRandom().randrange(1 << 32)))
+    seed, runs = first, 0
+    while not runs or time.monotonic() < deadline:
+        print(f"CRAILPY_MODEL_SEED={seed}", flush=True)
+        run_state_machine_as_test(
+            hypothesis.seed(seed)(Machine),
+            settings=settings(
+                max_examples=5,
+                stateful_step_count=STEPS,
+                deadline=None,
+                database=None,
+                print_blob=False,
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+                phases=PHASES,
+            ),
+        )
+        seed, runs = seed + 1, runs + 1
+    print(f"{runs} batches, seeds {first} to {seed - 1}")
+    for (name, outcome), count in sorted(world.count.items()):
+        print(f"{name:12} {outcome:24} {count}")
