@@ -6,10 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["TIER_CLASSES", "Event", "NodeInfo", "NodeKind"]
-
-#: Storage class of each tier: the order in which they fill.
-TIER_CLASSES = {"dram": 0, "nvmf": 1, "file": 2}
+__all__ = ["Event", "NodeInfo", "NodeKind"]
 
 
 class NodeKind:

@@ -69,12 +69,6 @@ def check(rc: int, path: str | None = None, server: str | int | None = None) -> 
     return rc
 
 
-def location_number(name: str) -> int:
-    """What stands for the location class `name` in struct crail_options; "" is none, 0."""
-    text = name.encode()
-    return int(lib.crail_location(text, len(text))) if text else 0
-
-
 def mac(key: bytes, data: bytes) -> int:
     """SipHash-2-4 of `data` under a key of 16 bytes."""
     if len(key) != 16:
@@ -149,12 +143,10 @@ class Namenode(_Handle):
         regions: Sequence[int],
         description: bytes,
         *,
-        storage_class: int,
-        location: int,
+        storage_class: int = 0,
+        location: int = 0,
     ) -> int:
-        """A new incarnation, its regions in granules, all of generation 0. `storage_class`: 0 to
-        254, grants come from low ones first; `location`: location_number(), or 0. Returns its
-        number."""
+        """A new incarnation, its regions in granules, all of generation 0. Returns its number."""
         granules = ffi.new("uint32_t[]", list(regions))
         number = ffi.new("uint32_t *")
         check(
@@ -172,14 +164,10 @@ class Namenode(_Handle):
         )
         return int(number[0])
 
-    def server_describe(
-        self, number: int, description: bytes, *, storage_class: int, location: int
-    ) -> None:
-        """Replaces what clients are told about the server, and how grants find it."""
+    def server_describe(self, number: int, description: bytes) -> None:
+        """Replaces what clients are told about the server."""
         check(
-            lib.crail_namenode_server_describe(
-                self._open, number, storage_class, location, description, len(description)
-            ),
+            lib.crail_namenode_server_describe(self._open, number, description, len(description)),
             server=number,
         )
 
