@@ -183,8 +183,8 @@ int crail_op_commit(struct crail_call *c) {
     int rc = commit_grants_checked(c, e, n);
     if (rc)
         return rc;
-    int walked = crail_path_walk(c->m, c->path, c->op->path_len, &w);
-    rc = crail_leaf_allowed(c, walked, &w);
+    int walked;
+    rc = crail_leaf_find(c, &walked, &w);
     uint32_t kept_n = kept_runs(e, n, size, kept);
     if (!rc)
         rc = crail_value_runs(c->m, kept, kept_n, size, &v);
