@@ -1,130 +1,625 @@
-"""File objects over values: a reader of one version, and a writer that publishes at close."""
+"""File objects over values, as builtin open() layers them: text over a buffer over a `File`.
+
+A `File` is an io.RawIOBase over one version of one value. What it changes is its own, in a small
+buffer or in granted extents, until `close()` publishes it as one new version. Committed bytes are
+never written again: "r+" copies them, once, when something is changed; "a" writes behind them.
+"""
 
 from __future__ import annotations
 
 import io
+import os
+import sys
+import time
 
-from crailpy.errors import ClosedError, InvalidArgumentError
+from crailpy.errors import (
+    ClosedError,
+    CrailError,
+    DataLostError,
+    ExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutOfSpaceError,
+    StaleLocationError,
+)
+
+from . import placement as place
+from . import requests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from crailpy.native import Pipe
+
     from .store import Store
 
+BUFFER_BYTES = 64 << 10  # of the buffer that lies over a File
+MEMORY_BYTES_MAX = 256 << 10  # a value up to this is written by one put
+EXTENT_BYTES_MIN = 128 << 10
+FLUSHED_EXTENT_BYTES_MIN = 16 << 10
+EXTENTS_MAX = 64  # of one value, see wire.h
+EXTENTS_SLOW = 48  # so many grow by a quarter of the value, and waste no more; the rest double it
+COPY_BYTES = 4 << 20
+ZEROS = bytes(MEMORY_BYTES_MAX)
+GIVE_BACK_S = 1.0
 
-class Reader(io.RawIOBase):
-    """Reads one version of a value, whatever happens to the key meanwhile. `mode` "rb"."""
+# operation codes and flags (native/include/crail/wire.h)
+_COMMIT, _RELEASE, _OPEN, _APPEND, _STREAM, _FOLLOW = 17, 19, 48, 51, 53, 54
+_ONE_EXTENT, _GROW, _TAIL_CLOSED = 128, 1 << 11, 16
+_EXTENT_BYTES = 32
+_GRANULE = 4096
+_STRIPE_AT = 23  # in struct crail_options
 
-    def __init__(self, store: Store, path: str, timeout: float | None) -> None:
+
+def _capacity(extents: bytes) -> int:
+    """Bytes that fit into structs crail_extent: `granules` is their fourth number."""
+    words = memoryview(extents).cast("I")
+    return _GRANULE * sum(words[3 :: _EXTENT_BYTES // 4])
+
+
+class Mode:
+    """A mode string, taken apart. Raises InvalidArgumentError."""
+
+    __slots__ = ("appends", "creates", "exclusive", "reads", "text", "writes")
+
+    def __init__(self, mode: str, path: str) -> None:
+        kinds = [letter for letter in mode if letter in "rwxa"]
+        if len(kinds) != 1 or len(set(mode)) != len(mode) or set(mode) - set("rwxabt+"):
+            raise InvalidArgumentError(f"mode {mode!r} is none", path=path)
+        if "b" in mode and "t" in mode:
+            raise InvalidArgumentError(f"mode {mode!r}: text and binary at once", path=path)
+        kind, both = kinds[0], "+" in mode
+        self.text = "b" not in mode
+        self.reads = kind == "r" or both
+        self.writes = kind != "r" or both
+        self.creates = kind in "wx"
+        self.exclusive = kind == "x"
+        self.appends = kind == "a"
+
+
+class File(io.RawIOBase):
+    """One version of a value as a raw file; see `Store.open`. For the process that opened it."""
+
+    def __init__(
+        self,
+        store: Store,
+        path: str,
+        mode: Mode,
+        timeout: float | None,
+        placement: dict[str, Any],
+        pipe: Pipe | None = None,
+    ) -> None:
         super().__init__()
-        self._view = store.get_view(path, timeout=timeout)
-        self._bytes = memoryview(self._view)
-        self._at = 0
+        self._pid = os.getpid()
+        self._done = True  # until it is open: __del__ may come earlier
+        self._store = store
+        self._hot = store._hot
+        self._timeout = timeout
+        self._placement = placement
+        self._options, self._wait_space = place.pack(**placement)
+        granted = bytearray(self._options)
+        if granted:
+            granted[_STRIPE_AT] = 0  # each further extent lies on the next server anyway
+        self._grant_options = bytes(granted)
+        self._mode = mode
         self.name = path
-        self.mode = "rb"
+        self.mode = "".join(
+            ["xb" if mode.exclusive else "ab" if mode.appends else "wb" if mode.creates else "rb",
+             "+" if mode.reads and mode.writes else ""]
+        )  # fmt: skip
+        #: The version that is read, or the one that was published, after close().
+        self.version: int | None = None
+        self._at = 0
+        self._size = 0
+        self._token = 0  # of the hold that keeps what was opened; 0: none
+        self._flags = 0  # of the result that opened it
+        self._memory: bytes | bytearray | None = b""
+        self._extents = b""
+        self._room = 0  # bytes that fit into the extents
+        self._fixed = 0  # bytes from the start that may not be written: they are committed
+        self._granted = 0  # the last so many extents are grants of ours
+        self._tail_closed = False
+        self._dirty = mode.creates
+        self._sequential = True  # everything up to _at was read in order
+        self._pipe = pipe  # another file's that was left idle, or made when there is use for it
+        self._stream_token = 0  # of what is announced to those who follow; 0: nothing was
+        self._announced = 0
+        self._extent_min = EXTENT_BYTES_MIN
+        self._closing = False
+        if mode.creates:
+            if mode.exclusive and store.exists(path, timeout=timeout):
+                raise ExistsError(path=path)
+            self._memory = bytearray()
+        else:
+            self._open_version()
+        self._done = False
 
-    @property
-    def version(self) -> int:
-        """The version that this file reads."""
-        return self._view.version
+    # -- opening -----------------------------------------------------------------
+
+    def _call(self, code: int, flags: int = 0, **more: Any) -> tuple[Any, ...]:
+        more.setdefault("timeout", self._timeout)
+        return self._store._call(code, flags, self.name, **more)
+
+    def _call_waiting(self, code: int, **more: Any) -> tuple[Any, ...]:
+        """An operation that the namenode answers when it can, within the deadline."""
+        limit = self._store._timeout if self._timeout is None else self._timeout
+        return self._store._wait(
+            lambda ms, timeout: self._call(
+                code, requests.WAIT, count=ms, **(more | {"timeout": timeout})
+            ),
+            limit,
+            limit,
+        )
+
+    def _open_version(self) -> None:
+        appends = self._mode.appends
+        self._token = token = self._store._token()
+        try:
+            found = self._ask_for_append(token) if appends else self._ask_to_open(token)
+        except BaseException:
+            self._end_hold(token)  # the answer may be on its way still
+            self._token = 0
+            raise
+        self._opened(found)
+        if appends:
+            self._at = self._size
+        elif self._memory is not None:
+            self._token = 0  # there is nothing to hold
+
+    def _opened(self, found: tuple[Any, ...]) -> None:
+        """Takes over what OPEN, APPEND or FOLLOW found."""
+        self.version, self._size, _, self._flags, _, data = found
+        if self._flags & requests.INLINE:
+            self._memory = data
+        else:
+            self._memory = None
+            self._extents = data
+            self._room = _capacity(data)
+            self._fixed = self._size if self._mode.appends else sys.maxsize
+            self._tail_closed = bool(self._flags & _TAIL_CLOSED)
+
+    def _ask_to_open(self, token: int) -> tuple[Any, ...]:
+        return self._call(_OPEN, arg0=token)
+
+    def _ask_for_append(self, token: int) -> tuple[Any, ...]:
+        while True:
+            try:
+                return self._call_waiting(_APPEND, arg0=token)
+            except NotFoundError:
+                try:
+                    self._store.put(
+                        self.name, b"", if_absent=True, timeout=self._timeout, **self._placement
+                    )
+                except ExistsError:
+                    pass
+
+    def _end_hold(self, token: int) -> None:
+        if not token:
+            return
+        try:
+            self._store._run(requests.end(token), GIVE_BACK_S)
+        except CrailError:
+            pass  # it ends with the session
+
+    def _check(self) -> None:
+        if self.closed:
+            raise ClosedError("the file is closed", path=self.name)
+        if self._pid != os.getpid():
+            raise ClosedError("the file belongs to the process that opened it", path=self.name)
+
+    # -- what it can do --------------------------------------------------------------
 
     def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ClosedError("the file is closed", path=self.name)
-
-    def readinto(self, buffer: Any) -> int:
-        self._check_open()
-        with memoryview(buffer).cast("B") as to:
-            n = min(len(to), max(0, len(self._bytes) - self._at))
-            to[:n] = self._bytes[self._at : self._at + n]
-        self._at += n
-        return n
-
-    def read(self, size: int | None = -1) -> bytes:
-        self._check_open()
-        end = len(self._bytes)
-        if size is not None and size >= 0:
-            end = min(end, self._at + size)
-        data = bytes(self._bytes[self._at : end])
-        self._at = max(self._at, end)
-        return data
-
-    def readall(self) -> bytes:
-        return self.read()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._check_open()
-        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._bytes)}
-        if whence not in bases or bases[whence] + offset < 0:
-            raise InvalidArgumentError(f"cannot seek to {offset} from {whence}", path=self.name)
-        self._at = bases[whence] + offset
-        return self._at
-
-    def tell(self) -> int:
-        self._check_open()
-        return self._at
-
-    def close(self) -> None:
-        if not self.closed:
-            self._bytes.release()
-            self._view.release()
-        super().close()
-
-
-class Writer(io.RawIOBase):
-    """Collects what is written and publishes it as one version at `close()`.
-
-    Leaving a `with` block by an exception, and `discard()`, publish nothing."""
-
-    def __init__(self, store: Store, path: str, exclusive: bool, timeout: float | None) -> None:
-        super().__init__()
-        self._store = store
-        self._buffer = bytearray()
-        self._exclusive = exclusive
-        self._timeout = timeout
-        self._done = False
-        self.version: int | None = None  #: of what was published, after close()
-        self.name = path
-        self.mode = "xb" if exclusive else "wb"
+        self._check()
+        return self._mode.reads
 
     def writable(self) -> bool:
+        self._check()
+        return self._mode.writes
+
+    def seekable(self) -> bool:
+        self._check()
         return True
 
-    def write(self, data: Any) -> int:
-        if self.closed:
-            raise ClosedError("the file is closed", path=self.name)
-        with memoryview(data) as view:
-            self._buffer += view
-            return view.nbytes
+    def _check_may(self, may: bool, what: str) -> None:
+        self._check()
+        if not may:
+            raise io.UnsupportedOperation(f"not {what}")
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check()
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}
+        if whence not in bases or bases[whence] + offset < 0:
+            raise InvalidArgumentError(f"cannot seek to {offset} from {whence}", path=self.name)
+        at = bases[whence] + offset
+        self._sequential = self._sequential and at == self._at
+        self._at = at
+        return at
 
     def tell(self) -> int:
-        return len(self._buffer)
+        self._check()
+        return self._at
+
+    # -- reading -----------------------------------------------------------------------
+
+    def _moves(self) -> Pipe:
+        if self._pipe is None:
+            self._pipe = self._hot.pipe(self.name)
+        return self._pipe
+
+    def _read_into(self, buffer: Any, at: int) -> int:
+        """Fills the buffer from byte `at` on, as far as there is something."""
+        if self._memory is not None:
+            with memoryview(buffer).cast("B") as to, memoryview(self._memory) as data:
+                part = data[at : at + len(to)]
+                to[: len(part)] = part
+                return len(part)
+        try:
+            return self._moves().read(self._extents, self._size, at, buffer, self._timeout)
+        except StaleLocationError as error:
+            raise self._lost() from error
+
+    def _lost(self) -> DataLostError:
+        return DataLostError(
+            "the memory that this file lies in went away with its server or its session",
+            path=self.name,
+        )
+
+    def _was_read(self, n: int) -> None:
+        self._at += n
+        if n == 0 and self._sequential and self._at == self._size:
+            self._report_delivery()
+
+    def _report_delivery(self) -> None:
+        """It was read to its end, in order: a value that goes when it was read goes now."""
+        if self._flags & requests.DELETE_AFTER_READ and not self._mode.writes:
+            self._flags &= ~requests.DELETE_AFTER_READ
+            assert self.version is not None
+            self._store._delivered(self.name, self.version, 0.0)
+
+    def readinto(self, buffer: Any) -> int:
+        self._check_may(self._mode.reads, "readable")
+        with memoryview(buffer) as view:
+            n = self._read_into(view, self._at)
+            if view.nbytes:
+                self._was_read(n)
+        return n
+
+    def readall(self) -> bytes:
+        self._check_may(self._mode.reads, "readable")
+        n = max(0, self._size - self._at)
+        if self._memory is not None:
+            data = bytes(memoryview(self._memory)[self._at :])
+        else:
+            try:
+                data = self._moves().read_bytes(
+                    self._extents, self._size, self._at, n, self._timeout
+                )
+            except StaleLocationError as error:
+                raise self._lost() from error
+        self._at += len(data)
+        self._was_read(0)
+        return data
+
+    def ask(self, length: int) -> None:
+        """Has the next `length` bytes on their way, where they come over TCP."""
+        if self._memory is None and self._size > self._at:
+            try:
+                self._moves().ask(self._extents, self._size, self._at, length, self._timeout)
+            except StaleLocationError as error:
+                raise self._lost() from error
+
+    def leave_pipe(self) -> Pipe | None:
+        """Gives its pipe away, for another file; after the last byte was read."""
+        pipe, self._pipe = self._pipe, None
+        return pipe
+
+    # -- writing -----------------------------------------------------------------------
+
+    def write(self, data: Any) -> int:
+        self._check_may(self._mode.writes, "writable")
+        with memoryview(data) as view, view.cast("B") as flat:
+            if self._mode.appends:
+                self._at = self._size
+            if flat.nbytes:
+                self._write_at(flat, self._at)
+                self._at += flat.nbytes
+            return flat.nbytes
+
+    def _write_at(self, data: memoryview, at: int) -> None:
+        """Writes from byte `at` on; what lies between the end and `at` becomes zeros."""
+        self._own(at)
+        if at > self._size:
+            self._fill(at)
+        end = at + data.nbytes
+        if self._memory is not None and end > MEMORY_BYTES_MAX:
+            self._leave_memory(end)
+        if self._memory is not None:
+            self._memory[at:end] = data  # type: ignore[index]
+        else:
+            self._reserve(end)
+            self._put_bytes(data, at)
+        self._dirty = True
+        self._size = max(self._size, end)
+
+    def _put_bytes(self, data: Any, at: int) -> None:
+        try:
+            self._moves().write(self._extents, at, data, self._timeout)
+        except StaleLocationError as error:
+            raise self._lost() from error
+
+    def _fill(self, until: int) -> None:
+        """Zeros from the end on."""
+        while self._size < until:
+            n = min(len(ZEROS), until - self._size)
+            with memoryview(ZEROS)[:n] as zeros:
+                self._write_at(zeros, self._size)
+
+    def _own(self, at: int) -> None:
+        """Sees to it that bytes from `at` on are ours to change."""
+        if self._memory is not None:
+            if not isinstance(self._memory, bytearray):
+                self._memory = bytearray(self._memory)
+        elif at < self._fixed:
+            self._take_over(self._size)
+
+    def _take_over(self, size: int, room: int = 0) -> None:
+        """Copies the first `size` bytes to where we may write: into memory if they are few and no
+        more than that is wanted, else into new extents with room for `room` bytes."""
+        self._settle()
+        old, granted, source = self._extents, self._granted, self._moves()
+        memory = bytearray(size) if max(size, room) <= MEMORY_BYTES_MAX else None
+        if memory is not None:
+            self._read_into(memory, 0)
+            self._extents, self._granted = b"", 0
+        else:
+            new = self._allot(max(size, room), 0, 0)
+            if new is None:
+                raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
+            self._pipe, self._extents = None, new
+            self._granted = len(new) // _EXTENT_BYTES
+            try:
+                self._move(source, old, 0, size, 0)
+            except BaseException:
+                self._close_pipe()
+                self._give_back(new, self._granted)
+                self._pipe, self._extents, self._granted = source, old, granted
+                raise
+            source.close()
+        self._memory = memory
+        self._room = _capacity(self._extents)
+        self._size = size
+        self._fixed = 0
+        self._tail_closed = False
+        self._give_back(old, granted)
+
+    def _move(self, source: Pipe, extents: bytes, start: int, end: int, to: int) -> None:
+        """Copies bytes [start, end) of other extents into ours, from byte `to` on."""
+        piece = bytearray(min(COPY_BYTES, end - start))
+        for at in range(start, end, COPY_BYTES):
+            with memoryview(piece)[: min(COPY_BYTES, end - at)] as part:
+                try:
+                    source.read(extents, end, at, part, self._timeout)
+                except StaleLocationError as error:
+                    raise self._lost() from error
+                self._put_bytes(part, to + at - start)
+
+    def _settle(self) -> None:
+        if self._pipe is not None:
+            try:
+                self._pipe.settle(self._timeout)
+            except StaleLocationError as error:
+                raise self._lost() from error
+
+    def _leave_memory(self, end: int) -> None:
+        """What was in memory goes on in extents, with room up to `end`."""
+        memory = self._memory
+        self._memory = None
+        try:
+            self._reserve(end)
+            if memory:
+                self._put_bytes(memory, 0)
+        except BaseException:
+            self._give_back(self._extents, self._granted)
+            self._extents, self._granted, self._room = b"", 0, 0
+            self._memory = memory
+            raise
+
+    def _reserve(self, end: int) -> None:
+        """Extents for the bytes up to `end`."""
+        if self._tail_closed:
+            self._replace_tail(end)
+        if end <= self._room:
+            return
+        new = self._allot(end - self._room, self._room, len(self._extents) // _EXTENT_BYTES)
+        if new is None:
+            self._take_over(self._size, room=end)
+        else:
+            self._extend(new)
+            if self._mode.creates and self._size:
+                self._announce()
+
+    def _extend(self, new: bytes) -> None:
+        self._extents += new
+        self._granted += len(new) // _EXTENT_BYTES
+        self._room = _capacity(self._extents)
+
+    def _allot(self, missing: int, room: int, count: int) -> bytes | None:
+        """Extents for `missing` bytes more, beside `count` that have `room`: geometrically more, so
+        that EXTENTS_MAX are enough for any size. None if they would be too many."""
+        ahead = room // 4 if count < EXTENTS_SLOW else room
+        try:
+            new = self._alloc(max(missing, ahead, self._extent_min), _ONE_EXTENT, 0.0)
+        except OutOfSpaceError:
+            new = self._alloc(missing, 0, self._wait_space)
+        n = len(new) // _EXTENT_BYTES
+        if count + n <= EXTENTS_MAX:
+            return new
+        self._give_back(new, n)
+        return None
+
+    def _alloc(self, size: int, flags: int, wait: float) -> bytes:
+        until = time.monotonic() + wait
+        ms, options = 0, self._grant_options
+        limit = self._store._timeout if self._timeout is None else self._timeout
+        while True:
+            try:
+                new: bytes = self._hot.alloc(size, flags, options, ms, limit + ms / 1000)
+                return new
+            except OutOfSpaceError:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise
+                ms = max(1, int(min(left, requests.WAIT_AT_ONCE) * 1000))
+
+    def _replace_tail(self, end: int) -> None:
+        """The last extent may not be written, though it is not full: what an appender before us
+        left behind, alive or not, may still be on its way into it. Its bytes move to a new one."""
+        if self._fixed == self._room:
+            self._tail_closed = False
+            return
+        tail, kept = self._extents[-_EXTENT_BYTES:], self._extents[:-_EXTENT_BYTES]
+        start = self._room - _capacity(tail)
+        new = self._allot(max(end, self._fixed) - start, start, len(kept) // _EXTENT_BYTES)
+        if new is None:
+            self._take_over(self._size, room=end)
+            return
+        source = self._hot.pipe(self.name)
+        whole, self._extents = self._extents, kept
+        self._extend(new)
+        try:
+            self._move(source, tail, 0, self._fixed - start, start)
+        except BaseException:
+            self._give_back(self._extents, self._granted)
+            self._extents, self._granted, self._room = whole, 0, _capacity(whole)
+            raise
+        finally:
+            source.close()
+        self._tail_closed = False
+
+    def flush(self) -> None:
+        """Shows what is written so far to those who follow (mode w or x)."""
+        super().flush()
+        if self._done or self._closing or not self._mode.creates or self._size <= self._announced:
+            return
+        self._check()
+        if self._memory is not None:
+            self._extent_min = FLUSHED_EXTENT_BYTES_MIN
+            self._leave_memory(self._size)
+            self._extent_min = EXTENT_BYTES_MIN
+        self._announce()
+
+    def _announce(self) -> None:
+        if self._size <= self._announced:
+            return
+        self._settle()
+        self._stream_token = self._stream_token or self._store._token()
+        self._call(
+            _STREAM, data=self._extents, count=len(self._extents) // _EXTENT_BYTES,
+            arg0=self._stream_token, arg1=self._size,
+        )  # fmt: skip
+        self._announced = self._size
+
+    def truncate(self, size: int | None = None) -> int:
+        self._check_may(self._mode.writes, "writable")
+        size = self._at if size is None else size
+        if size < 0:
+            raise InvalidArgumentError(f"cannot truncate to {size}", path=self.name)
+        if size > self._size:
+            self._fill(size)
+        elif size < self._size:
+            self._shrink(size)
+        return size
+
+    def _shrink(self, size: int) -> None:
+        if self._memory is not None:
+            self._memory = bytearray(memoryview(self._memory)[:size])
+        elif size < self._fixed:
+            self._take_over(size)
+        self._size = size
+        self._dirty = True
+
+    # -- the end -----------------------------------------------------------------------
+
+    def _give_back(self, extents: bytes, granted: int) -> None:
+        """Releases the last `granted` extents. They go with the session if that fails."""
+        if not granted:
+            return
+        try:
+            self._store._call(
+                _RELEASE, 0, None, extents[-granted * _EXTENT_BYTES :],
+                count=granted, timeout=GIVE_BACK_S,
+            )  # fmt: skip
+        except CrailError:
+            pass
+
+    def _close_pipe(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
+
+    def _publish(self) -> None:
+        base = self.version if not self._mode.creates else None
+        if self._memory is not None or self._size == 0:
+            self.version = self._store.put(
+                self.name,
+                self._memory if self._memory is not None and self._size else b"",
+                if_absent=self._mode.exclusive,
+                if_version=base,
+                timeout=self._timeout,
+                **self._placement,
+            )
+            return
+        self._settle()
+        if self._fixed:
+            flags, arg0, kept = _GROW, self._token, self._granted
+        else:
+            flags, arg0, kept = requests.PARENTS, 0, len(self._extents) // _EXTENT_BYTES
+            if self._mode.exclusive:
+                flags |= requests.IF_ABSENT
+            elif base is not None:
+                flags, arg0 = flags | requests.IF_VERSION, base
+        try:
+            self.version = self._call(
+                _COMMIT, flags, data=self._extents[len(self._extents) - kept * _EXTENT_BYTES :],
+                count=kept, arg0=arg0, arg1=self._size, options=self._options,
+            )[0]  # fmt: skip
+        except StaleLocationError as error:
+            raise self._lost() from error
+        self._granted = 0
+        self._stream_token = 0  # it ended with the commit
+        if self._fixed:
+            self._token = 0  # the right ended with the commit
 
     def discard(self) -> None:
         """Closes without publishing anything."""
-        self._done = True
+        self._dirty = False
         self.close()
 
     def close(self) -> None:
-        if self.closed:
+        if self._done or self.closed:
+            super().close()
+            return
+        self._done = True
+        if self._pid != os.getpid():  # the parent's to close
+            super().close()
             return
         try:
-            if not self._done:
-                self._done = True
-                self.version = self._store.put(
-                    self.name, self._buffer, if_absent=self._exclusive, timeout=self._timeout
-                )
+            if self._dirty:
+                self._publish()
         finally:
-            self._buffer = bytearray()
-            super().close()
+            granted, self._granted = self._granted, 0
+            token, self._token = self._token, 0
+            try:
+                self._close_pipe()
+                self._end_hold(self._stream_token)
+                self._give_back(self._extents, granted)
+                self._end_hold(token)
+            finally:
+                self._memory = b""
+                super().close()
 
     def __exit__(
         self,
@@ -133,12 +628,172 @@ class Writer(io.RawIOBase):
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
-            self._done = True
+            self.discard()
         self.close()
 
     def __del__(self) -> None:
-        self._done = True  # nobody closed it: nothing is published
-        super().close()
+        _forsaken(self, self)
 
 
-__all__ = ["Reader", "Writer"]
+def _forsaken(layer: object, file: File) -> None:
+    """Nobody closed it, and nobody will: nothing is published."""
+    if getattr(file, "_done", True) or file._pid != os.getpid() or sys.is_finalizing():
+        return
+    try:
+        file.discard()
+    finally:  # a warning may be made an error
+        import warnings
+
+        warnings.warn(f"unclosed file {file.name!r}", ResourceWarning, stacklevel=3, source=layer)
+
+
+class Following(File):
+    """A File that reads what is still being written, as far as its writer has shown it."""
+
+    def _ask_to_open(self, token: int) -> tuple[Any, ...]:
+        return self._call_waiting(_FOLLOW, arg0=token)
+
+    def _has_more(self) -> bool:
+        """At the end of what was shown: waits until there is more. False: that was all."""
+        if not self._flags & requests.MORE:
+            return False
+        self._opened(self._call_waiting(_FOLLOW, arg0=self._token, arg1=self._size))
+        return True
+
+    def _lost(self) -> DataLostError:
+        """What a location that is out of date means: mostly that the writer discarded it."""
+        try:
+            self._call(_FOLLOW, arg0=self._token)
+        except DataLostError as error:
+            return error
+        except CrailError:
+            pass
+        return super()._lost()
+
+    def readinto(self, buffer: Any) -> int:
+        n = super().readinto(buffer)
+        while n == 0 and len(buffer) and self._has_more():
+            n = super().readinto(buffer)
+        return n
+
+    def readall(self) -> bytes:
+        parts = [super().readall()]
+        while self._has_more():
+            parts.append(super().readall())
+        return b"".join(parts)
+
+
+class _OverFile:
+    """What a buffer or a text layer adds for the File under it."""
+
+    def _file(self) -> File:
+        raise NotImplementedError
+
+    @property
+    def version(self) -> int | None:
+        """The version that is read, or the one that was published, after close()."""
+        return self._file().version
+
+    def discard(self) -> None:
+        """Closes without publishing anything."""
+        self._file().discard()
+
+    def close(self) -> None:
+        try:
+            self._file()._closing = True  # what flushes now is shown by the commit
+        except (ValueError, AttributeError):  # detached
+            pass
+        super().close()  # type: ignore[misc]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.discard()
+        self.close()
+
+    def __del__(self) -> None:
+        try:
+            file = self._file()
+        except (ValueError, AttributeError):  # detached, or never made
+            return
+        _forsaken(self, file)
+
+
+class Reader(_OverFile, io.BufferedReader):
+    """A buffered File that reads."""
+
+    def _file(self) -> File:
+        return self.raw  # type: ignore[return-value]
+
+
+class Writer(_OverFile, io.BufferedWriter):
+    """A buffered File that writes."""
+
+    def _file(self) -> File:
+        return self.raw  # type: ignore[return-value]
+
+    def flush(self) -> None:
+        super().flush()
+        self.raw.flush()
+
+
+class Random(_OverFile, io.BufferedRandom):
+    """A buffered File that reads and writes."""
+
+    def _file(self) -> File:
+        return self.raw  # type: ignore[return-value]
+
+    def flush(self) -> None:
+        super().flush()
+        self.raw.flush()
+
+
+class Text(_OverFile, io.TextIOWrapper):
+    """Text over a buffered File."""
+
+    def _file(self) -> File:
+        return self.buffer.raw  # type: ignore[attr-defined,no-any-return]
+
+
+AnyFile = File | Reader | Writer | Random | Text
+
+
+def open_file(
+    store: Store,
+    path: str,
+    mode: str,
+    *,
+    follow: bool,
+    buffering: int,
+    encoding: str | None,
+    errors: str | None,
+    newline: str | None,
+    timeout: float | None,
+    placement: dict[str, Any],
+) -> AnyFile:
+    """What `Store.open` does."""
+    taken = Mode(mode, path)
+    if not taken.text and (encoding, errors, newline) != (None, None, None):
+        raise InvalidArgumentError("encoding, errors and newline are for text modes", path=path)
+    if taken.text and buffering == 0:
+        raise InvalidArgumentError("text is always buffered", path=path)
+    if buffering < -1:
+        raise InvalidArgumentError(f"buffering={buffering}", path=path)
+    if follow and mode != "rb" and mode != "r" and mode != "rt":
+        raise InvalidArgumentError(f"follow is for reading, not for mode {mode!r}", path=path)
+    file = (Following if follow else File)(store, path, taken, timeout, placement)
+    if buffering == 0:
+        return file
+    size = buffering if buffering > 1 else BUFFER_BYTES
+    layer = Random if taken.reads and taken.writes else Reader if taken.reads else Writer
+    buffered = layer(file, size)
+    if not taken.text:
+        return buffered
+    return Text(buffered, encoding, errors, newline, line_buffering=buffering == 1)
+
+
+__all__ = ["AnyFile", "File", "Random", "Reader", "Text", "Writer", "open_file"]

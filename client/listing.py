@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from crailpy.model import NodeInfo
+from crailpy.model import NodeInfo, NodeKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 _STAT = Struct("<QQQqqQIHH")
 _EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
 _DIRENT = Struct("<QQqHBBI")  # version, size, mtime_ns, name_len, kind, is_inline, -
-_KINDS = {1: "file", 2: "directory"}
 _GRANULE = 4096
 
 
@@ -29,7 +28,7 @@ def node_info(path: str, data: bytes) -> NodeInfo:
     )
     return NodeInfo(
         path=path,
-        kind=_KINDS[kind],
+        kind=NodeKind.NAMES[kind] or "",
         size=size,
         version=version,
         mtime=mtime_ns / 1e9,
@@ -65,7 +64,7 @@ def entries(directory: str, page: bytes) -> Iterator[NodeInfo]:
     for version, size, mtime_ns, kind, name in _entries(page):
         yield NodeInfo(
             path=f"{prefix}/{name}",
-            kind=_KINDS[kind],
+            kind=NodeKind.NAMES[kind] or "",
             size=size,
             version=version,
             mtime=mtime_ns / 1e9,

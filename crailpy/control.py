@@ -3,8 +3,8 @@
 Messages are framed like the hello: `{m: method, id, ...}`, answered by `{id, ok}` or `{id, error}`.
 
 storage server -> namenode (`control`)
-    register    server, incarnation, history, regions, tier, host, port, unix, host_identity,
-                heartbeat
+    register    server, incarnation, history, regions, tier, storage_class, location, host, port,
+                unix, host_identity, heartbeat
                 -> number, mac_key, cluster; or fresh: the namenode does not know this incarnation
                 and it has a history, so its memory must be made anew (docs/ARCHITECTURE.md)
     heartbeat   stats                       -> nothing
@@ -35,6 +35,7 @@ ADMIN_CHECK = "check"
 ADMIN_STOP = "stop"
 
 HEARTBEATS_MISSED_MAX = 3
+STORAGE_CLASS_MAX = 254
 
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -43,6 +44,8 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "history": bool,
     "regions": list,
     "tier": str,
+    "storage_class": int,
+    "location": str,
     "host": str,
     "port": int,
     "unix": (str, type(None)),
@@ -55,7 +58,8 @@ class Registration:
     """What a storage server says of itself.
 
     `server` (id, stays over restarts), `incarnation` (u64, stays as long as the memory), `history`
-    (has this memory been registered before), `regions` (granules of each), `tier`, `host` and
+    (has this memory been registered before), `regions` (granules of each), `tier`, `storage_class`
+    (its rank for placement, 0 to 254), `location` (its location class, "" for none), `host` and
     `port` (where its data is served over TCP), `unix` (its socket, or None), `host_identity`,
     `heartbeat` (seconds between two signs of life)."""
 
@@ -65,6 +69,8 @@ class Registration:
         self.history: bool = fields["history"]
         self.regions: list[int] = fields["regions"]
         self.tier: str = fields["tier"]
+        self.storage_class: int = fields["storage_class"]
+        self.location: str = fields["location"]
         self.host: str = fields["host"]
         self.port: int = fields["port"]
         self.unix: str | None = fields["unix"]
@@ -80,6 +86,8 @@ class Registration:
         regions = message["regions"]
         if not regions or len(regions) > 64 or not all(type(n) is int and n > 0 for n in regions):
             raise ProtocolError("register: regions are 1 to 64 numbers of granules")
+        if not 0 <= message["storage_class"] <= STORAGE_CLASS_MAX:
+            raise ProtocolError(f"register: storage_class is 0 to {STORAGE_CLASS_MAX}")
         return cls(**{name: message[name] for name in FIELDS})
 
     def message(self) -> dict[str, Any]:

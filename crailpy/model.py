@@ -6,7 +6,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["NodeInfo", "NodeKind"]
+__all__ = ["TIER_CLASSES", "Event", "NodeInfo", "NodeKind"]
+
+#: Storage class of each tier: the order in which they fill.
+TIER_CLASSES = {"dram": 0, "nvmf": 1, "file": 2}
 
 
 class NodeKind:
@@ -14,8 +17,14 @@ class NodeKind:
 
     FILE = "file"
     DIRECTORY = "directory"
+    TABLE = "table"
+    MULTIFILE = "multifile"
+    QUEUE = "queue"
+    BARRIER = "barrier"
 
-    NAMES = (None, FILE, DIRECTORY)  # by number on the wire
+    #: by number on the wire
+    NAMES = (None, FILE, DIRECTORY, TABLE, MULTIFILE, QUEUE, BARRIER)
+    CONTAINERS = (DIRECTORY, TABLE, MULTIFILE, QUEUE)
 
 
 class _Fact:
@@ -121,4 +130,23 @@ class NodeInfo(_Fact):
     @property
     def is_dir(self) -> bool:
         """Is it a container?"""
-        return self.kind == NodeKind.DIRECTORY
+        return self.kind in NodeKind.CONTAINERS
+
+
+class Event(_Fact):
+    """What `watch` tells: `kind` "put" (a node appeared, or has a new version), "delete" (it went,
+    with all below it) or "resync" (events were lost: look again); of a resync, `path` is None and
+    `version` 0."""
+
+    __slots__ = ("kind", "path", "version")
+
+    KINDS = (None, "put", "delete", "resync")  # by number on the wire
+
+    kind: str
+    path: str | None
+    version: int
+
+    def __init__(self, kind: str, path: str | None = None, version: int = 0) -> None:
+        _set(self, "kind", kind)
+        _set(self, "path", path)
+        _set(self, "version", version)

@@ -11,6 +11,7 @@ from os import close, getpid
 
 from crailpy import _hot, _native, errors
 from crailpy._hot import Client as Client
+from crailpy._hot import Pipe as Pipe
 from crailpy._hot import View as View
 from crailpy.errors import ClosedError, from_status
 
@@ -66,6 +67,12 @@ def check(rc: int, path: str | None = None, server: str | int | None = None) -> 
     if rc < 0:
         raise from_status(rc, path, server)
     return rc
+
+
+def location_number(name: str) -> int:
+    """What stands for the location class `name` in struct crail_options; "" is none, 0."""
+    text = name.encode()
+    return int(lib.crail_location(text, len(text))) if text else 0
 
 
 def mac(key: bytes, data: bytes) -> int:
@@ -137,8 +144,17 @@ class Namenode(_Handle):
         """Takes the descriptor in any case. Raises SessionLostError."""
         check(lib.crail_namenode_lane_attach(self._open, fd, session, lane))
 
-    def server_add(self, regions: Sequence[int], description: bytes) -> int:
-        """A new incarnation, its regions in granules, all of generation 0. Returns its number."""
+    def server_add(
+        self,
+        regions: Sequence[int],
+        description: bytes,
+        *,
+        storage_class: int,
+        location: int,
+    ) -> int:
+        """A new incarnation, its regions in granules, all of generation 0. `storage_class`: 0 to
+        254, grants come from low ones first; `location`: location_number(), or 0. Returns its
+        number."""
         granules = ffi.new("uint32_t[]", list(regions))
         number = ffi.new("uint32_t *")
         check(
@@ -147,6 +163,8 @@ class Namenode(_Handle):
                 len(regions),
                 granules,
                 ffi.NULL,
+                storage_class,
+                location,
                 description,
                 len(description),
                 number,
@@ -154,10 +172,14 @@ class Namenode(_Handle):
         )
         return int(number[0])
 
-    def server_describe(self, number: int, description: bytes) -> None:
-        """Replaces what clients are told about the server."""
+    def server_describe(
+        self, number: int, description: bytes, *, storage_class: int, location: int
+    ) -> None:
+        """Replaces what clients are told about the server, and how grants find it."""
         check(
-            lib.crail_namenode_server_describe(self._open, number, description, len(description)),
+            lib.crail_namenode_server_describe(
+                self._open, number, storage_class, location, description, len(description)
+            ),
             server=number,
         )
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import crailpy
 from crailpy.config import SETTINGS
+from crailpy.control import STORAGE_CLASS_MAX
 from crailpy.errors import ClosedError, InvalidArgumentError, UnavailableError, from_code
 from crailpy.units import parse_size
 
@@ -226,17 +227,19 @@ class LocalCluster:
         self.namenode = Server(self, "namenode", arguments, port)
         self.namenode.start()
         for _ in range(servers):
-            self.servers.append(self._new_server(self._dram))
+            self.servers.append(self._new_server(self._dram, None, ""))
         for server in self.servers:
             server._launch()
         for server in self.servers:
             server._wait_ready()
 
-    def _new_server(self, dram: int) -> Server:
+    def _new_server(self, dram: int, storage_class: int | None, location: str) -> Server:
         name = f"storage-{len(self.servers)}"
         arguments = [
             *("storage", "--tier", "dram", "--dram", str(dram), "--id", name),
             *("--dir", os.path.join(self.folder, name)),
+            *(() if storage_class is None else ("--storage-class", str(storage_class))),
+            f"--location={location}",
             *("--namenode", f"crail+unix://{self.folder}/nn-{self.namenode.port}.sock"),
             *self._flags(),
         ]
@@ -249,11 +252,23 @@ class LocalCluster:
                 flags += ["--set", f"{name}={value}"]
         return flags
 
-    def add_server(self, *, dram: str | int | None = None) -> Server:
-        """Starts one more storage server. Raises OutOfSpaceError, UnavailableError, ClosedError."""
+    def add_server(
+        self,
+        *,
+        dram: str | int | None = None,
+        storage_class: int | None = None,
+        location: str = "",
+    ) -> Server:
+        """Starts one more storage server. `storage_class`: its rank for placement (0 to 254, low
+        ones fill first) instead of its tier's; `location`: its location class.
+
+        Raises InvalidArgumentError, OutOfSpaceError, UnavailableError, ClosedError."""
         if self.closed:
             raise ClosedError("the cluster is closed")
-        server = self._new_server(self._dram if dram is None else parse_size(dram))
+        if storage_class is not None and not 0 <= storage_class <= STORAGE_CLASS_MAX:
+            raise InvalidArgumentError(f"storage_class={storage_class}: 0 to {STORAGE_CLASS_MAX}")
+        size = self._dram if dram is None else parse_size(dram)
+        server = self._new_server(size, storage_class, location)
         server.start()
         self.servers.append(server)
         return server

@@ -69,7 +69,9 @@ static int parse_timeout(HotClient *self, PyObject *timeout, int64_t *out) {
     return 0;
 }
 
-static int after_fork(HotClient *self) {
+int call_follow_fork(HotClient *self) {
+    if (self->client->fork_epoch == *T->fork_child_epoch)
+        return 0;
     PyObject *r = PyObject_CallMethod(self->owner, "_after_fork", NULL);
     Py_XDECREF(r);
     return r ? 0 : -1;
@@ -93,7 +95,7 @@ static int checkout(struct call *c, uint32_t reserve) {
         HotClient *self = c->self;
         if (!self->client) /* closed, perhaps while we waited */
             return call_fail(c, CRAIL_E_CLOSED, 0);
-        if (self->client->fork_epoch != *T->fork_child_epoch && after_fork(self))
+        if (call_follow_fork(self))
             return -1;
         int rc = T->lane_checkout(self->client, reserve, &c->lane);
         if (rc == 0 || rc == -EAGAIN)
@@ -146,6 +148,13 @@ void call_end(struct call *c) {
     T->lane_checkin(c->lane);
 }
 
+int call_delivered(struct call *c, PyObject *key, uint64_t version) {
+    PyObject *r =
+        PyObject_CallMethod(c->self->owner, "_delivered", "OKd", key, (unsigned long long)version, deadline_seconds(c));
+    Py_XDECREF(r);
+    return r ? 0 : -1;
+}
+
 /* ---- requests ------------------------------------------------------------ */
 
 int call_set_path(struct call *c, PyObject *key) {
@@ -168,22 +177,41 @@ int call_set_path(struct call *c, PyObject *key) {
     return 0;
 }
 
-int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
-            uint64_t arg0, uint64_t arg1) {
+int call_set_options(struct call *c, PyObject *options) {
+    char *bytes;
+    Py_ssize_t n;
+    if (PyBytes_AsStringAndSize(options, &bytes, &n))
+        return -1;
+    c->has_options = n > 0;
+    if (c->has_options && n != sizeof(c->options)) {
+        PyErr_SetString(PyExc_ValueError, "options are the bytes of one struct crail_options, or none");
+        return -1;
+    }
+    memcpy(&c->options, bytes, (size_t)n);
+    return 0;
+}
+
+int call_set_wait(struct call *c, PyObject *wait_ms) {
+    unsigned long ms = PyLong_AsUnsignedLong(wait_ms);
+    if (PyErr_Occurred())
+        return -1;
+    if (ms > CRAIL_WAIT_MS_MAX)
+        return call_fail(c, CRAIL_E_INVALID_ARGUMENT, 0);
+    c->wait_ms = (uint32_t)ms;
+    return 0;
+}
+
+int call_whole_op(struct call *c, const struct crail_op *head, const void *options, const void *data) {
     uint8_t *path, *to;
+    struct crail_op op = *head;
     uint16_t prefix = c->self->prefix_len;
     size_t own = (size_t)c->path_len;
     if (prefix && own == 1 && c->path[0] == '/') /* the root of a namespace is its directory */
         own = 0;
     if (!c->path || !c->path_len)
         prefix = 0; /* an op without a path; or an empty key, which the namenode refuses */
-    struct crail_op op = {.code = code,
-                          .flags = flags,
-                          .path_len = (uint16_t)(prefix + own),
-                          .data_len = data_len,
-                          .count = count,
-                          .arg0 = arg0,
-                          .arg1 = arg1};
+    op.path_len = (uint16_t)(prefix + own);
+    op.options_len = options ? (uint16_t)sizeof(struct crail_options) : 0;
     int rc = T->lane_op(c->lane, &op, &path, &to);
     if (rc == -EMSGSIZE)
         return 1;
@@ -194,16 +222,29 @@ int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uin
     memcpy(path, c->self->prefix, prefix);
     if (own)
         memcpy(path + prefix, c->path, own);
-    if (data_len)
-        memcpy(to, data, data_len);
+    if (options)
+        memcpy(to, options, op.options_len);
+    if (op.data_len)
+        memcpy(to + op.options_len, data, op.data_len);
     return 0;
 }
 
-int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t count, uint64_t arg1) {
+int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
+            uint64_t arg0, uint64_t arg1) {
+    struct crail_op op = {
+        .code = code, .flags = flags, .data_len = data_len, .count = count, .arg0 = arg0, .arg1 = arg1};
+    return call_whole_op(c, &op, c->has_options ? &c->options : NULL, data);
+}
+
+int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t extents_count,
+                  uint64_t arg1) {
     struct call plain = *c;
     plain.path = NULL;
     plain.path_len = 0;
-    return call_op(&plain, code, 0, extents, count * (uint32_t)sizeof(*extents), count, 0, arg1);
+    plain.has_options = c->has_options && code == CRAIL_OP_ALLOC;
+    bool waits = c->wait_ms && code == CRAIL_OP_ALLOC;
+    return call_op(&plain, code, waits ? CRAIL_OPF_WAIT : 0, extents, extents_count * (uint32_t)sizeof(*extents),
+                   waits ? c->wait_ms : extents_count, 0, arg1);
 }
 
 /* Gives 0, -EPIPE, or -1 with an exception set. */
@@ -256,8 +297,14 @@ static int await_reply(struct call *c, int64_t resend_ns) {
     return left > 0 ? -EAGAIN : call_fail(c, CRAIL_E_DEADLINE, 0);
 }
 
+/* How long the namenode may set this request aside. */
+static int64_t set_aside_ns(const struct crail_lane *lane) {
+    const struct crail_op *op = (const struct crail_op *)(lane->out.data + sizeof(struct crail_frame));
+    return op->flags & CRAIL_OPF_WAIT ? (int64_t)op->count * 1000000 : 0;
+}
+
 int call_exchange(struct call *c) {
-    int64_t resend_ns = RESEND_NS_FIRST;
+    int64_t resend_ns = RESEND_NS_FIRST + set_aside_ns(c->lane);
     bool maybe_done = false; /* by any of the copies that were sent */
     for (int attempt = 0;; attempt++) {
         int rc = send_request(c);
@@ -343,6 +390,11 @@ static int serve_need(struct call *c, struct crail_io *io, int rc, int *failures
 
 int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
                   uint64_t offset, uint64_t length, void *buffer, bool is_write) {
+    return call_transfer_part(c, extents, count, value_bytes, offset, length, buffer, is_write, length);
+}
+
+int call_transfer_part(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
+                       uint64_t offset, uint64_t length, void *buffer, bool is_write, uint64_t whole) {
     uint64_t room = 0;
     for (uint32_t i = 0; i < count; i++)
         room += (uint64_t)extents[i].granules * CRAIL_GRANULE;
@@ -357,7 +409,8 @@ int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t c
                           .offset = offset,
                           .length = length,
                           .buffer = buffer,
-                          .deadline_ns = call_deadline(c)};
+                          .deadline_ns = call_deadline(c),
+                          .whole = whole};
     int rc, failures = 0;
     for (;;) {
         int need = run_io(&io);

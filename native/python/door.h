@@ -41,6 +41,9 @@ struct call {
     const char *path;
     Py_ssize_t path_len;
     bool was_restarted; /* a transfer was: an earlier data connection may still bring bytes */
+    uint32_t wait_ms;   /* how long the namenode may set the request aside (CRAIL_OPF_WAIT), 0: not at all */
+    bool has_options;
+    struct crail_options options; /* of the node that is made */
 };
 
 /* ---- call.c: each gives 0, or -1 with an exception set --------------------- */
@@ -49,11 +52,17 @@ struct call {
 int call_begin(struct call *c, HotClient *self, PyObject *timeout, uint32_t reserve);
 void call_end(struct call *c);
 int call_set_path(struct call *c, PyObject *key);
-/* Adds an op with c->path, below the client's prefix. 1: the frame is full. */
+/* `options` is bytes: a struct crail_options, or none. `wait_ms` an int. */
+int call_set_options(struct call *c, PyObject *options);
+int call_set_wait(struct call *c, PyObject *wait_ms);
+/* Adds an op with c->path, below the client's prefix, and c->options. 1: the frame is full. */
 int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uint32_t data_len, uint32_t count,
             uint64_t arg0, uint64_t arg1);
-/* Adds an op that names no path. */
-int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t count, uint64_t arg1);
+/* The same with all that an op can bring: its head but for path_len, options (NULL: none) and data. */
+int call_whole_op(struct call *c, const struct crail_op *op, const void *options, const void *data);
+/* Adds an op that names no path; ALLOC goes with c->options and waits for c->wait_ms. */
+int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t extents_count,
+                  uint64_t arg1);
 /* Sends the request and has its reply when it returns 0. On -1 the lane is gone. */
 int call_exchange(struct call *c);
 /* The next result; NULL with ProtocolError set if there is none. */
@@ -62,11 +71,18 @@ int64_t call_deadline(struct call *c);
 /* Moves a range of a value between its extents and the buffer. 1: the location is out of date, ask again. */
 int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
                   uint64_t offset, uint64_t length, void *buffer, bool is_write);
+/* In a forked child: has the owner open a session of its own first. */
+int call_follow_fork(HotClient *self);
+/* The same for a part of a transfer of `whole` bytes: a long one goes around the caches. */
+int call_transfer_part(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
+                       uint64_t offset, uint64_t length, void *buffer, bool is_write, uint64_t whole);
 /* Has the server attached, by asking the owner. */
 int call_attach(struct call *c, uint32_t server, int need);
 /* Raises what the status means, with path and server. Returns -1. */
 int call_fail(struct call *c, int status, uint32_t server);
 PyObject *call_error(struct call *c, int status, uint32_t server);
+/* A bytes object to be filled. */
+PyObject *call_new_bytes(uint64_t n);
 /* Copies a result's extents out of the reply. 0, or -1 with ProtocolError set. */
 int call_extents(struct call *c, const struct crail_result *r, const void *data, struct crail_extent *out,
                  uint32_t *count);
@@ -78,18 +94,27 @@ PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_pipe(PyObject *self, PyObject *path);
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
+
+/* Tells the owner that all of a value that goes when it was read has been: after the lane was given back. */
+int call_delivered(struct call *c, PyObject *key, uint64_t version);
 
 /* ---- view.c ---------------------------------------------------------------- */
 
 extern PyType_Spec view_spec;
 extern PyTypeObject *view_type;
 /* Takes the pin over. */
-PyObject *view_from_pin(const struct crail_pin *pin, uint64_t nbytes, uint64_t version);
+PyObject *view_from_pin(const struct crail_pin *pin, uint64_t nbytes, uint64_t version, bool goes_when_read);
 /* Takes the reference to `bytes` over. */
-PyObject *view_from_bytes(PyObject *bytes, uint64_t version);
+PyObject *view_from_bytes(PyObject *bytes, uint64_t version, bool goes_when_read);
+
+/* ---- pipe.c ---------------------------------------------------------------- */
+
+PyObject *pipe_type_new(void);
 
 #endif

@@ -49,14 +49,17 @@ static PyObject *client_rebind(PyObject *self, PyObject *core) {
 #define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))client_##name, METH_FASTCALL, doc}
 
 static PyMethodDef client_methods[] = {
-    FAST(get, "get(key, timeout) -> bytes"),
+    FAST(get, "get(key, wait_ms, timeout) -> bytes"),
     FAST(get_range, "get_range(key, offset, length, timeout) -> bytes"),
     FAST(get_into, "get_into(key, buffer, offset, timeout) -> int"),
-    FAST(get_view, "get_view(key, timeout) -> View"),
-    FAST(put, "put(key, data, flags, if_version, timeout) -> version"),
-    FAST(get_many, "get_many(keys, none_if_missing, timeout) -> (values, indexes to ask again)"),
-    FAST(put_many, "put_many(items, start, out, flags, timeout) -> where it stopped"),
-    FAST(call, "call(code, flags, key, data, arg0, arg1, timeout) -> (version, size, kind, flags, count, data)"),
+    FAST(get_view, "get_view(key, wait_ms, timeout) -> View"),
+    FAST(put, "put(key, data, flags, if_version, options, wait_ms, timeout) -> version"),
+    FAST(alloc, "alloc(size, flags, options, wait_ms, timeout) -> extents, as bytes"),
+    {"pipe", client_pipe, METH_O, "pipe(path) -> Pipe"},
+    FAST(get_many, "get_many(keys, none_if_missing, timeout) -> (values, indexes to ask again, what goes now)"),
+    FAST(put_many, "put_many(items, start, out, flags, options, timeout) -> where it stopped"),
+    FAST(call, "call(code, flags, key, data, count, options, arg0, arg1, timeout)"
+               " -> (version, size, kind, flags, count, data)"),
     FAST(call_many, "call_many(code, flags, keys, timeout) -> [(status, version, size, kind, flags, count, data)]"),
     {"rebind", client_rebind, METH_O, "rebind(core)"},
     {NULL, NULL, 0, NULL},
@@ -107,8 +110,9 @@ PyMODINIT_FUNC PyInit__hot(void) {
         return NULL;
     PyObject *client = PyType_FromSpec(&client_spec);
     view_type = (PyTypeObject *)PyType_FromSpec(&view_spec);
-    if (!client || !view_type || PyModule_AddObjectRef(m, "Client", client) ||
-        PyModule_AddObjectRef(m, "View", (PyObject *)view_type)) {
+    PyObject *pipe = pipe_type_new();
+    if (!client || !view_type || !pipe || PyModule_AddObjectRef(m, "Client", client) ||
+        PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || PyModule_AddObjectRef(m, "Pipe", pipe)) {
         Py_DECREF(m);
         return NULL;
     }

@@ -7,10 +7,11 @@
 #define HUGE_PAGE (2u << 20)
 #define HUGE_RESULT_BYTES_MIN (4u << 20)
 #define GIVE_BACK_NS 500000000ll
+#define WAIT_MS_AT_ONCE 15000u
 
 /* Where a value is: in the reply (data), or in extents. */
 struct found {
-    bool is_inline;
+    bool is_inline, goes_when_read;
     const void *data;
     uint64_t size, version;
     uint32_t count;
@@ -20,7 +21,7 @@ struct found {
 static int find(struct call *c, struct found *f) {
     const void *data;
     T->lane_begin(c->lane);
-    if (call_op(c, CRAIL_OP_GET, 0, NULL, 0, 0, 0, 0) || call_exchange(c))
+    if (call_op(c, CRAIL_OP_GET, c->wait_ms ? CRAIL_OPF_WAIT : 0, NULL, 0, c->wait_ms, 0, 0) || call_exchange(c))
         return -1;
     const struct crail_result *r = call_result(c, &data);
     if (!r)
@@ -30,6 +31,7 @@ static int find(struct call *c, struct found *f) {
     f->size = r->size;
     f->version = r->version;
     f->is_inline = r->flags & CRAIL_RESF_INLINE;
+    f->goes_when_read = r->flags & CRAIL_RESF_DELETE_AFTER_READ;
     f->data = data;
     if (f->is_inline)
         return r->data_len == r->size ? 0 : call_fail(c, CRAIL_E_PROTOCOL, 0);
@@ -37,7 +39,7 @@ static int find(struct call *c, struct found *f) {
 }
 
 /* Memory that is new each time costs a page fault per 4 KiB, ten times the copy; huge pages make that one per 2 MiB. */
-static PyObject *new_bytes(uint64_t n) {
+PyObject *call_new_bytes(uint64_t n) {
     if (n > (uint64_t)PY_SSIZE_T_MAX - 64)
         return PyErr_NoMemory();
     PyObject *b = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n);
@@ -75,21 +77,20 @@ static bool arguments(const char *name, Py_ssize_t n, Py_ssize_t want) {
 /* ---- reading ------------------------------------------------------------- */
 
 /* Bytes [offset, offset + length) of the value, cut at its end; length -1: all the rest. */
-static PyObject *read_bytes(struct call *c, int64_t offset, int64_t length) {
-    struct found f;
+static PyObject *read_bytes(struct call *c, struct found *f, int64_t offset, int64_t length) {
     for (;;) {
-        if (find(c, &f))
+        if (find(c, f))
             return NULL;
-        uint64_t from = (uint64_t)offset < f.size ? (uint64_t)offset : f.size;
-        uint64_t n = f.size - from;
+        uint64_t from = (uint64_t)offset < f->size ? (uint64_t)offset : f->size;
+        uint64_t n = f->size - from;
         if (length >= 0 && (uint64_t)length < n)
             n = (uint64_t)length;
-        if (f.is_inline)
-            return PyBytes_FromStringAndSize((const char *)f.data + from, (Py_ssize_t)n);
-        PyObject *b = new_bytes(n);
+        if (f->is_inline)
+            return PyBytes_FromStringAndSize((const char *)f->data + from, (Py_ssize_t)n);
+        PyObject *b = call_new_bytes(n);
         if (!b || n == 0)
             return b;
-        int rc = call_transfer(c, f.extents, f.count, f.size, from, n, PyBytes_AsString(b), false);
+        int rc = call_transfer(c, f->extents, f->count, f->size, from, n, PyBytes_AsString(b), false);
         if (rc == 0)
             return b;
         Py_DECREF(b);
@@ -98,44 +99,50 @@ static PyObject *read_bytes(struct call *c, int64_t offset, int64_t length) {
     }
 }
 
-/* get(key, timeout) -> bytes */
+/* get(key, wait_ms, timeout) -> bytes */
 PyObject *client_get(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    struct call c = {0};
-    if (!arguments("get", n, 2) || start(&c, self, args[0], args[1]))
+    struct call c = {.self = (HotClient *)self};
+    struct found f;
+    if (!arguments("get", n, 3) || call_set_wait(&c, args[1]) || start(&c, self, args[0], args[2]))
         return NULL;
-    PyObject *b = read_bytes(&c, 0, -1);
+    PyObject *b = read_bytes(&c, &f, 0, -1);
     finish(&c);
+    if (b && f.goes_when_read && call_delivered(&c, args[0], f.version))
+        Py_CLEAR(b);
     return b;
 }
 
 /* get_range(key, offset, length, timeout) -> bytes */
 PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
+    struct found f;
     if (!arguments("get_range", n, 4))
         return NULL;
     int64_t offset = PyLong_AsLongLong(args[1]), length = PyLong_AsLongLong(args[2]);
     if (PyErr_Occurred() || start(&c, self, args[0], args[3]))
         return NULL;
-    PyObject *b =
-        offset < 0 || length < 0 ? (call_fail(&c, CRAIL_E_INVALID_ARGUMENT, 0), NULL) : read_bytes(&c, offset, length);
+    PyObject *b = NULL;
+    if (offset < 0 || length < 0)
+        call_fail(&c, CRAIL_E_INVALID_ARGUMENT, 0);
+    else
+        b = read_bytes(&c, &f, offset, length);
     finish(&c);
     return b;
 }
 
 /* Fills `to` with the value from `offset` on. The number of bytes, or -1. */
-static int64_t read_into(struct call *c, int64_t offset, uint8_t *to, uint64_t room) {
-    struct found f;
+static int64_t read_into(struct call *c, struct found *f, int64_t offset, uint8_t *to, uint64_t room) {
     for (;;) {
-        if (find(c, &f))
+        if (find(c, f))
             return -1;
-        if ((uint64_t)offset > f.size || f.size - (uint64_t)offset > room)
+        if ((uint64_t)offset > f->size || f->size - (uint64_t)offset > room)
             return call_fail(c, CRAIL_E_INVALID_ARGUMENT, 0);
-        uint64_t n = f.size - (uint64_t)offset;
-        if (f.is_inline) {
-            memcpy(to, (const uint8_t *)f.data + offset, n);
+        uint64_t n = f->size - (uint64_t)offset;
+        if (f->is_inline) {
+            memcpy(to, (const uint8_t *)f->data + offset, n);
             return (int64_t)n;
         }
-        int rc = n ? call_transfer(c, f.extents, f.count, f.size, (uint64_t)offset, n, to, false) : 0;
+        int rc = n ? call_transfer(c, f->extents, f->count, f->size, (uint64_t)offset, n, to, false) : 0;
         if (rc <= 0)
             return rc ? -1 : (int64_t)n;
     }
@@ -144,6 +151,7 @@ static int64_t read_into(struct call *c, int64_t offset, uint8_t *to, uint64_t r
 /* get_into(key, buffer, offset, timeout) -> int */
 PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
+    struct found f;
     Py_buffer buffer;
     if (!arguments("get_into", n, 4))
         return NULL;
@@ -157,9 +165,11 @@ PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     if (offset < 0)
         got = call_fail(&c, CRAIL_E_INVALID_ARGUMENT, 0);
     else
-        got = read_into(&c, offset, buffer.buf, (uint64_t)buffer.len);
+        got = read_into(&c, &f, offset, buffer.buf, (uint64_t)buffer.len);
     finish(&c);
     PyBuffer_Release(&buffer);
+    if (got >= 0 && offset == 0 && f.goes_when_read && call_delivered(&c, args[0], f.version))
+        return NULL;
     return got < 0 ? NULL : PyLong_FromLongLong(got);
 }
 
@@ -186,7 +196,7 @@ static PyObject *read_view(struct call *c) {
         if (rc < 0)
             return NULL;
         if (rc == 0)
-            return view_from_pin(&pin, f.size, f.version);
+            return view_from_pin(&pin, f.size, f.version, f.goes_when_read);
         if (rc == 1) {
             struct timespec t;
             clock_gettime(CLOCK_MONOTONIC, &t);
@@ -196,22 +206,22 @@ static PyObject *read_view(struct call *c) {
             }
             continue;
         }
-        PyObject *b = f.is_inline ? PyBytes_FromStringAndSize(f.data, (Py_ssize_t)f.size) : new_bytes(f.size);
+        PyObject *b = f.is_inline ? PyBytes_FromStringAndSize(f.data, (Py_ssize_t)f.size) : call_new_bytes(f.size);
         if (!b)
             return NULL;
         rc = f.is_inline ? 0 : call_transfer(c, f.extents, f.count, f.size, 0, f.size, PyBytes_AsString(b), false);
         if (rc == 0)
-            return view_from_bytes(b, f.version);
+            return view_from_bytes(b, f.version, f.goes_when_read);
         Py_DECREF(b);
         if (rc < 0)
             return NULL;
     }
 }
 
-/* get_view(key, timeout) -> View */
+/* get_view(key, wait_ms, timeout) -> View */
 PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    struct call c = {0};
-    if (!arguments("get_view", n, 2) || start(&c, self, args[0], args[1]))
+    struct call c = {.self = (HotClient *)self};
+    if (!arguments("get_view", n, 3) || call_set_wait(&c, args[1]) || start(&c, self, args[0], args[2]))
         return NULL;
     PyObject *v = read_view(&c);
     finish(&c);
@@ -249,22 +259,67 @@ static int release_held(struct call *c) {
     return call_plain_op(c, CRAIL_OP_RELEASE, held, n, 0) || call_exchange(c) ? -1 : 1;
 }
 
-/* Space for the value: a grant held ahead, or one request; when the store is full, what we hold ahead goes first. */
-static int allocate(struct call *c, uint64_t size, struct grant *g) {
-    if (T->lane_grant_take(c->lane, size, g->extents)) {
+/* Is it all the same where the value lies? Then grants may be held ahead, for whatever comes next. */
+static bool lies_anywhere(const struct call *c) {
+    const struct crail_options *o = &c->options;
+    return !c->has_options || (o->storage_class == CRAIL_CLASS_ANY && !o->location && o->stripe <= 1);
+}
+
+/* Space for the value: a grant held ahead, or one request; when the store is full, what we hold ahead goes first, and
+ * then we wait for others, as long as was asked for. In pieces, so that a lost reply costs one of them. */
+static int allocate(struct call *c, uint64_t size, uint32_t wait_ms, struct grant *g) {
+    int rc;
+    if (lies_anywhere(c) && T->lane_grant_take(c->lane, size, g->extents)) {
         g->count = 1;
         return 0;
     }
-    for (;;) {
-        int rc = request_grant(c, size, g);
-        if (rc <= 0)
-            return rc;
+    while ((rc = request_grant(c, size, g)) > 0) {
+        wait_ms -= c->wait_ms;
+        c->wait_ms = 0;
         rc = release_held(c);
+        if (rc == 0 && !wait_ms)
+            rc = call_fail(c, CRAIL_E_OUT_OF_SPACE, 0);
         if (rc < 0)
-            return -1;
+            break;
         if (rc == 0)
-            return call_fail(c, CRAIL_E_OUT_OF_SPACE, 0);
+            c->wait_ms = wait_ms < WAIT_MS_AT_ONCE ? wait_ms : WAIT_MS_AT_ONCE;
     }
+    c->wait_ms = 0;
+    return rc;
+}
+
+/* alloc(size, flags, options, wait_ms, timeout) -> bytes: the extents granted, at least `size` together */
+PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {.self = (HotClient *)self};
+    const void *data;
+    if (!arguments("alloc", n, 5) || call_set_options(&c, args[2]) || call_set_wait(&c, args[3]))
+        return NULL;
+    struct crail_op op = {.code = CRAIL_OP_ALLOC,
+                          .flags = (uint16_t)(PyLong_AsLong(args[1]) | (c.wait_ms ? CRAIL_OPF_WAIT : 0)),
+                          .count = c.wait_ms,
+                          .arg1 = PyLong_AsUnsignedLongLong(args[0])};
+    if (PyErr_Occurred())
+        return NULL;
+    struct crail_result r = {.status = -CRAIL_E_OUT_OF_SPACE};
+    PyObject *out = NULL;
+    int rc = call_begin(&c, c.self, args[4], 0) ? -1 : 1;
+    while (rc == 1 && r.status == -CRAIL_E_OUT_OF_SPACE) { /* again after what we hold ahead was given back */
+        T->lane_begin(c.lane);
+        const struct crail_result *got = NULL;
+        if (!call_whole_op(&c, &op, c.has_options ? &c.options : NULL, NULL) && !call_exchange(&c))
+            got = call_result(&c, &data);
+        if (got)
+            r = *got;
+        rc = got ? 0 : -1;
+        if (!rc && r.status == -CRAIL_E_OUT_OF_SPACE)
+            rc = release_held(&c);
+    }
+    if (!rc && r.status)
+        call_fail(&c, r.status, r.server);
+    else if (!rc)
+        out = PyBytes_FromStringAndSize(data, (Py_ssize_t)(r.count * sizeof(struct crail_extent)));
+    finish(&c);
+    return out;
 }
 
 /* The write came to nothing: what was granted is kept for the next one, or given back. Nothing may be kept into which
@@ -274,8 +329,8 @@ static void give_back(struct call *c, const struct grant *g, bool is_at_rest) {
     PyObject *type, *value, *trace;
     if (!c->lane)
         return;
-    if (is_at_rest && g->count == 1 && g->extents[0].granules <= GRANT_AHEAD_BYTES_MAX / CRAIL_GRANULE &&
-        T->lane_grant_keep(c->lane, g->extents))
+    if (is_at_rest && lies_anywhere(c) && g->count == 1 &&
+        g->extents[0].granules <= GRANT_AHEAD_BYTES_MAX / CRAIL_GRANULE && T->lane_grant_keep(c->lane, g->extents))
         return;
     PyErr_Fetch(&type, &value, &trace);
     int64_t timeout_ns = c->timeout_ns, deadline_ns = c->deadline_ns;
@@ -293,7 +348,7 @@ static void give_back(struct call *c, const struct grant *g, bool is_at_rest) {
 static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t flags, uint64_t if_version,
                   uint64_t *version) {
     const void *data;
-    if (c->client->options.grants_ahead && g->count == 1 && size <= GRANT_AHEAD_BYTES_MAX &&
+    if (c->client->options.grants_ahead && lies_anywhere(c) && g->count == 1 && size <= GRANT_AHEAD_BYTES_MAX &&
         T->lane_grant_room(c->lane, size + size / 4 + 2 * CRAIL_GRANULE))
         flags |= CRAIL_OPF_GRANT_AGAIN;
     T->lane_begin(c->lane);
@@ -320,10 +375,11 @@ static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t
     return 0;
 }
 
-static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint64_t if_version, uint64_t *version) {
+static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint64_t if_version, uint32_t wait_ms,
+                       uint64_t *version) {
     struct grant g;
     for (;;) {
-        if (allocate(c, (uint64_t)b->len, &g))
+        if (allocate(c, (uint64_t)b->len, wait_ms, &g))
             return -1;
         int rc = call_transfer(c, g.extents, g.count, (uint64_t)b->len, 0, (uint64_t)b->len, b->buf, true);
         if (rc)
@@ -351,23 +407,27 @@ static int put_inline(struct call *c, const Py_buffer *b, uint16_t flags, uint64
     return 0;
 }
 
-/* put(key, data, flags, if_version, timeout) -> int: flags as on the wire */
+/* put(key, data, flags, if_version, options, wait_ms, timeout) -> int: flags and options as on the wire; wait_ms: how
+ * long for space */
 PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    struct call c = {0};
+    struct call c = {.self = (HotClient *)self};
     Py_buffer b;
     uint64_t version = 0;
-    if (!arguments("put", n, 5))
+    if (!arguments("put", n, 7) || call_set_options(&c, args[4]) || call_set_wait(&c, args[5]))
         return NULL;
+    uint32_t wait_ms = c.wait_ms;
+    c.wait_ms = 0; /* allocate() will wait, no other request */
     uint16_t flags = (uint16_t)PyLong_AsLong(args[2]);
     uint64_t if_version = PyLong_AsUnsignedLongLong(args[3]);
     if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &b, PyBUF_C_CONTIGUOUS))
         return NULL;
-    if (start(&c, self, args[0], args[4])) {
+    if (start(&c, self, args[0], args[6])) {
         PyBuffer_Release(&b);
         return NULL;
     }
-    int rc = (uint64_t)b.len <= c.client->options.inline_max ? put_inline(&c, &b, flags, if_version, &version)
-                                                             : put_extents(&c, &b, flags, if_version, &version);
+    int rc = (uint64_t)b.len <= c.client->options.inline_max
+                 ? put_inline(&c, &b, flags, if_version, &version)
+                 : put_extents(&c, &b, flags, if_version, wait_ms, &version);
     finish(&c);
     PyBuffer_Release(&b);
     return rc ? NULL : PyLong_FromUnsignedLongLong(version);

@@ -1,6 +1,8 @@
 /* get_many, put_many, and the plain call behind everything that is not worth a method of its own. */
 #include "door.h"
 
+#define PLAIN_DATA_MAX (128u << 10) /* names, paths, extents, attributes */
+
 static bool arguments(const char *name, Py_ssize_t n, Py_ssize_t want) {
     if (n == want)
         return true;
@@ -68,7 +70,7 @@ static PyObject *one_value(struct call *c, const struct crail_result *r, const v
 }
 
 static int take_values(struct call *c, PyObject *keys, Py_ssize_t from, Py_ssize_t to, PyObject *out, PyObject *again,
-                       bool none_if_missing) {
+                       PyObject *delivered, bool none_if_missing) {
     const void *data;
     for (Py_ssize_t i = from; i < to; i++) {
         bool is_again = false;
@@ -82,12 +84,15 @@ static int take_values(struct call *c, PyObject *keys, Py_ssize_t from, Py_ssize
             return -1;
         if (is_again && append_owned(again, PyLong_FromSsize_t(i)))
             return -1;
+        if (!is_again && (r->flags & CRAIL_RESF_DELETE_AFTER_READ) &&
+            append_owned(delivered, Py_BuildValue("OK", PyList_GetItem(keys, i), (unsigned long long)r->version)))
+            return -1;
     }
     return 0;
 }
 
-/* get_many(keys: list, none_if_missing, timeout) -> (values: list of bytes, None or CrailError, indexes to ask again)
- */
+/* get_many(keys: list, none_if_missing, timeout) -> (values: list of bytes, None or CrailError, indexes to ask again,
+ * (key, version) of each value that goes now that it was read) */
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     if (!arguments("get_many", n, 3))
@@ -98,20 +103,21 @@ PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     }
     bool none_if_missing = PyObject_IsTrue(args[1]) == 1;
     Py_ssize_t total = PyList_Size(args[0]);
-    PyObject *out = PyList_New(total), *again = PyList_New(0);
-    int rc = !out || !again ? -1 : call_begin(&c, (HotClient *)self, args[2], 0);
+    PyObject *out = PyList_New(total), *again = PyList_New(0), *delivered = PyList_New(0);
+    int rc = !out || !again || !delivered ? -1 : call_begin(&c, (HotClient *)self, args[2], 0);
     bool is_begun = rc == 0;
     for (Py_ssize_t from = 0; rc == 0 && from < total;) {
         Py_ssize_t to = fill(&c, args[0], from, CRAIL_OP_GET, 0);
-        if (to < 0 || call_exchange(&c) || take_values(&c, args[0], from, to, out, again, none_if_missing))
+        if (to < 0 || call_exchange(&c) || take_values(&c, args[0], from, to, out, again, delivered, none_if_missing))
             rc = -1;
         from = to;
     }
     if (is_begun && c.lane)
         call_end(&c);
-    PyObject *result = rc ? NULL : PyTuple_Pack(2, out, again);
+    PyObject *result = rc ? NULL : PyTuple_Pack(3, out, again, delivered);
     Py_XDECREF(out);
     Py_XDECREF(again);
+    Py_XDECREF(delivered);
     return result;
 }
 
@@ -150,12 +156,12 @@ static int take_versions(struct call *c, PyObject *items, Py_ssize_t from, Py_ss
     return 0;
 }
 
-/* put_many(items: list of (key, data), from, out: list, flags, timeout) -> int
+/* put_many(items: list of (key, data), from, out: list, flags, options, timeout) -> int
  * Puts items[from...] in order, appending a version or a CrailError each to `out`, up to the end or to the first value
  * that is too large for a vector; returns where it stopped. */
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
-    if (!arguments("put_many", n, 5))
+    if (!arguments("put_many", n, 6) || call_set_options(&c, args[4]))
         return NULL;
     if (!PyList_Check(args[0]) || !PyList_Check(args[2])) {
         PyErr_SetString(PyExc_TypeError, "items and out must be lists");
@@ -163,7 +169,7 @@ PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     }
     Py_ssize_t at = PyLong_AsSsize_t(args[1]), total = PyList_Size(args[0]);
     uint16_t flags = (uint16_t)PyLong_AsLong(args[3]);
-    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[4], 0))
+    if (PyErr_Occurred() || call_begin(&c, (HotClient *)self, args[5], 0))
         return NULL;
     int rc = 0;
     while (rc != 2 && rc >= 0 && at < total) {
@@ -186,25 +192,44 @@ static PyObject *result_tuple(const struct crail_result *r, const void *data) {
                          (int)r->kind, (int)r->flags, (int)r->count, (const char *)data, (Py_ssize_t)r->data_len);
 }
 
-/* call(code, flags, key or None, data, arg0, arg1, timeout) -> (version, size, kind, flags, count, data); raises */
+/* The arguments of a plain call, taken apart; `data` and `options` are to be released. 0, or -1 and nothing held. */
+static int parse_call(struct call *c, PyObject *const *args, struct crail_op *op, Py_buffer *data, Py_buffer *options) {
+    op->code = (uint16_t)PyLong_AsLong(args[0]);
+    op->flags = (uint16_t)PyLong_AsLong(args[1]);
+    op->count = (uint32_t)PyLong_AsUnsignedLong(args[4]);
+    op->arg0 = PyLong_AsUnsignedLongLong(args[6]);
+    op->arg1 = PyLong_AsUnsignedLongLong(args[7]);
+    if (PyErr_Occurred() || (args[2] != Py_None && call_set_path(c, args[2])) ||
+        PyObject_GetBuffer(args[3], data, PyBUF_C_CONTIGUOUS))
+        return -1;
+    if (PyObject_GetBuffer(args[5], options, PyBUF_C_CONTIGUOUS)) {
+        PyBuffer_Release(data);
+        return -1;
+    }
+    op->data_len = (uint32_t)data->len;
+    if (data->len <= (Py_ssize_t)PLAIN_DATA_MAX &&
+        (options->len == 0 || options->len == (Py_ssize_t)sizeof(struct crail_options)))
+        return 0;
+    PyErr_SetString(PyExc_ValueError, "a plain call has at most 128 KiB of data, and options of 32 bytes or none");
+    PyBuffer_Release(options);
+    PyBuffer_Release(data);
+    return -1;
+}
+
+/* call(code, flags, key or None, data, count, options, arg0, arg1, timeout)
+ * -> (version, size, kind, flags, count, data); raises */
 PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {.self = (HotClient *)self};
-    Py_buffer b;
+    struct crail_op op = {0};
+    Py_buffer b, options;
     const void *data;
     PyObject *out = NULL;
-    if (!arguments("call", n, 7))
+    if (!arguments("call", n, 9) || parse_call(&c, args, &op, &b, &options))
         return NULL;
-    uint16_t code = (uint16_t)PyLong_AsLong(args[0]), flags = (uint16_t)PyLong_AsLong(args[1]);
-    uint64_t arg0 = PyLong_AsUnsignedLongLong(args[4]), arg1 = PyLong_AsUnsignedLongLong(args[5]);
-    if (PyErr_Occurred() || (args[2] != Py_None && call_set_path(&c, args[2])) ||
-        PyObject_GetBuffer(args[3], &b, PyBUF_C_CONTIGUOUS))
-        return NULL;
-    if (b.len > (Py_ssize_t)CRAIL_PATH_MAX) {
-        PyErr_SetString(PyExc_ValueError, "data of a plain call is a name or a path");
-    } else if (!call_begin(&c, c.self, args[6], code == CRAIL_OP_SERVER ? 1 : 0)) {
+    if (!call_begin(&c, c.self, args[8], op.code == CRAIL_OP_SERVER ? 1 : 0)) {
         T->lane_begin(c.lane);
         const struct crail_result *r = NULL;
-        if (!call_op(&c, code, flags, b.buf, (uint32_t)b.len, 0, arg0, arg1) && !call_exchange(&c))
+        if (!call_whole_op(&c, &op, options.len ? options.buf : NULL, b.buf) && !call_exchange(&c))
             r = call_result(&c, &data);
         if (r && r->status)
             call_fail(&c, r->status, r->server);
@@ -214,6 +239,7 @@ PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         if (c.lane)
             call_end(&c);
     }
+    PyBuffer_Release(&options);
     PyBuffer_Release(&b);
     return out;
 }

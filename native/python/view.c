@@ -11,11 +11,12 @@ typedef struct {
     Py_ssize_t nbytes;
     uint64_t version;
     Py_ssize_t exports;
-    bool copied;
+    PyObject *on_end; /* called once, when the value is let go */
+    bool copied, goes_when_read;
     bool released;
 } View;
 
-static View *view_new(uint64_t nbytes, uint64_t version) {
+static View *view_new(uint64_t nbytes, uint64_t version, bool goes_when_read) {
     View *v = PyObject_New(View, view_type);
     if (!v)
         return NULL;
@@ -24,13 +25,15 @@ static View *view_new(uint64_t nbytes, uint64_t version) {
     v->nbytes = (Py_ssize_t)nbytes;
     v->version = version;
     v->exports = 0;
+    v->on_end = NULL;
+    v->goes_when_read = goes_when_read;
     v->copied = true;
     v->released = false;
     return v;
 }
 
-PyObject *view_from_pin(const struct crail_pin *pin, uint64_t nbytes, uint64_t version) {
-    View *v = view_new(nbytes, version);
+PyObject *view_from_pin(const struct crail_pin *pin, uint64_t nbytes, uint64_t version, bool goes_when_read) {
+    View *v = view_new(nbytes, version, goes_when_read);
     if (!v) {
         struct crail_pin copy = *pin;
         T->pin_release(&copy);
@@ -42,8 +45,8 @@ PyObject *view_from_pin(const struct crail_pin *pin, uint64_t nbytes, uint64_t v
     return (PyObject *)v;
 }
 
-PyObject *view_from_bytes(PyObject *bytes, uint64_t version) {
-    View *v = view_new((uint64_t)PyBytes_Size(bytes), version);
+PyObject *view_from_bytes(PyObject *bytes, uint64_t version, bool goes_when_read) {
+    View *v = view_new((uint64_t)PyBytes_Size(bytes), version, goes_when_read);
     if (!v) {
         Py_DECREF(bytes);
         return NULL;
@@ -53,12 +56,28 @@ PyObject *view_from_bytes(PyObject *bytes, uint64_t version) {
     return (PyObject *)v;
 }
 
+/* Runs in destructors: what on_end raises is reported, never passed on. */
+static void call_on_end(PyObject *on_end) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject *r = PyObject_CallNoArgs(on_end);
+    if (!r)
+        PyErr_WriteUnraisable(on_end);
+    Py_XDECREF(r);
+    Py_DECREF(on_end);
+    PyErr_Restore(type, value, trace);
+}
+
 static void unpin(View *v) {
+    PyObject *on_end = v->on_end;
     if (v->pin.client) {
         T->pin_release(&v->pin);
         v->pin.client = NULL;
     }
     Py_CLEAR(v->bytes);
+    v->on_end = NULL;
+    if (on_end)
+        call_on_end(on_end);
 }
 
 static void view_dealloc(PyObject *self) {
@@ -97,6 +116,18 @@ static PyObject *view_release(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* on_end(callable): it is called, without arguments, when the view was released (or is gone) and its last buffer has
+ * died. */
+static PyObject *view_on_end(PyObject *self, PyObject *callable) {
+    View *v = (View *)self;
+    if (v->released || v->on_end) {
+        PyErr_SetString(PyExc_ValueError, "the view was released, or has its on_end already");
+        return NULL;
+    }
+    v->on_end = Py_NewRef(callable);
+    Py_RETURN_NONE;
+}
+
 static PyObject *view_enter(PyObject *self, PyObject *unused) {
     (void)unused;
     return Py_NewRef(self);
@@ -130,10 +161,16 @@ static PyObject *get_copied(PyObject *self, void *unused) {
     return PyBool_FromLong(((View *)self)->copied);
 }
 
+static PyObject *get_goes_when_read(PyObject *self, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(((View *)self)->goes_when_read);
+}
+
 static PyMethodDef view_methods[] = {
     {"release", view_release, METH_NOARGS,
      "No new buffers; the value is unpinned when the last buffer has died. May be called twice."},
     {"tobytes", view_tobytes, METH_NOARGS, "A copy of the value as bytes."},
+    {"on_end", view_on_end, METH_O, "Has the callable called when the value is let go: once, by whichever thread."},
     {"__enter__", view_enter, METH_NOARGS, NULL},
     {"__exit__", view_exit, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -143,6 +180,7 @@ static PyGetSetDef view_getset[] = {
     {"version", get_version, NULL, "Version of the value.", NULL},
     {"nbytes", get_nbytes, NULL, "Bytes of the value.", NULL},
     {"copied", get_copied, NULL, "True if the bytes had to be copied: the transport does not share memory.", NULL},
+    {"goes_when_read", get_goes_when_read, NULL, "True if the value is to be removed when it was read.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

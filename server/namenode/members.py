@@ -13,6 +13,7 @@ import logging
 import time
 from typing import Any, Protocol
 
+from crailpy import native
 from crailpy.channel import Channel
 from crailpy.control import HEARTBEATS_MISSED_MAX, Registration
 from crailpy.errors import ExistsError
@@ -27,10 +28,21 @@ STATES = {UP: "up", DOWN: "down", LOST: "lost"}
 class Core(Protocol):
     """What members need of crailpy.native.Namenode."""
 
-    def server_add(self, regions: list[int], description: bytes) -> int: ...
-    def server_describe(self, number: int, description: bytes) -> None: ...
+    def server_add(
+        self, regions: list[int], description: bytes, *, storage_class: int, location: int
+    ) -> int: ...
+    def server_describe(
+        self, number: int, description: bytes, *, storage_class: int, location: int
+    ) -> None: ...
     def server_set(self, number: int, state: int) -> None: ...
     def server_stats(self, number: int) -> dict[str, int]: ...
+
+
+def _place(server: Registration) -> dict[str, int]:
+    return {
+        "storage_class": server.storage_class,
+        "location": native.location_number(server.location),
+    }
 
 
 class Member:
@@ -65,7 +77,7 @@ class Members:
                 member.channel.close()
                 member.channel = None
             member.registration = new
-            self._core.server_describe(member.number, new.description())
+            self._core.server_describe(member.number, new.description(), **_place(new))
             self._set(member, UP)
             log.info("storage server %s (%d) is back", new.server, member.number)
             self.seen(member)
@@ -82,7 +94,7 @@ class Members:
             if member.channel is not None:
                 member.channel.close()
             self._quiet(member)
-        number = self._core.server_add(new.regions, new.description())
+        number = self._core.server_add(new.regions, new.description(), **_place(new))
         member = self._members[new.server] = Member(number, new)
         log.info("storage server %s (%d) is new", new.server, number)
         self.seen(member)
@@ -149,6 +161,8 @@ class Members:
                 "id": member.registration.server,
                 "state": STATES[member.state],
                 "tier": member.registration.tier,
+                "storage_class": member.registration.storage_class,
+                "location": member.registration.location,
                 "address": f"{member.registration.host}:{member.registration.port}",
                 "incarnation": member.registration.incarnation,
                 "last_seen_s": round(now - member.last_seen, 3),

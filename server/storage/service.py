@@ -23,6 +23,7 @@ from crailpy.errors import (
     StaleLocationError,
     UnavailableError,
 )
+from crailpy.model import TIER_CLASSES
 
 from ..reception import Reception, Visit
 from ..threads import Threads
@@ -40,7 +41,9 @@ class StorageService:
     """One storage server. start(), then wait for whatever ends it, then close().
 
     `namenode`: (host, port), or the path of its unix socket. `ephemeral`: the memory goes with the
-    process. `advertise`: what clients are told instead of the address that the namenode sees."""
+    process. `advertise`: what clients are told instead of the address that the namenode sees.
+    `storage_class`: its rank for placement, 0 to 254, instead of the tier's; `location`: its
+    location class."""
 
     def __init__(
         self,
@@ -51,6 +54,8 @@ class StorageService:
         namenode: tuple[str, int] | str,
         ephemeral: bool = False,
         advertise: str | None = None,
+        storage_class: int | None = None,
+        location: str = "",
     ) -> None:
         self.settings = settings
         self.tier = tier
@@ -63,6 +68,8 @@ class StorageService:
         self._token: str | None = settings.token or None
         self._ephemeral = ephemeral
         self._advertise = advertise
+        self._storage_class = TIER_CLASSES[tier.name] if storage_class is None else storage_class
+        self._location = location
         self._key = b""  # of the cluster, once registered
         self._control: Channel | None = None
         self._life: asyncio.Task[None] | None = None
@@ -195,6 +202,8 @@ class StorageService:
             history=self.tier.registered,
             regions=self.tier.granules,
             tier=self.tier.name,
+            storage_class=self._storage_class,
+            location=self._location,
             host=self._host_for_clients(sock),
             port=self.port,
             unix=self.tier.socket_path,

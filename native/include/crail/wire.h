@@ -77,10 +77,13 @@ enum crail_op_code {
     CRAIL_OP_TAKE = 49,   /* path of a queue -> as GET, of its oldest free item, which is this session's until ACK or
                              END. data of the result begins with the item's number (uint64) */
     CRAIL_OP_ENTER = 50,  /* path, arg1 = members -> version: rounds that this barrier has seen. A hold until then */
-    CRAIL_OP_APPEND = 51, /* path -> as GET; the append right of the leaf. Its last extent carries a key for writing */
+    CRAIL_OP_APPEND = 51, /* path -> as GET; the append right of the leaf. Its last extent carries a key for writing,
+                             unless CRAIL_RESF_TAIL_CLOSED. Who has it waits for nobody: another gets
+                             CRAIL_E_DEADLINE, or WAITs */
     CRAIL_OP_WATCH = 52,  /* path: events of this node and all below it are kept from now on, for NEXT */
     CRAIL_OP_STREAM = 53, /* path, data = count extents of the session's grants, arg1 = bytes that are complete in them:
-                             what FOLLOW may show of a value that is being written. Again with more */
+                             what FOLLOW may show of a value that is being written. Again with more; the
+                             COMMIT of the same extents ends it */
     CRAIL_OP_FOLLOW = 54, /* path, arg1 = bytes already seen -> size, extents; CRAIL_RESF_MORE: still being written */
     CRAIL_OP_JOB = 55,    /* path = its directory, options.ttl_ns, data = struct crail_quota -> version: its number */
 };
@@ -98,13 +101,13 @@ enum crail_op_flags {
     CRAIL_OPF_GRANT_AGAIN = 1 << 6, /* COMMIT: grant arg1 bytes anew in the reply, if space is plenty */
     CRAIL_OPF_ONE_EXTENT = 1 << 7,  /* ALLOC: one contiguous run or CRAIL_E_OUT_OF_SPACE */
     CRAIL_OPF_WAIT = 1 << 8,        /* alone in its frame: if the answer would be "not yet", wait for up to `count`
-                                       milliseconds. GET, STAT, TAKE, ENTER, NEXT, FOLLOW leave their lane meanwhile,
+                                       milliseconds. GET, STAT, TAKE, ENTER, APPEND, NEXT, FOLLOW leave their lane meanwhile,
                                        and their reply may overtake or be overtaken; ALLOC keeps it. Nothing in time:
                                        CRAIL_E_DEADLINE (ALLOC: CRAIL_E_OUT_OF_SPACE) */
     CRAIL_OPF_ABSENT = 1 << 9,      /* STAT with WAIT: until nothing is there */
     CRAIL_OPF_QUEUE = 1 << 10,      /* PUT, COMMIT: path is a queue, the value becomes its youngest item */
-    CRAIL_OPF_APPEND = 1 << 11,     /* COMMIT: the leaf grows to arg1 bytes; arg0 = token of the append right, data =
-                                       the extents that come after those it has (perhaps none) */
+    CRAIL_OPF_APPEND = 1 << 11,     /* COMMIT: the leaf grows to arg1 bytes; arg0 = token of the append right, which
+                                       ends; data = the extents that come after those it has (perhaps none) */
 };
 
 /* One operation: this head, path_len bytes of path, options_len of struct crail_options (none or all of it), data_len
@@ -176,6 +179,8 @@ enum crail_result_flags {
     CRAIL_RESF_MORE = 1 << 1,              /* LIST: more entries follow the last one; FOLLOW: more bytes will come */
     CRAIL_RESF_REPLAY = 1 << 2,            /* answered from the record of the lane: done before, not again */
     CRAIL_RESF_DELETE_AFTER_READ = 1 << 3, /* who has read it all says REMOVE with IF_VERSION */
+    CRAIL_RESF_TAIL_CLOSED = 1 << 4,       /* APPEND: the last extent must not be written. If it has room, the first new
+                                              extent begins with its bytes and takes its place */
 };
 
 /* One result: this head, data_len bytes, zeros up to a multiple of 8. */

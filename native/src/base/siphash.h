@@ -15,7 +15,7 @@ enum crail_rights {
 };
 
 /* The key of an extent: a MAC over (server, region, range, generation, one right). Locations of committed values
- * carry the key for reading, grants the key for writing; the TCP server asks for the one that fits the request. */
+ * carry the key for reading, grants the key for writing, with which the TCP server lets them be read as well. */
 uint64_t crail_extent_key(const uint8_t key[16], const struct crail_extent *e, enum crail_rights right);
 
 #endif

@@ -162,6 +162,7 @@ struct crail_io {
     uint64_t length; /* offset + length <= value_bytes */
     uint8_t *buffer;
     int64_t deadline_ns; /* CLOCK_MONOTONIC */
+    uint64_t whole;      /* bytes of all that this is a part of: the way to copy is chosen by that */
 
     uint64_t done;
     uint32_t server; /* what a need or an error is about */
@@ -181,6 +182,19 @@ void crail_io_end(struct crail_io *io);
 /* Has the lane a data connection to this server? */
 bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server);
 
+/* Takes a data connection out of the lane, -1 if it has none; gives one to it, false if it has one or no room. */
+int crail_lane_data_take(struct crail_lane *lane, uint32_t server);
+bool crail_lane_data_give(struct crail_lane *lane, uint32_t server, int fd);
+
+/* The bytes of a value: they fill its extents in order, each to its end before the next. */
+struct crail_range {
+    const struct crail_extent *extents;
+    uint32_t count;
+    uint64_t bytes;
+};
+/* Which extent holds byte `at`, and where in it. */
+uint32_t crail_range_locate(const struct crail_range *value, uint64_t at, uint64_t *within);
+
 /* A pointer into shared memory to the whole value, which must be one extent; the slot stays named until
  * crail_pin_release(). As crail_io_run(); -EOPNOTSUPP if it is not one extent in shared memory; -ENOBUFS if there is
  * no free slot. */
@@ -193,6 +207,63 @@ struct crail_pin {
 };
 int crail_pin_take(crail_client *c, const struct crail_extent *extent, uint64_t bytes, struct crail_pin *out);
 void crail_pin_release(struct crail_pin *pin);
+
+/* ---- pipe.c ------------------------------------------------------------ */
+
+#define CRAIL_PIPE_ASKS 8u
+#define CRAIL_PIPE_WRITES_MAX 16u
+
+struct crail_pipe_ask {
+    uint64_t id;
+    uint64_t at, bytes; /* of the value: what is still to come */
+    bool is_begun;      /* the head of the reply is here */
+};
+
+/* One open file's way over TCP. Used by one thread at a time. */
+struct crail_pipe {
+    crail_client *client; /* referenced; NULL after close */
+    unsigned fork_epoch;
+    int fd; /* -1: no connection */
+    uint32_t server;
+    uint64_t id; /* of the last request */
+    struct crail_data_request request;
+    uint64_t out_sent; /* bytes of the present request with its data: 0 between requests */
+    struct crail_data_reply reply;
+    uint32_t in_got;
+    uint32_t writes; /* without their replies yet */
+    uint32_t asks_first, asks_count;
+    struct crail_pipe_ask asks[CRAIL_PIPE_ASKS];
+    uint64_t read_end; /* of the latest read */
+};
+
+void crail_pipe_open(struct crail_pipe *st, crail_client *c);
+/* Whatever is on its way comes to nothing. In a forked child only the copy of the descriptor goes. */
+void crail_pipe_close(struct crail_pipe *st);
+bool crail_pipe_is_ours(const struct crail_pipe *st); /* open, and of this process */
+bool crail_pipe_reaches(const struct crail_pipe *st, uint32_t server);
+/* The lane's connection to this server, which it has, becomes the pipe's. All writes are settled. */
+void crail_pipe_take(struct crail_pipe *st, struct crail_lane *lane, uint32_t server);
+/* The pipe's connection becomes the lane's if nothing is on its way, else it ends. All writes are settled. */
+void crail_pipe_put_back(struct crail_pipe *st, struct crail_lane *lane);
+/* The connection ends, and with it what is on its way. To be called after any failure but -EINTR. */
+void crail_pipe_abort(struct crail_pipe *st);
+
+/* Each: 0; -EINTR (look at signals, then call again with the same arguments); -EPIPE; -ETIMEDOUT; the negative status
+ * that a server gave. */
+/* `n` bytes into the extent, which the connection reaches. Returns while they are on their way: their reply, or that
+ * of an earlier one, is what a failure may be about. */
+int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, const uint8_t *data,
+                     uint64_t n, int64_t deadline_ns);
+/* Waits until no write is on its way. */
+int crail_pipe_settle(struct crail_pipe *st, int64_t deadline_ns);
+/* Bytes [at + *got, at + n) of the value; *got grows. CRAIL_NEED_SERVER: the next ones lie on another server. */
+int crail_pipe_read(struct crail_pipe *st, const struct crail_range *value, uint64_t at, uint8_t *to, uint64_t n,
+                    uint64_t *got, int64_t deadline_ns);
+/* Asks ahead for bytes [from, until) of the value. */
+int crail_pipe_ask(struct crail_pipe *st, const struct crail_range *value, uint64_t from, uint64_t until,
+                   int64_t deadline_ns);
+/* Was something asked ahead that does not begin with byte `at`? Then only abort helps. */
+bool crail_pipe_is_astray(const struct crail_pipe *st, uint64_t at);
 
 /* ---- attach.c ------------------------------------------------------------ */
 

@@ -29,7 +29,20 @@
     X(client_ref)              \
     X(client_unref)            \
     X(client_find)             \
-    X(lane_has_data)
+    X(lane_has_data)           \
+    X(pipe_open)               \
+    X(pipe_close)              \
+    X(pipe_is_ours)            \
+    X(pipe_reaches)            \
+    X(pipe_take)               \
+    X(pipe_put_back)           \
+    X(pipe_abort)              \
+    X(pipe_write)              \
+    X(pipe_settle)             \
+    X(pipe_read)               \
+    X(pipe_ask)                \
+    X(pipe_is_astray)          \
+    X(range_locate)
 
 struct crail_hot_table {
     uint32_t size; /* of this struct: both sides must agree */

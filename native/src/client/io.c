@@ -19,15 +19,19 @@
 
 /* ---- cutting ------------------------------------------------------------- */
 
-/* Which extent holds byte `at` of the value, and where in it. Extents are filled in order. */
-static uint32_t locate(const struct crail_io *io, uint64_t at, uint64_t *within) {
+uint32_t crail_range_locate(const struct crail_range *value, uint64_t at, uint64_t *within) {
     uint32_t i = 0;
-    while (i + 1 < io->extents_count && at >= (uint64_t)io->extents[i].granules * CRAIL_GRANULE) {
-        at -= (uint64_t)io->extents[i].granules * CRAIL_GRANULE;
+    while (i + 1 < value->count && at >= (uint64_t)value->extents[i].granules * CRAIL_GRANULE) {
+        at -= (uint64_t)value->extents[i].granules * CRAIL_GRANULE;
         i++;
     }
     *within = at;
     return i;
+}
+
+static uint32_t locate(const struct crail_io *io, uint64_t at, uint64_t *within) {
+    struct crail_range value = {io->extents, io->extents_count, io->value_bytes};
+    return crail_range_locate(&value, at, within);
 }
 
 /* Bytes from `at` (of the value) that lie in one extent and in this transfer. */
@@ -77,9 +81,9 @@ static int copy_piece(struct crail_io *io, struct crail_attachment *a, uint32_t 
     assert(at + n <= r->bytes);
     crail_mapping_populate(m, r->bytes, at, n);
     if (io->is_write)
-        crail_copy(m->base + at, io->buffer + io->done, n, io->length);
+        crail_copy(m->base + at, io->buffer + io->done, n, io->whole);
     else
-        crail_copy(io->buffer + io->done, m->base + at, n, io->length);
+        crail_copy(io->buffer + io->done, m->base + at, n, io->whole);
     io->done += n;
     return 0;
 }
@@ -96,18 +100,37 @@ static int data_fd(const struct crail_lane *lane, uint32_t server) {
 /* After any failure in mid-transfer the stream has no known position: the connection ends, and with it whatever the
  * server was doing for us. */
 static void data_close(struct crail_lane *lane, uint32_t server) {
-    for (uint32_t i = 0; i < lane->data_count; i++) {
-        if (lane->data[i].server != server)
-            continue;
-        shutdown(lane->data[i].fd, SHUT_RDWR); /* a forked child may have a copy */
-        close(lane->data[i].fd);
-        lane->data[i] = lane->data[--lane->data_count];
+    int fd = crail_lane_data_take(lane, server);
+    if (fd < 0)
         return;
-    }
+    shutdown(fd, SHUT_RDWR); /* a forked child may have a copy */
+    close(fd);
 }
 
 bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server) {
     return data_fd(lane, server) >= 0;
+}
+
+static bool data_add(struct crail_lane *lane, uint32_t server, int fd) {
+    if (lane->data_count == CRAIL_LANE_DATA_CONNECTIONS)
+        return false;
+    lane->data[lane->data_count++] = (struct crail_data_connection){server, fd};
+    return true;
+}
+
+int crail_lane_data_take(struct crail_lane *lane, uint32_t server) {
+    for (uint32_t i = 0; i < lane->data_count; i++) {
+        if (lane->data[i].server != server)
+            continue;
+        int fd = lane->data[i].fd;
+        lane->data[i] = lane->data[--lane->data_count];
+        return fd;
+    }
+    return -1;
+}
+
+bool crail_lane_data_give(struct crail_lane *lane, uint32_t server, int fd) {
+    return data_fd(lane, server) < 0 && data_add(lane, server, fd);
 }
 
 int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, int fd) {
@@ -123,7 +146,7 @@ int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, i
         data_close(lane, server);
         if (lane->data_count == CRAIL_LANE_DATA_CONNECTIONS) /* of a server that may be gone for long */
             data_close(lane, lane->data[0].server);
-        lane->data[lane->data_count++] = (struct crail_data_connection){server, fd};
+        data_add(lane, server, fd);
     }
     pthread_mutex_unlock(&c->lock);
     if (!lane)

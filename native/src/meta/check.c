@@ -19,7 +19,10 @@ struct fsck {
     uint64_t held;                           /* by the lists of the nodes */
     uint64_t due, owned, evictable, members; /* extras that say so */
     struct crail_quota *jobs;                /* by slot: what was found to be charged */
-    uint8_t **seen; /* per server and region, a byte per granule: a run of a node begins there */
+    uint8_t **seen;     /* per server and region, a byte per granule: a run of a node begins there */
+    uint32_t **pins;    /* likewise, how many readers hold the run that begins there */
+    crail_ref *streams; /* named by holds, as often as they are */
+    uint32_t streams_n;
 };
 #define REGIONS 64u
 
@@ -225,6 +228,51 @@ static int check_names(struct fsck *f) {
     return 0;
 }
 
+static int check_kept(struct fsck *f, crail_ref ref) {
+    const struct crail_kept *k = crail_kept_at(f->m, ref);
+    f->bytes += crail_arena_cost(crail_kept_bytes(k->count));
+    for (uint32_t i = 0; k->is_pinned && i < k->count; i++) {
+        const struct crail_extent *e = &k->extents[i];
+        const struct crail_server *sv = crail_server_find(f->m, e->server);
+        if (sv->state == CRAIL_SERVER_LOST)
+            continue;
+        CHECK(f, e->region < sv->regions_n && e->granule < sv->regions[e->region].granules,
+              "an open version lies outside of server %u", e->server);
+        f->pins[(e->server - 1) * REGIONS + e->region][e->granule]++;
+    }
+    return 0;
+}
+
+/* What a hold keeps. Streams are shared, and looked at when all are known. */
+static int check_record(struct fsck *f, const struct crail_hold *h) {
+    if (h->kind == CRAIL_HOLD_OPEN)
+        return check_kept(f, h->record);
+    if (h->kind == CRAIL_HOLD_STREAM || h->kind == CRAIL_HOLD_FOLLOW)
+        f->streams[f->streams_n++] = h->record;
+    return 0;
+}
+
+static int by_ref(const void *a, const void *b) {
+    const crail_ref *x = a, *y = b;
+    return (*x > *y) - (*x < *y);
+}
+
+static int check_streams(struct fsck *f) {
+    qsort(f->streams, f->streams_n, sizeof(f->streams[0]), by_ref);
+    for (uint32_t i = 0, n; i < f->streams_n; i += n) {
+        const struct crail_stream *st = crail_stream_at(f->m, f->streams[i]);
+        for (n = 1; i + n < f->streams_n && f->streams[i + n] == f->streams[i];)
+            n++;
+        CHECK(f, st->refs == n, "a stream counts %u holds, not %u", st->refs, n);
+        CHECK(f, (st->path != 0) == (st->state == CRAIL_STREAM_WRITING), "a stream is listed wrongly");
+        f->bytes += crail_arena_cost(sizeof(*st)) + (st->path ? crail_arena_cost(st->path_len) : 0);
+        int rc = st->kept ? check_kept(f, st->kept) : 0;
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
 static int check_holds_of(struct fsck *f, const struct crail_meta_session *s) {
     crail_ref prev = 0;
     uint32_t n = 0;
@@ -236,6 +284,9 @@ static int check_holds_of(struct fsck *f, const struct crail_meta_session *s) {
               (ull)h->token);
         f->bytes += crail_arena_cost(sizeof(*h));
         f->held -= h->node != 0;
+        int rc = h->record ? check_record(f, h) : 0;
+        if (rc)
+            return rc;
     }
     CHECK(f, n == s->holds_n, "session %llu has %u holds, not %u", (ull)s->id, n, s->holds_n);
     f->holds += n;
@@ -250,7 +301,7 @@ static int check_holds(struct fsck *f) {
         return rc;
     CHECK(f, f->holds == f->m->holds && !f->held, "%llu holds are counted, %llu are there", (ull)f->m->holds,
           (ull)f->holds);
-    return 0;
+    return check_streams(f);
 }
 
 /* The lists that extras are in, by their other ends. */
@@ -356,7 +407,7 @@ static bool grant_known(const struct crail_meta *m, uint32_t server, uint32_t re
 }
 
 struct region_sums {
-    uint64_t granules[8], runs[8]; /* by state */
+    uint64_t granules[CRAIL_RUN_STATES], runs[CRAIL_RUN_STATES]; /* by state */
 };
 
 static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t region, uint32_t g) {
@@ -369,6 +420,12 @@ static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t reg
         CHECK(f, inner->state == (end ? CRAIL_RUN_FREE_END : CRAIL_RUN_INNER) && inner->len == (end ? rec->len : 0),
               "server %u: granule %u within a run is marked", sv->number, g + i);
     }
+    uint32_t pins = f->pins[(sv->number - 1) * REGIONS + region][g];
+    if (rec->state == CRAIL_RUN_USED || rec->state == CRAIL_RUN_HELD)
+        CHECK(f, rec->prev == pins, "server %u: granule %u counts %u readers, not %u", sv->number, g, rec->prev, pins);
+    else
+        CHECK(f, !pins, "server %u: granule %u is read and not in use", sv->number, g);
+    CHECK(f, rec->state != CRAIL_RUN_HELD || pins, "server %u: granule %u is held by nobody", sv->number, g);
     if (rec->state == CRAIL_RUN_USED)
         CHECK(f, f->seen[(sv->number - 1) * REGIONS + region][g], "server %u: granule %u is used by nobody", sv->number,
               g);
@@ -380,7 +437,7 @@ static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t reg
 
 static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t region, struct region_sums *sums) {
     const struct crail_region *r = &sv->regions[region];
-    uint64_t runs[8] = {0};
+    uint64_t runs[CRAIL_RUN_STATES] = {0};
     bool was_free = false;
     for (uint32_t g = 0; g < r->granules; g += r->record[g].len) {
         int rc = check_run(f, sv, region, g);
@@ -388,7 +445,7 @@ static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t 
             return rc;
         const struct crail_run_record *rec = &r->record[g];
         CHECK(f,
-              rec->state < 8 && rec->state != CRAIL_RUN_INNER && rec->state != CRAIL_RUN_FREE_END &&
+              rec->state < CRAIL_RUN_STATES && rec->state != CRAIL_RUN_INNER && rec->state != CRAIL_RUN_FREE_END &&
                   rec->state != CRAIL_RUN_MARKED,
               "server %u: granule %u has no state", sv->number, g);
         CHECK(f, !(was_free && rec->state == CRAIL_RUN_FREE), "server %u: granule %u is free and was not joined",
@@ -421,7 +478,8 @@ static int check_server(struct fsck *f, const struct crail_server *sv, uint64_t 
     }
     const uint64_t *g = sums.granules;
     CHECK(f,
-          sv->count[CRAIL_COUNT_FREE] == g[CRAIL_RUN_FREE] && sv->count[CRAIL_COUNT_USED] == g[CRAIL_RUN_USED] &&
+          sv->count[CRAIL_COUNT_FREE] == g[CRAIL_RUN_FREE] &&
+              sv->count[CRAIL_COUNT_USED] == g[CRAIL_RUN_USED] + g[CRAIL_RUN_HELD] &&
               sv->count[CRAIL_COUNT_GRANTED] == g[CRAIL_RUN_GRANT] &&
               sv->count[CRAIL_COUNT_RETIRING] == g[CRAIL_RUN_DUE] + g[CRAIL_RUN_PENDING],
           "server %u: the counts of granules are wrong", sv->number);
@@ -451,19 +509,26 @@ static void seen_free(struct fsck *f) {
     free(f->jobs);
     for (uint32_t i = 0; f->seen && i < f->m->servers_n * REGIONS; i++)
         free(f->seen[i]);
+    for (uint32_t i = 0; f->pins && i < f->m->servers_n * REGIONS; i++)
+        free(f->pins[i]);
     free(f->seen);
+    free(f->pins);
+    free(f->streams);
 }
 
 static int seen_make(struct fsck *f) {
     f->seen = calloc(f->m->servers_n * REGIONS + 1, sizeof(*f->seen));
+    f->pins = calloc(f->m->servers_n * REGIONS + 1, sizeof(*f->pins));
+    f->streams = calloc(f->m->holds + 1, sizeof(*f->streams));
     f->jobs = calloc(f->m->jobs_cap + 1, sizeof(*f->jobs));
-    if (!f->seen || !f->jobs)
+    if (!f->seen || !f->pins || !f->streams || !f->jobs)
         return -ENOMEM;
     for (uint32_t i = 0; i < f->m->servers_n; i++) {
         const struct crail_server *sv = f->m->servers[i];
         for (uint32_t k = 0; sv->regions && k < sv->regions_n; k++) {
             f->seen[i * REGIONS + k] = calloc(sv->regions[k].granules, 1);
-            if (!f->seen[i * REGIONS + k])
+            f->pins[i * REGIONS + k] = calloc(sv->regions[k].granules, sizeof(uint32_t));
+            if (!f->seen[i * REGIONS + k] || !f->pins[i * REGIONS + k])
                 return -ENOMEM;
         }
     }

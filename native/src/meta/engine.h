@@ -23,7 +23,8 @@ enum crail_node_flags {
     CRAIL_NODE_INDEX_FAILED = 1 << 0, /* of a container: its index ran out of memory since it was last listed */
     CRAIL_NODE_ITEM = 1 << 1,         /* of a leaf: it lies in a queue, where only the queue's operations touch it */
     CRAIL_NODE_IN_JOB = 1 << 2,       /* it lies below the directory of a job */
-    CRAIL_NODE_BROKEN = 1 << 3,       /* of a barrier: a member died before it opened */
+    CRAIL_NODE_TAIL_CLOSED = 1 << 3,  /* of a leaf: nobody may write behind its bytes any more, see opens.c */
+    CRAIL_NODE_BROKEN = 1 << 4,       /* of a barrier: a member died before it opened */
 };
 
 /* The state of an item, behind its name. */
@@ -160,6 +161,8 @@ struct crail_hold {
 };
 _Static_assert(sizeof(struct crail_hold) == 64, "one cache line");
 
+#define CRAIL_STREAM_BUCKETS 4096u
+
 /* ---- the engine ----------------------------------------------------------- */
 
 /* Nodes by (parent, name): linear hashing, chained through the nodes. */
@@ -227,7 +230,8 @@ struct crail_meta {
     uint32_t up_n, up_next;
     struct crail_meta_session **sessions; /* by slot; NULL where free */
     uint32_t sessions_n;
-    crail_ref *hold_buckets; /* CRAIL_HOLD_BUCKETS chains through hash_next */
+    crail_ref stream_buckets[CRAIL_STREAM_BUCKETS]; /* of those being written, by path */
+    crail_ref *hold_buckets;                        /* CRAIL_HOLD_BUCKETS chains through hash_next */
     uint64_t holds;
     struct crail_meta_listener listener;
     struct crail_expiry expiry;
@@ -348,6 +352,8 @@ int crail_value_runs(struct crail_meta *m, const struct crail_run *runs, uint32_
                      struct crail_value *v);
 void crail_value_discard(struct crail_meta *m, struct crail_value *v); /* memory only, runs untouched */
 void crail_value_publish(struct crail_meta *m, struct crail_node *n, const struct crail_value *v);
+/* The same, where the node has the first `staying` runs of the value already. */
+void crail_value_replace(struct crail_meta *m, struct crail_node *n, const struct crail_value *v, uint32_t staying);
 const void *crail_value_bytes(const struct crail_meta *m, const struct crail_node *n);
 const struct crail_run *crail_value_runs_of(const struct crail_meta *m, const struct crail_node *n);
 
@@ -435,6 +441,8 @@ struct crail_life {
 /* Checks the options, the quotas (of `size` bytes at the end of the walk) and reserves. 0 or a status. */
 int crail_life_prepare(struct crail_call *c, int walked, const struct crail_walk *w, uint64_t size,
                        struct crail_life *life);
+/* How many nodes the operation makes at the end of the walk, with those above. */
+int64_t crail_life_nodes_made(const struct crail_call *c, int walked, const struct crail_walk *w);
 void crail_life_discard(struct crail_meta *m, struct crail_life *life);
 /* The node has its value. Cannot fail. */
 void crail_life_apply(struct crail_call *c, crail_ref node, struct crail_life *life);
@@ -525,6 +533,60 @@ int crail_op_enter(struct crail_call *c);
 const char *crail_queue_check(const struct crail_meta *m, crail_ref queue);
 const char *crail_barrier_check(const struct crail_meta *m, crail_ref barrier);
 
+/* ---- opens.c, streams.c ------------------------------------------------------------- */
+
+/* A version that somebody reads, or a stream: a record of the arena. */
+struct crail_kept {
+    uint64_t version, size;
+    uint32_t count;
+    bool is_pinned;
+    uint8_t flags;                 /* of the result */
+    struct crail_extent extents[]; /* with the keys for reading */
+};
+static inline struct crail_kept *crail_kept_at(const struct crail_meta *m, crail_ref ref) {
+    return crail_arena_at(&m->arena, ref);
+}
+uint32_t crail_kept_bytes(uint32_t extents);
+crail_ref crail_kept_new(struct crail_meta *m, const struct crail_extent *e, uint32_t n, uint64_t size,
+                         uint64_t version); /* 0 without memory */
+crail_ref crail_kept_from_answer(struct crail_call *c);
+void crail_kept_pin(struct crail_meta *m, crail_ref ref); /* its runs are a node's */
+void crail_kept_free(struct crail_meta *m, crail_ref ref);
+int crail_kept_answer(struct crail_call *c, crail_ref ref); /* 0 or CRAIL_E_DATA_LOST */
+
+static inline struct crail_run crail_extent_run(const struct crail_extent *e) {
+    return (struct crail_run){e->server, e->region, e->granule, e->granules};
+}
+
+int crail_op_open(struct crail_call *c);
+int crail_op_append(struct crail_call *c);
+int crail_op_stream(struct crail_call *c);
+int crail_op_follow(struct crail_call *c);
+/* The part of COMMIT behind the check of its grants. */
+int crail_op_commit_append(struct crail_call *c, const struct crail_extent *e, uint32_t n_new);
+/* The first `kept` extents of a commit have become the node's: those who follow them go on reading it. */
+void crail_streams_committed(struct crail_call *c, const struct crail_extent *e, uint32_t kept, crail_ref node);
+void crail_open_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
+void crail_append_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
+void crail_stream_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
+void crail_follow_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
+
+/* A value that is being written, by the path at which it will appear; a record of the arena. */
+enum crail_stream_state { CRAIL_STREAM_WRITING = 1, CRAIL_STREAM_COMMITTED, CRAIL_STREAM_DISCARDED };
+struct crail_stream {
+    crail_ref hash_next; /* while it is being written */
+    crail_ref path, kept;
+    uint32_t hash;
+    uint32_t refs;    /* its writer, those who follow */
+    uint32_t session; /* slot of the writer */
+    uint64_t token;   /* of its hold */
+    uint16_t path_len;
+    uint8_t state; /* enum crail_stream_state */
+};
+static inline struct crail_stream *crail_stream_at(const struct crail_meta *m, crail_ref ref) {
+    return crail_arena_at(&m->arena, ref);
+}
+
 /* ---- change.c --------------------------------------------------------------------- */
 
 /* Tells the listener, if somebody listens. */
@@ -538,6 +600,8 @@ static inline void crail_changed(struct crail_meta *m, enum crail_event_kind kin
         crail_change_tell(m, kind, path, len, version);
 }
 /* A node of the tree whose path is not at hand. */
+/* No event: but who waits there has reason to look again. */
+#define CRAIL_CHANGE_LOOK ((enum crail_event_kind)0)
 static inline void crail_changed_node(struct crail_meta *m, enum crail_event_kind kind, crail_ref ref) {
     if (m->listening)
         crail_change_tell_node(m, kind, ref);
@@ -588,6 +652,7 @@ struct crail_call {
 };
 #define CRAIL_REPLY_BYTES_MAX (CRAIL_INLINE_MAX + 8u) /* a value, or the number and the value of an item */
 
+int crail_op_get(struct crail_call *c);
 int crail_op_commit(struct crail_call *c);
 int crail_op_alloc(struct crail_call *c);
 int crail_op_release(struct crail_call *c);
@@ -600,6 +665,8 @@ int crail_op_list(struct crail_call *c, struct crail_buf *reply);
  * data_len, the padding zeroed. 0 or -ENOMEM. */
 int crail_result_append(struct crail_buf *reply, uint32_t bytes, struct crail_result **r, uint8_t **data);
 
+/* The grants stop being grants: the first `kept` become the node's, the rest is retired. */
+void crail_grants_turn(struct crail_call *c, const struct crail_extent *e, uint32_t n, uint32_t kept);
 /* PUT and COMMIT: where the value goes. 0 or a status; *walked is the walk's. */
 int crail_leaf_find(struct crail_call *c, int *walked, struct crail_walk *w);
 /* May a value be published at the end of this walk? `walked` is the walk's status. */

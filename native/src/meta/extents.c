@@ -8,10 +8,6 @@ static uint64_t granules_of(uint64_t bytes) {
     return bytes / CRAIL_GRANULE + (bytes % CRAIL_GRANULE != 0);
 }
 
-static struct crail_run run_of(const struct crail_extent *e) {
-    return (struct crail_run){e->server, e->region, e->granule, e->granules};
-}
-
 /* Appends a fresh grant to the result, with the key for writing. */
 static void put_grant(struct crail_call *c, const struct crail_run *run) {
     struct crail_extent e = {run->server, run->region, run->granule, run->granules, 0, 0};
@@ -92,7 +88,7 @@ static bool on_lost_server(const struct crail_meta *m, const struct crail_extent
 /* Gives back what is the session's among the extents. */
 static void let_go(struct crail_call *c, const struct crail_extent *e, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
-        struct crail_run run = run_of(&e[i]);
+        struct crail_run run = crail_extent_run(&e[i]);
         if (!crail_session_owns(c->m, c->s, &e[i]))
             continue;
         crail_session_drop(c->m, c->s, &run);
@@ -116,10 +112,9 @@ int crail_op_release(struct crail_call *c) {
 
 /* ---- commit -------------------------------------------------------------------------- */
 
-/* All are grants of the session and hold `size` bytes together. With one on a lost server the others go too: the
- * value that was written into them cannot be completed. */
+/* All are grants of the session. With one on a lost server the others go too: the value that was written into them
+ * cannot be completed. */
 static int commit_grants_checked(struct crail_call *c, const struct crail_extent *e, uint32_t n) {
-    uint64_t granules = 0;
     for (uint32_t i = 0; i < n; i++) {
         if (on_lost_server(c->m, &e[i])) {
             c->r->server = e[i].server;
@@ -127,14 +122,17 @@ static int commit_grants_checked(struct crail_call *c, const struct crail_extent
             return CRAIL_E_STALE_LOCATION;
         }
     }
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++)
         if (!crail_session_owns(c->m, c->s, &e[i]))
             return CRAIL_E_STALE_LOCATION;
+    return named_twice(e, n) ? CRAIL_E_STALE_LOCATION : 0;
+}
+
+static bool too_small(const struct crail_extent *e, uint32_t n, uint64_t size) {
+    uint64_t granules = 0;
+    for (uint32_t i = 0; i < n; i++)
         granules += e[i].granules;
-    }
-    if (named_twice(e, n))
-        return CRAIL_E_STALE_LOCATION;
-    return granules_of(c->op->arg1) <= granules ? 0 : CRAIL_E_INVALID_ARGUMENT;
+    return granules_of(size) > granules;
 }
 
 /* Copies the runs that the size needs. Returns how many. A run is never cut: its grantee may still be writing behind
@@ -143,16 +141,15 @@ static uint32_t kept_runs(const struct crail_extent *e, uint32_t n, uint64_t siz
     uint64_t needed = granules_of(size), held = 0;
     uint32_t k = 0;
     for (; k < n && held < needed; k++) {
-        kept[k] = run_of(&e[k]);
+        kept[k] = crail_extent_run(&e[k]);
         held += kept[k].granules;
     }
     return k;
 }
 
-/* The grants stop being grants: the first `kept` become the node's, the rest is retired. */
-static void turn_to_value(struct crail_call *c, const struct crail_extent *e, uint32_t n, uint32_t kept) {
+void crail_grants_turn(struct crail_call *c, const struct crail_extent *e, uint32_t n, uint32_t kept) {
     for (uint32_t i = 0; i < n; i++) {
-        struct crail_run run = run_of(&e[i]);
+        struct crail_run run = crail_extent_run(&e[i]);
         crail_session_drop(c->m, c->s, &run);
         if (i < kept)
             crail_run_use(c->m, &run);
@@ -181,6 +178,10 @@ int crail_op_commit(struct crail_call *c) {
         return CRAIL_E_INVALID_ARGUMENT;
     memcpy(e, c->data, n * sizeof(e[0]));
     int rc = commit_grants_checked(c, e, n);
+    if (!rc && crail_flag(c, CRAIL_OPF_APPEND))
+        return c->op->flags == CRAIL_OPF_APPEND ? crail_op_commit_append(c, e, n) : CRAIL_E_INVALID_ARGUMENT;
+    if (!rc && too_small(e, n, size))
+        rc = CRAIL_E_INVALID_ARGUMENT;
     if (rc)
         return rc;
     int walked;
@@ -195,7 +196,8 @@ int crail_op_commit(struct crail_call *c) {
         crail_value_discard(c->m, &v);
         return rc;
     }
-    turn_to_value(c, e, n, kept_n);
+    crail_grants_turn(c, e, n, kept_n);
+    crail_streams_committed(c, e, kept_n, w.node);
     if (crail_flag(c, CRAIL_OPF_GRANT_AGAIN))
         grant_again(c);
     return 0;

@@ -22,11 +22,13 @@ enum crail_run_state {
     CRAIL_RUN_INNER = 0,
     CRAIL_RUN_FREE,
     CRAIL_RUN_FREE_END, /* last granule of a free run of more than one: `len` is the run's */
-    CRAIL_RUN_USED,     /* of a node */
+    CRAIL_RUN_USED,     /* of a node; `prev`: how many readers hold it */
     CRAIL_RUN_GRANT,    /* of a session: `prev` its place among the grants, `next` the slot of the session */
     CRAIL_RUN_DUE,      /* freed; the order to retire it has not been taken */
     CRAIL_RUN_PENDING,  /* freed; the order is out */
     CRAIL_RUN_MARKED,   /* a PENDING one within crail_meta_retires_done() */
+    CRAIL_RUN_HELD,     /* of no node any more, but `prev` readers hold it; counts as used */
+    CRAIL_RUN_STATES,
 };
 
 struct crail_run_record {
@@ -101,6 +103,11 @@ void crail_run_taken(struct crail_server *sv, uint32_t region, uint32_t first, u
 void crail_run_untake(struct crail_meta *m, const struct crail_run *run);
 /* A taken run becomes a node's. */
 void crail_run_use(struct crail_meta *m, const struct crail_run *run);
+/* A node lets go of its run, which is retired at once or with its last reader. */
+void crail_run_drop(struct crail_meta *m, const struct crail_run *run);
+/* One reader more, or less, of a node's run. */
+void crail_run_pin(struct crail_meta *m, const struct crail_run *run);
+void crail_run_unpin(struct crail_meta *m, const struct crail_run *run);
 /* A used or taken run goes: due to be retired, or forgotten with its server. */
 void crail_run_retire(struct crail_meta *m, const struct crail_run *run);
 bool crail_servers_step(struct crail_meta *m); /* gives back memory of lost servers; true if some is left */

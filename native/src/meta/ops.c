@@ -148,7 +148,7 @@ int crail_leaf_answer(struct crail_call *c, const struct crail_node *n) {
     return 0;
 }
 
-static int op_get(struct crail_call *c) {
+int crail_op_get(struct crail_call *c) {
     struct crail_walk w;
     int rc = crail_walk_existing(c, &w);
     if (rc)
@@ -266,12 +266,12 @@ struct rule {
 #define PUBLISH_FLAGS (CRAIL_OPF_IF_ABSENT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_PARENTS)
 
 static const struct rule rules[] = {
-    [CRAIL_OP_GET] = {op_get, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
+    [CRAIL_OP_GET] = {crail_op_get, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
     [CRAIL_OP_STAT] = {op_stat, CRAIL_OPF_WAIT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_ABSENT, true, NO_DATA, false, NULL},
     [CRAIL_OP_LIST] = {NULL, 0, true, BYTES, false, crail_op_list},
     [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS | CRAIL_OPF_QUEUE, true, BYTES, true, NULL},
-    [CRAIL_OP_COMMIT] = {crail_op_commit, PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN, true, EXTENTS, true,
-                         NULL},
+    [CRAIL_OP_COMMIT] = {crail_op_commit, PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND,
+                         true, EXTENTS, true, NULL},
     [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT | CRAIL_OPF_WAIT, false, NO_DATA, true, NULL},
     [CRAIL_OP_RELEASE] = {crail_op_release, 0, false, EXTENTS, false, NULL},
     [CRAIL_OP_MKDIR] = {op_mkdir, CRAIL_OPF_PARENTS | CRAIL_OPF_EXIST_OK, true, NO_DATA, true, NULL},
@@ -288,14 +288,19 @@ static const struct rule rules[] = {
     [CRAIL_OP_ENTER] = {crail_op_enter, CRAIL_OPF_WAIT | CRAIL_OPF_PARENTS | CRAIL_META_OPF_AGAIN, true, NO_DATA, false,
                         NULL},
     [CRAIL_OP_END] = {crail_op_end, 0, false, NO_DATA, false, NULL},
+    [CRAIL_OP_OPEN] = {crail_op_open, 0, true, NO_DATA, false, NULL},
+    [CRAIL_OP_APPEND] = {crail_op_append, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
+    [CRAIL_OP_STREAM] = {crail_op_stream, 0, true, EXTENTS, false, NULL},
+    [CRAIL_OP_FOLLOW] = {crail_op_follow, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
 };
 
 static bool well_formed(const struct crail_op *op, const struct rule *rule) {
     if ((op->options_len && !(rule->options && op->options_len == sizeof(struct crail_options))) ||
         (op->flags & ~rule->flags) || (!rule->path && op->path_len))
         return false;
+    bool may_be_none = op->flags & CRAIL_OPF_APPEND; /* what was there had room */
     if (rule->payload == EXTENTS)
-        return op->count >= 1 && op->count <= CRAIL_EXTENTS_MAX &&
+        return op->count >= !may_be_none && op->count <= CRAIL_EXTENTS_MAX &&
                op->data_len == op->count * sizeof(struct crail_extent);
     uint32_t count_max = op->flags & CRAIL_OPF_WAIT ? CRAIL_WAIT_MS_MAX : 0;
     return op->count <= count_max && (rule->payload == BYTES || op->data_len == 0);

@@ -37,6 +37,7 @@ uint64_t crail_run_generation(const struct crail_meta *m, const struct crail_run
 static uint32_t count_of(enum crail_run_state state) {
     switch (state) {
     case CRAIL_RUN_USED:
+    case CRAIL_RUN_HELD:
         return CRAIL_COUNT_USED;
     case CRAIL_RUN_GRANT:
         return CRAIL_COUNT_GRANTED;
@@ -90,11 +91,44 @@ void crail_run_retire(struct crail_meta *m, const struct crail_run *run) {
         return;
     struct crail_region *r = region_of(sv, run);
     struct crail_run_record *rec = &r->record[run->granule];
-    assert((rec->state == CRAIL_RUN_GRANT || rec->state == CRAIL_RUN_USED) && rec->len == run->granules);
+    assert(rec->state == CRAIL_RUN_GRANT || (rec->state == CRAIL_RUN_USED && !rec->prev) ||
+           (rec->state == CRAIL_RUN_HELD && !rec->prev));
+    assert(rec->len == run->granules);
     set_state(sv, rec, CRAIL_RUN_DUE);
     crail_run_push_tail(r, &r->due, run->granule);
     sv->due_extents++;
     sv->due_granules += rec->len;
+}
+
+/* NULL on a lost server. */
+static struct crail_run_record *used_record(struct crail_meta *m, const struct crail_run *run) {
+    struct crail_server *sv = crail_server_find(m, run->server);
+    if (sv->state == CRAIL_SERVER_LOST)
+        return NULL;
+    struct crail_run_record *rec = &region_of(sv, run)->record[run->granule];
+    assert((rec->state == CRAIL_RUN_USED || rec->state == CRAIL_RUN_HELD) && rec->len == run->granules);
+    return rec;
+}
+
+void crail_run_drop(struct crail_meta *m, const struct crail_run *run) {
+    struct crail_run_record *rec = used_record(m, run);
+    if (rec && rec->prev)
+        set_state(crail_server_find(m, run->server), rec, CRAIL_RUN_HELD);
+    else
+        crail_run_retire(m, run);
+}
+
+void crail_run_pin(struct crail_meta *m, const struct crail_run *run) {
+    struct crail_run_record *rec = used_record(m, run);
+    if (rec)
+        rec->prev++;
+}
+
+void crail_run_unpin(struct crail_meta *m, const struct crail_run *run) {
+    struct crail_run_record *rec = used_record(m, run);
+    assert(!rec || rec->prev);
+    if (rec && --rec->prev == 0 && rec->state == CRAIL_RUN_HELD)
+        crail_run_retire(m, run);
 }
 
 /* ---- orders ------------------------------------------------------------------------- */
@@ -248,6 +282,15 @@ int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *
 out_of_memory:
     free(sv);
     return -ENOMEM;
+}
+
+int crail_meta_server_place(struct crail_meta *m, uint32_t number, struct crail_meta_place place) {
+    struct crail_server *sv = crail_server_find(m, number);
+    if (!sv || place.storage_class == CRAIL_CLASS_ANY)
+        return sv ? -EINVAL : -ENOENT;
+    sv->storage_class = place.storage_class;
+    sv->location = place.location;
+    return 0;
 }
 
 /* Unconfirmed orders are due again, in their old sequence. */

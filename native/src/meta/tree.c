@@ -296,17 +296,23 @@ const struct crail_run *crail_value_runs_of(const struct crail_meta *m, const st
     return n->data ? crail_arena_at(&m->arena, n->data) : &n->run;
 }
 
-void crail_value_publish(struct crail_meta *m, struct crail_node *n, const struct crail_value *v) {
+void crail_value_replace(struct crail_meta *m, struct crail_node *n, const struct crail_value *v, uint32_t staying) {
     if (n->flags & CRAIL_NODE_IN_JOB || n->extra)
         crail_jobs_charge(m, crail_job_around(m, n), n, 0, (int64_t)v->size - (int64_t)n->size);
     const struct crail_run *old = crail_value_runs_of(m, n);
-    for (uint32_t i = 0; i < n->extents; i++)
-        crail_run_retire(m, &old[i]);
+    assert(staying <= n->extents && staying <= v->extents);
+    for (uint32_t i = staying; i < n->extents; i++)
+        crail_run_drop(m, &old[i]);
     data_free(m, n->data, n->extents, n->size);
     m->inline_bytes -= n->extents ? 0 : n->size;
     m->inline_bytes += v->extents ? 0 : v->size;
     n->size = v->size;
     n->extents = v->extents;
+    n->flags &= (uint8_t)~CRAIL_NODE_TAIL_CLOSED;
     n->data = v->data;
     memcpy(n->tiny, v->tiny, sizeof(n->tiny));
+}
+
+void crail_value_publish(struct crail_meta *m, struct crail_node *n, const struct crail_value *v) {
+    crail_value_replace(m, n, v, 0);
 }

@@ -1,0 +1,237 @@
+"""The ground of a store: what it is connected to, and how a request goes there and comes back.
+
+Every call goes straight to the hot door (`crailpy._hot`), which does its I/O on the calling thread.
+What cannot be decided there (opening connections, attaching servers, errors with words) comes back
+here through `_open_lane`, `_attach`, `_error`, `_delivered` and `_after_fork`.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import count
+
+from crailpy import native
+from crailpy.errors import (
+    CrailError,
+    DeadlineError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+    from_status,
+)
+
+from . import requests
+from .session import Address, Session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any, Self, TypeVar
+
+    from .breaker import Breaker
+    from .requests import Buffer, Request, Result
+
+    T = TypeVar("T")
+
+TRANSPORTS = (None, "shm", "tcp")
+UNAVAILABLE = ("raise", "miss")
+
+
+class Connection:
+    """What every face of `Store` stands on."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        timeout: float = 10.0,
+        transport: str | None = None,
+        namespace: str = "/",
+        on_unavailable: str = "raise",
+    ) -> None:
+        if transport not in TRANSPORTS:
+            raise InvalidArgumentError(f"transport {transport!r} is none of {TRANSPORTS}")
+        if not timeout >= 0:
+            raise InvalidArgumentError(f"timeout {timeout!r} is no number of seconds")
+        if on_unavailable not in UNAVAILABLE:
+            raise InvalidArgumentError(
+                f"on_unavailable {on_unavailable!r} is none of {UNAVAILABLE}"
+            )
+        self._options: dict[str, Any] = {
+            "token": token,
+            "timeout": timeout,
+            "transport": transport,
+            "namespace": namespace,
+            "on_unavailable": on_unavailable,
+        }
+        self._timeout = timeout
+        try:
+            self._address = Address(address)
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from None
+        prefix = namespace.rstrip("/")
+        self._prefix = prefix
+        self._closed = False
+        self._tokens = count(1)
+        self._session = self._new_session()
+        self._hot: Any = native.Client(self._session.core.address, self, prefix.encode(), timeout)
+        self._breaker: Breaker | None = None
+        if on_unavailable == "miss":
+            from .breaker import Breaker
+
+            self._hot = self._breaker = Breaker(self._hot)
+        try:
+            self._run(requests.ping())
+        except (UnavailableError, DeadlineError):
+            if self._breaker is None:
+                self.close()
+                raise
+        except BaseException:
+            self.close()
+            raise
+
+    def _new_session(self) -> Session:
+        return Session(
+            self._address,
+            token=self._options["token"],
+            transport=self._options["transport"],
+            timeout=self._timeout,
+        )
+
+    @property
+    def address(self) -> str:
+        """The address that this store was connected to."""
+        return self._address.text
+
+    # -- what the hot door asks for -------------------------------------------
+
+    def _open_lane(self, number: int, mutating: bool, attempt: int, deadline: float) -> None:
+        self._session.open_lane(number, mutating, attempt, deadline)
+
+    def _attach(self, server: int, lane: int, need: int, deadline: float) -> None:
+        self._session.attach(server, lane, need, deadline, self._describe)
+
+    def _describe(self, server: int, timeout: float) -> bytes:
+        description: bytes = self._run(requests.describe_server(server), timeout)
+        return description
+
+    def _token(self) -> int:
+        """A number for a hold: unique in this store, so also in its session."""
+        return next(self._tokens)
+
+    def _error(self, status: int, path: str, server: int) -> CrailError:
+        return from_status(status, path=path or None, server=str(server) if server else None)
+
+    def _delivered(self, key: str, version: int, deadline: float) -> None:
+        """All of a value that goes when it was read has been read: it goes, unless another took
+        its place. At least once: where that cannot be said, it stays for another reader."""
+        try:
+            left = max(1.0, deadline - time.monotonic())
+            self._run(requests.delivered(key, version), left)
+        except CrailError:
+            pass
+
+    def _after_fork(self) -> None:
+        self._session.abandon()
+        self._session = self._new_session()
+        self._hot.rebind(self._session.core.address)
+
+    # -- life -------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends the session. May be called twice; views that are alive stay readable."""
+        if self._closed:
+            return
+        self._closed = True
+        hot = getattr(self, "_hot", None)
+        if hot is None:
+            return
+        if self._session.number and self._session.core.is_of_this_process():
+            try:
+                self._run(requests.bye(), min(1.0, self._timeout))
+            except CrailError:
+                pass  # then the namenode learns it from the sockets
+            finally:
+                self._disconnect()
+        else:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        self._hot.rebind(0)
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reconnect, (type(self), self._address.text, self._options)
+
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else ""
+        return f"<crailpy.{type(self).__name__} {self._address.text}{self._prefix or '/'}{state}>"
+
+    def _call(
+        self,
+        code: int,
+        flags: int,
+        key: str | None,
+        data: Buffer = b"",
+        arg0: int = 0,
+        arg1: int = 0,
+        timeout: float | None = None,
+        *,
+        count: int = 0,
+        options: bytes = b"",
+    ) -> Result:
+        """One operation of wire.h: (version, size, kind, flags, count, data) of its result."""
+        result: Result = self._hot.call(code, flags, key, data, count, options, arg0, arg1, timeout)
+        return result
+
+    def _run(self, request: Request, timeout: float | None = None) -> Any:
+        """Sends the request and gives what its answer means."""
+        r = request
+        try:
+            if r.wait is None:
+                result = self._call(
+                    r.code, r.flags, r.path, r.data, r.arg0, r.arg1, timeout, options=r.options
+                )
+            else:
+                result = self._wait(
+                    lambda ms, timeout: self._call(
+                        r.code, r.flags | requests.WAIT, r.path, r.data, r.arg0, r.arg1, timeout,
+                        count=ms, options=r.options,
+                    ),
+                    r.wait,
+                    timeout,
+                )  # fmt: skip
+        except NotFoundError:
+            if r.absent is requests.RAISE:
+                raise
+            return r.absent
+        return r.decode(result)
+
+    def _wait(self, ask: Callable[[int, float], T], seconds: float, timeout: float | None) -> T:
+        """Calls `ask(milliseconds to be set aside, timeout)` until it does not raise DeadlineError,
+        or until `seconds` are over. `timeout` comes on top: for the way there and back."""
+        limit = self._timeout if timeout is None else timeout
+        pieces = requests.WaitPieces(seconds)
+        while True:
+            ms = pieces.next_ms()
+            try:
+                return ask(ms, ms / 1000 + limit)
+            except DeadlineError as error:
+                pieces.over(error)
+
+
+def _reconnect(cls: type[Connection], address: str, options: dict[str, Any]) -> Connection:
+    return cls(address, **options)

@@ -1,0 +1,126 @@
+"""How long nodes live, and what else is known about them: jobs, the session's directory,
+attributes."""
+
+from __future__ import annotations
+
+from crailpy.errors import InvalidArgumentError
+
+from . import requests
+from .waiting import Waiting
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
+JOBS = "/jobs"
+SESSIONS = "/sessions"
+
+
+class Lifetimes(Waiting):
+    """The part of a `Store` that knows when nodes go."""
+
+    _session_directory = (0, "")  # of which session it is
+
+    def job(
+        self,
+        name: str,
+        *,
+        ttl: float = 60.0,
+        quota_bytes: int | None = None,
+        quota_nodes: int | None = None,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> Job:
+        """A share in the job `name`: its directory `/jobs/NAME`, made by the first who comes.
+
+        What lies in it, and every node made with `job=`, goes when the last share is closed, or
+        `ttl` seconds after the last session that had one has ended. `quota_bytes` and `quota_nodes`
+        limit what lies there (QuotaExceededError); the last who says them decides. Raises
+        InvalidArgumentError, ExistsError (something else is there)."""
+        from .placement import pack
+
+        if not name or "/" in name:
+            raise InvalidArgumentError(f"job({name!r}): a name without a slash")
+        options, _ = pack(ttl=ttl, **placement)
+        return Job(self, f"{JOBS}/{name}", options, quota_bytes, quota_nodes, timeout)
+
+    def session_path(self, *, timeout: float | None = None) -> str:
+        """The path of a directory that goes, with all in it, when this session ends: at `close()`,
+        or when this process is gone. A forked child has another."""
+        from .placement import pack
+
+        number, path = self._session_directory
+        self._run(requests.ping(), timeout)  # in a forked child, this opens the session
+        if number != self._session.number:
+            number = self._session.number
+            path = f"{SESSIONS}/{number}"
+            options, _ = pack(session=True)
+            self._run(requests.mkdir(path, parents=True, exist_ok=True, options=options), timeout)
+            self._session_directory = (number, path)
+        return path
+
+    def setattr(self, path: str, *, timeout: float | None = None, **attributes: Any) -> None:
+        """Changes attributes of a node, all at once: `ttl=` seconds after its last commit (None: no
+        limit), and user attributes, `**{"user.NAME": bytes}` (None takes one away), together at
+        most 64 KiB a node. Raises NotFoundError, InvalidArgumentError."""
+        from .placement import ttl_only
+
+        options = b""
+        if "ttl" in attributes:
+            options = ttl_only(attributes.pop("ttl"))
+        for name in attributes:
+            if not name.startswith("user.") or name == "user.":
+                raise InvalidArgumentError(
+                    f"{name!r} is no attribute: ttl, or user.NAME", path=path
+                )
+        self._run(requests.set_attributes(path, attributes, options), timeout)
+
+    def attributes(self, path: str, *, timeout: float | None = None) -> dict[str, bytes]:
+        """The user attributes of a node. Raises NotFoundError."""
+        found: dict[str, bytes] = self._run(requests.attributes(path), timeout)
+        return found
+
+
+class Job:
+    """A share in a job, see `Store.job`. A context manager; `job=` of every call that makes nodes
+    takes it. A share ends with the session it was made in."""
+
+    def __init__(
+        self,
+        store: Lifetimes,
+        path: str,
+        options: bytes,
+        quota_bytes: int | None,
+        quota_nodes: int | None,
+        timeout: float | None,
+    ) -> None:
+        self._store = store
+        self._token = store._token()
+        self._closed = False
+        self.path = path
+        #: What the job is called on the wire.
+        self.number: int = store._run(
+            requests.job(path, self._token, quota_bytes, quota_nodes, options), timeout
+        )
+
+    def close(self) -> None:
+        """Gives the share back; the last one takes the job's nodes along. May be called twice.
+        Raises UnavailableError, DeadlineError."""
+        if not self._closed:
+            self._store._run(requests.end(self._token))
+            self._closed = True
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<crailpy.Job {self.path}{' closed' if self._closed else ''}>"

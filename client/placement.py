@@ -1,0 +1,121 @@
+"""How a node is made: the placement and lifetime keywords of API.md as a struct crail_options."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from crailpy import native
+from crailpy.errors import InvalidArgumentError
+from crailpy.model import TIER_CLASSES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# ttl_ns, job, location, flags, storage_class, stripe, reserved (native/include/crail/wire.h)
+_OPTIONS = Struct("<QQIHBBQ")
+_SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
+_ANY = 255
+
+STRIPE_MAX = 64
+SECONDS_MAX = 86400.0 * 365 * 100
+
+KEYWORDS = (
+    "tier", "strict", "location", "stripe", "replicas", "durability", "checksum", "ttl", "job",
+    "evictable", "delete_after_read", "wait_space",
+)  # fmt: skip
+
+
+def pack(
+    *,
+    tier: str | None = None,
+    strict: bool = False,
+    location: str | None = None,
+    stripe: int = 1,
+    replicas: int = 1,
+    durability: str | None = None,
+    checksum: bool | None = None,
+    ttl: float | None = None,
+    job: Any = None,
+    evictable: bool = False,
+    delete_after_read: bool = False,
+    wait_space: float | None = None,
+    session: bool = False,
+) -> tuple[bytes, float]:
+    """The struct crail_options (b"" where all is as it is without), and the seconds to wait for
+    space.
+
+    `tier` ("dram", "nvmf", "file") and `location` (a location class) are preferred, with `strict`
+    there is no other choice; `stripe`: equal runs on so many servers; `ttl`: seconds after the
+    last commit; `job`: a Job; `session`: goes with this session. Raises InvalidArgumentError, also
+    for what this store cannot promise: more than one replica, durability, checksums."""
+    refuse_promises(replicas, durability, checksum)
+    if tier is not None and tier not in TIER_CLASSES:
+        raise InvalidArgumentError(f"tier={tier!r} is none of {', '.join(TIER_CLASSES)}")
+    if not isinstance(stripe, int) or not 1 <= stripe <= STRIPE_MAX:
+        raise InvalidArgumentError(f"stripe={stripe!r}: 1 to {STRIPE_MAX} servers")
+    if strict and tier is None and location is None:
+        raise InvalidArgumentError("strict=True says nothing without tier= or location=")
+    flags = (
+        (_SESSION if session else 0)
+        | (_DELETE_AFTER_READ if delete_after_read else 0)
+        | (_EVICTABLE if evictable else 0)
+        | (_STRICT if strict else 0)
+        | (_TTL if ttl is not None else 0)
+    )
+    options = _OPTIONS.pack(
+        0 if ttl is None else round(seconds(ttl, "ttl") * 1e9),
+        0 if job is None else job_number(job),
+        0 if location is None else location_number(location),
+        flags,
+        _ANY if tier is None else TIER_CLASSES[tier],
+        stripe,
+        0,
+    )
+    wait = 0.0 if wait_space is None else seconds(wait_space, "wait_space")
+    return (b"" if options == PLAIN else options), wait
+
+
+PLAIN = _OPTIONS.pack(0, 0, 0, 0, _ANY, 1, 0)
+
+
+def ttl_only(ttl: float | None) -> bytes:
+    """Options of SETATTR: the lifetime, None to take the limit away."""
+    return _OPTIONS.pack(
+        0 if ttl is None else round(seconds(ttl, "ttl") * 1e9), 0, 0, _TTL, _ANY, 0, 0
+    )
+
+
+def refuse_promises(replicas: int, durability: str | None, checksum: bool | None) -> None:
+    """What nobody keeps yet is not promised."""
+    if replicas != 1:
+        raise InvalidArgumentError(f"replicas={replicas!r}: this store keeps one copy of a value")
+    if durability not in (None, "none"):
+        raise InvalidArgumentError(
+            f"durability={durability!r}: this store keeps nothing when its processes end",
+            hint='leave it out, or say "none"',
+        )
+    if checksum:
+        raise InvalidArgumentError(f"checksum={checksum!r}: this store computes no checksums")
+
+
+def seconds(value: float, what: str) -> float:
+    """A time that fits the wire; not negative, and a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise InvalidArgumentError(f"{what}={value!r} is no number of seconds")
+    return min(float(value), SECONDS_MAX)
+
+
+def job_number(job: Any) -> int:
+    """Of a Job, or the number itself."""
+    number = getattr(job, "number", job)
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 1 << 64:
+        raise InvalidArgumentError(f"job={job!r}: give what store.job() returned")
+    return number
+
+
+def location_number(location: str) -> int:
+    """The number of a location class on the wire. Raises InvalidArgumentError."""
+    if not isinstance(location, str) or not location:
+        raise InvalidArgumentError(f"location={location!r} is no name of a location class")
+    return native.location_number(location)

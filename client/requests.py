@@ -1,0 +1,360 @@
+"""Every cold operation, described once: what is asked of the namenode, and what its answer means.
+
+A function here is pure. It gives a `Request`, which the synchronous and the asynchronous face send
+in their own ways, and whose `decode` makes the value of the result. The codes and structs are those
+of native/include/crail/wire.h; what the operations mean is told in docs/NAMESPACE.md.
+"""
+
+from __future__ import annotations
+
+import time
+from struct import Struct
+
+from crailpy.errors import DeadlineError, InvalidArgumentError, InvalidPathError
+
+from . import listing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from crailpy.model import Event, NodeInfo
+
+    Buffer = bytes | bytearray | memoryview
+    #: version, size, kind, flags, count, data of a result
+    Result = tuple[int, int, int, int, int, bytes]
+
+# operations
+PING, GET, STAT, LIST, SERVER, ATTRIBUTES, NEXT = 1, 2, 3, 4, 5, 7, 8
+PUT, COMMIT, MKDIR, RENAME, REMOVE, RMTREE, BYE = 16, 17, 20, 21, 22, 23, 24
+INCR, SETATTR, ACK, END, TRUNCATE = 25, 26, 27, 28, 29
+TAKE, ENTER, WATCH, JOB = 49, 50, 52, 55
+# their flags
+IF_ABSENT, IF_VERSION, PARENTS, EXIST_OK, OVERWRITE, LEAF_ONLY = 1, 2, 4, 8, 16, 32
+WAIT, ABSENT, QUEUE = 1 << 8, 1 << 9, 1 << 10
+# flags of results
+INLINE, MORE, DELETE_AFTER_READ = 1, 2, 8
+# kinds
+DIRECTORY, TABLE, MULTIFILE, QUEUE_KIND, BARRIER = 2, 3, 4, 5, 6
+
+PAGE = 1024  # entries of one page of a listing
+ATTRIBUTES_MAX = 65536  # bytes of a node's user attributes, heads included
+WAIT_AT_ONCE = (
+    15.0  # seconds: a longer wait is several requests, so that a lost reply costs no more
+)
+
+_ATTRIBUTE = Struct("<HHI")  # name_len, -, value_len
+_GONE = 0xFFFFFFFF
+_EVENT = Struct("<QHHI")  # version, kind, path_len, -
+_QUOTA = Struct("<QQ")
+_I64 = Struct("<q")
+
+#: The value of `absent` (and of `default` in `get`) that means: raise NotFoundError.
+RAISE: Any = object()
+
+
+def _nothing(result: Result) -> None:
+    return None
+
+
+def _version(result: Result) -> int:
+    return result[0]
+
+
+class Request:
+    """One operation. `data` may be any buffer; `options` is a struct crail_options or nothing.
+    With `wait`, in seconds, the namenode sets it aside until there is an answer: `wait_pieces`
+    says how long at once. `absent` is the value instead of NotFoundError."""
+
+    __slots__ = (
+        "code", "flags", "path", "data", "arg0", "arg1", "options", "wait", "decode", "absent",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        code: int,
+        path: str | None = None,
+        *,
+        flags: int = 0,
+        data: Buffer = b"",
+        arg0: int = 0,
+        arg1: int = 0,
+        options: bytes = b"",
+        wait: float | None = None,
+        decode: Callable[[Result], Any] = _nothing,
+        absent: Any = RAISE,
+    ) -> None:
+        self.code = code
+        self.path = path
+        self.flags = flags
+        self.data = data
+        self.arg0 = arg0
+        self.arg1 = arg1
+        self.options = options
+        self.wait = wait
+        self.decode = decode
+        self.absent = absent
+
+
+class WaitPieces:
+    """Cuts a wait of `seconds` into requests: `next_ms()` is how long the next one may be set aside
+    (milliseconds, at least 1), and `over(error)` raises the DeadlineError of the last one."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds >= 0:
+            raise InvalidArgumentError(f"{seconds!r} is no number of seconds to wait")
+        self._until = time.monotonic() + seconds
+
+    def next_ms(self) -> int:
+        left = min(self._until - time.monotonic(), WAIT_AT_ONCE)
+        return max(1, int(left * 1000) + (left > 0))
+
+    def over(self, error: DeadlineError) -> None:
+        if time.monotonic() >= self._until:
+            raise error
+
+
+def wait_ms(seconds: float) -> int:
+    """A wait as it travels: milliseconds, at most a day."""
+    return min(round(seconds * 1000), 86400 * 1000)
+
+
+# ---- the connection -----------------------------------------------------------------------------
+
+
+def ping() -> Request:
+    return Request(PING)
+
+
+def describe_server(number: int) -> Request:
+    """The description that a server's registration left: bytes."""
+    return Request(SERVER, arg0=number, decode=lambda r: r[5])
+
+
+def bye() -> Request:
+    return Request(BYE)
+
+
+# ---- one node -----------------------------------------------------------------------------------
+
+
+def stat(path: str) -> Request:
+    return Request(STAT, path, decode=lambda r: listing.node_info(path, r[5]))
+
+
+def exists(path: str) -> Request:
+    return Request(STAT, path, decode=lambda r: True, absent=False)
+
+
+def delete(key: str, missing_ok: bool) -> Request:
+    return Request(REMOVE, key, flags=LEAF_ONLY, absent=None if missing_ok else RAISE)
+
+
+def delivered(key: str, version: int) -> Request:
+    """All of a value that goes when it was read has been read."""
+    return Request(REMOVE, key, flags=LEAF_ONLY | IF_VERSION, arg0=version, absent=None)
+
+
+def remove(path: str) -> Request:
+    return Request(REMOVE, path)
+
+
+def rmtree(path: str) -> Request:
+    return Request(RMTREE, path)
+
+
+def truncate(path: str, size: int) -> Request:
+    """Of a value that lies within its node; a larger one is a new value (`files`)."""
+    return Request(TRUNCATE, path, arg1=_unsigned(size, "size"), decode=_version)
+
+
+def incr(path: str, by: int, parents: bool, options: bytes) -> Request:
+    if not -(1 << 63) <= by < 1 << 63:
+        raise InvalidArgumentError(f"{by} is no number of 64 bits", path=path)
+    return Request(
+        INCR,
+        path,
+        flags=PARENTS if parents else 0,
+        arg0=by % (1 << 64),
+        options=options,
+        decode=lambda r: _I64.unpack(r[5])[0],
+    )
+
+
+# ---- attributes ---------------------------------------------------------------------------------
+
+
+def set_attributes(path: str, attributes: Mapping[str, Buffer | None], options: bytes) -> Request:
+    """`attributes`: name to value, or to None, which takes it away."""
+    parts = []
+    for name, value in attributes.items():
+        coded = name.encode()
+        body = b"" if value is None else bytes(value)
+        if not coded or len(coded) > 255:
+            raise InvalidArgumentError(f"{name!r} is no name of an attribute", path=path)
+        parts.append(_ATTRIBUTE.pack(len(coded), 0, _GONE if value is None else len(body)))
+        parts += [coded, body]
+    data = b"".join(parts)
+    if len(data) > ATTRIBUTES_MAX:
+        raise InvalidArgumentError(
+            f"the attributes of a node have at most {ATTRIBUTES_MAX} bytes", path=path
+        )
+    return Request(SETATTR, path, data=data, options=options, decode=_version)
+
+
+def attributes(path: str) -> Request:
+    """The user attributes: dict of str to bytes."""
+    return Request(ATTRIBUTES, path, decode=lambda r: _attributes(r[5]))
+
+
+def _attributes(data: bytes) -> dict[str, bytes]:
+    found = {}
+    at = 0
+    while at < len(data):
+        name_len, _, value_len = _ATTRIBUTE.unpack_from(data, at)
+        at += _ATTRIBUTE.size
+        name = data[at : at + name_len].decode()
+        at += name_len
+        found[name] = data[at : at + value_len]
+        at += value_len
+    return found
+
+
+# ---- the tree -----------------------------------------------------------------------------------
+
+
+def mkdir(
+    path: str, *, parents: bool, exist_ok: bool, kind: int = 0, options: bytes = b""
+) -> Request:
+    """`kind`: of the container, 0 for a directory."""
+    flags = (PARENTS if parents else 0) | (EXIST_OK if exist_ok else 0)
+    return Request(MKDIR, path, flags=flags, arg0=kind, options=options)
+
+
+def rename(prefix: str, src: str, dst: str, overwrite: bool) -> Request:
+    """`prefix`: of the store's namespace. The core puts it before `src`."""
+    if not isinstance(dst, str):
+        raise TypeError(f"a path is a str, not {type(dst).__name__}")
+    to = (prefix + dst).encode("utf-8", "surrogatepass")
+    if len(to) > 4096:
+        raise InvalidPathError(path=dst)
+    return Request(RENAME, src, flags=OVERWRITE if overwrite else 0, data=to)
+
+
+def list_page(path: str, cursor: bytes) -> Request:
+    """(page for `listing`, cursor of the next page or None). `cursor`: b"" for the first."""
+    return Request(LIST, path, data=cursor, arg0=PAGE, decode=_page)
+
+
+def _page(result: Result) -> tuple[bytes, bytes | None]:
+    _, _, _, flags, _, page = result
+    return page, listing.names(page)[-1].encode() if flags & MORE else None
+
+
+# ---- waiting ------------------------------------------------------------------------------------
+
+
+def wait(path: str, version: int | None, absent: bool, seconds: float) -> Request:
+    """NodeInfo of what is there at last, or None when nothing is (`absent`)."""
+    if absent and version is not None:
+        raise InvalidArgumentError("wait for a version, or for nothing, not both", path=path)
+    if absent:
+        return Request(STAT, path, flags=ABSENT, wait=seconds, absent=None)
+    flags = 0 if version is None else IF_VERSION
+    return Request(
+        STAT,
+        path,
+        flags=flags,
+        arg0=_unsigned(version or 0, "version"),
+        wait=seconds,
+        decode=lambda r: listing.node_info(path, r[5]),
+    )
+
+
+def watch(prefix: str, token: int) -> Request:
+    return Request(WATCH, prefix, arg0=token)
+
+
+def next_events(namespace: str, token: int, last: int, seconds: float) -> Request:
+    """(events, number of the last of them), after the one of number `last`. `namespace` is taken
+    off their paths."""
+    return Request(
+        NEXT,
+        arg0=token,
+        arg1=last,
+        wait=seconds,
+        decode=lambda r: (_events(len(namespace.encode()), r[5]), r[0]),
+    )
+
+
+def _events(prefix_len: int, data: bytes) -> list[Event]:
+    from crailpy.model import Event
+
+    found = []
+    at = 0
+    while at < len(data):
+        version, kind, path_len, _ = _EVENT.unpack_from(data, at)
+        at += _EVENT.size
+        path = data[at + prefix_len : at + path_len].decode()
+        at += (path_len + 7) & ~7
+        name = Event.KINDS[kind] or ""
+        found.append(Event(name, path or "/", version) if name != "resync" else Event(name))
+    return found
+
+
+def enter(path: str, members: int, token: int, seconds: float) -> Request:
+    """A place in a barrier: the number of rounds it has seen, when all members are there."""
+    if not 0 < members < 1 << 32:
+        raise InvalidArgumentError(f"a barrier of {members} members", path=path)
+    return Request(
+        ENTER, path, flags=PARENTS, arg0=token, arg1=members, wait=seconds, decode=_version
+    )
+
+
+# ---- queues, holds, jobs ------------------------------------------------------------------------
+
+
+def take(path: str, token: int, seconds: float | None) -> Request:
+    """The oldest free item: (its number, the bytes that follow, the whole result)."""
+    return Request(TAKE, path, arg0=token, wait=seconds, decode=lambda r: r)
+
+
+def ack(token: int) -> Request:
+    return Request(ACK, arg0=token)
+
+
+def end(token: int) -> Request:
+    """What the token holds ends as it does with its session."""
+    return Request(END, arg0=token, absent=None)
+
+
+def job(
+    path: str, token: int, quota_bytes: int | None, quota_nodes: int | None, options: bytes
+) -> Request:
+    """A share in a job: its number."""
+    quota = _QUOTA.pack(
+        _unsigned(quota_bytes or 0, "quota_bytes"), _unsigned(quota_nodes or 0, "quota_nodes")
+    )
+    return Request(
+        JOB, path, flags=PARENTS, arg0=token, data=quota, options=options, decode=_version
+    )
+
+
+def _unsigned(value: int, what: str) -> int:
+    if not 0 <= value < 1 << 64:
+        raise InvalidArgumentError(f"{what}={value} is out of its range")
+    return value
+
+
+# ---- many nodes at once -------------------------------------------------------------------------
+
+
+def node_infos(paths: list[str], results: list[tuple[Any, ...]]) -> list[NodeInfo | None]:
+    """What a vector of STATs answered (status before the rest of each result)."""
+    return [
+        None if r[0] else listing.node_info(path, r[6])
+        for path, r in zip(paths, results, strict=True)
+    ]

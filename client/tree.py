@@ -1,0 +1,159 @@
+"""The tree: directories, names, listings."""
+
+from __future__ import annotations
+
+from crailpy.errors import NotContainerError, NotFoundError
+
+from . import listing, requests
+from .connection import Connection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from crailpy.model import NodeInfo
+
+    from .globs import Pattern, States
+
+
+class Tree(Connection):
+    """The part of a `Store` that shapes the tree and lists it."""
+
+    def exists(self, key: str, *, timeout: float | None = None) -> bool:
+        """Whether there is anything at `key`."""
+        found: bool = self._run(requests.exists(key), timeout)
+        return found
+
+    def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
+        """Facts about a node. Raises NotFoundError."""
+        info: NodeInfo = self._run(requests.stat(path), timeout)
+        return info
+
+    def stat_many(
+        self, paths: Iterable[str], *, timeout: float | None = None
+    ) -> list[NodeInfo | None]:
+        """Facts about each path, in order; None for absent ones."""
+        paths = list(paths)
+        each = requests.stat("")
+        return requests.node_infos(
+            paths, self._hot.call_many(each.code, each.flags, paths, timeout)
+        )
+
+    def mkdir(
+        self,
+        path: str,
+        *,
+        parents: bool = False,
+        exist_ok: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Makes a directory. Raises ExistsError, NotFoundError (no parent), NotContainerError."""
+        self._run(requests.mkdir(path, parents=parents, exist_ok=exist_ok), timeout)
+
+    def rename(
+        self, src: str, dst: str, *, overwrite: bool = False, timeout: float | None = None
+    ) -> None:
+        """Moves a node and all below it, atomically and in constant time.
+
+        Raises NotFoundError, ExistsError, NotEmptyError, IsContainerError, NotContainerError,
+        InvalidArgumentError (into itself)."""
+        self._run(requests.rename(self._prefix, src, dst, overwrite), timeout)
+
+    def remove(self, path: str, *, timeout: float | None = None) -> None:
+        """Removes a value or an empty directory. Raises NotFoundError, NotEmptyError."""
+        self._run(requests.remove(path), timeout)
+
+    def rmtree(self, path: str, *, timeout: float | None = None) -> None:
+        """Removes a node and all below it; it is gone at once. Raises NotFoundError."""
+        self._run(requests.rmtree(path), timeout)
+
+    def listdir(self, path: str = "/", *, timeout: float | None = None) -> list[str]:
+        """The names in a directory, in byte order. Raises NotFoundError, NotContainerError."""
+        names: list[str] = []
+        for page in self._pages(path, timeout):
+            names.extend(listing.names(page))
+        return names
+
+    def scandir(self, path: str = "/", *, timeout: float | None = None) -> Iterator[NodeInfo]:
+        """NodeInfo of each entry in name order, a page at a time. Errors as `listdir`.
+
+        What was there throughout appears exactly once; changes meanwhile may or may not."""
+        for page in self._pages(path, timeout):
+            yield from listing.entries(path, page)
+
+    def walk(
+        self, top: str = "/", *, topdown: bool = True, timeout: float | None = None
+    ) -> Iterator[tuple[str, list[str], list[str]]]:
+        """(path, names of containers in it, names of values in it), as os.walk: with `topdown` what
+        you take out of the list of containers is not entered. `timeout` is of each request.
+
+        A directory that goes meanwhile is left out. Errors of `top` as `listdir`."""
+        above: list[str | tuple[str, list[str], list[str]]] = [top]
+        while above:
+            path = above.pop()
+            if isinstance(path, tuple):
+                yield path
+                continue
+            containers: list[str] = []
+            values: list[str] = []
+            try:
+                for entry in self.scandir(path, timeout=timeout):
+                    (containers if entry.is_dir else values).append(entry.name)
+            except (NotFoundError, NotContainerError):
+                if path == top:
+                    raise
+                continue
+            if topdown:
+                yield path, containers, values
+            else:
+                above.append((path, containers, values))
+            folder = path.rstrip("/")
+            above += [f"{folder}/{name}" for name in reversed(containers)]
+
+    def glob(self, pattern: str, *, timeout: float | None = None) -> Iterator[str]:
+        """The paths that match, in byte order of their components: `*`, `?` and `[...]` within a
+        component, `**` for any number of them. `timeout` is of each request.
+
+        Raises InvalidPathError for a pattern that does not begin with a slash."""
+        from .globs import Pattern
+
+        matching = Pattern(pattern)
+        try:
+            info = self.stat(matching.base, timeout=timeout)
+        except (NotFoundError, NotContainerError):
+            return
+        if matching.accepts(matching.start):
+            yield matching.base
+        if not info.is_dir or not matching.goes_on(matching.start):
+            return
+        levels = [(matching.start, self._candidates(matching, matching.start, info.path, timeout))]
+        while levels:  # the containers that we are in, and what is still to be looked at in each
+            states, entries = levels[-1]
+            entry = next(entries, None)
+            if entry is None:
+                levels.pop()
+                continue
+            after = matching.step(states, entry.name)
+            if matching.accepts(after):
+                yield entry.path
+            if entry.is_dir and matching.goes_on(after):
+                levels.append((after, self._candidates(matching, after, entry.path, timeout)))
+
+    def _candidates(
+        self, matching: Pattern, states: States, path: str, timeout: float | None
+    ) -> Iterator[NodeInfo]:
+        """What in `path` may match: all of it, or the one name that can; nothing if it went."""
+        name = matching.only_name(states)
+        try:
+            if name is None:
+                yield from self.scandir(path, timeout=timeout)
+            else:
+                yield self.stat(f"{path.rstrip('/')}/{name}", timeout=timeout)
+        except (NotFoundError, NotContainerError):
+            return
+
+    def _pages(self, path: str, timeout: float | None) -> Iterator[bytes]:
+        cursor: bytes | None = b""
+        while cursor is not None:
+            page, cursor = self._run(requests.list_page(path, cursor), timeout)
+            yield page
