@@ -6,7 +6,7 @@ from struct import Struct
 
 from crailpy import native
 from crailpy.errors import InvalidArgumentError
-from crailpy.model import TIER_CLASSES
+from crailpy.model import STORAGE_CLASSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def pack(
     last commit; `job`: a Job; `session`: goes with this session. Raises InvalidArgumentError, also
     for what this store cannot promise: more than one replica, durability, checksums."""
     refuse_promises(replicas, durability, checksum)
-    if tier is not None and tier not in TIER_CLASSES:
-        raise InvalidArgumentError(f"tier={tier!r} is none of {', '.join(TIER_CLASSES)}")
+    if tier is not None and tier not in STORAGE_CLASSES:
+        raise InvalidArgumentError(f"tier={tier!r} is none of {', '.join(STORAGE_CLASSES)}")
     if not isinstance(stripe, int) or not 1 <= stripe <= STRIPE_MAX:
         raise InvalidArgumentError(f"stripe={stripe!r}: 1 to {STRIPE_MAX} servers")
     if strict and tier is None and location is None:
@@ -68,7 +68,7 @@ def pack(
         0 if job is None else job_number(job),
         0 if location is None else location_number(location),
         flags,
-        _ANY if tier is None else TIER_CLASSES[tier],
+        _ANY if tier is None else STORAGE_CLASSES[tier],
         stripe,
         0,
     )
@@ -115,7 +115,7 @@ def job_number(job: Any) -> int:
 
 
 def location_number(location: str) -> int:
-    """The number of a location class on the wire. Raises InvalidArgumentError."""
+    """What stands for a location class on the wire."""
     if not isinstance(location, str) or not location:
         raise InvalidArgumentError(f"location={location!r} is no name of a location class")
     return native.location_number(location)

@@ -35,7 +35,6 @@ ADMIN_CHECK = "check"
 ADMIN_STOP = "stop"
 
 HEARTBEATS_MISSED_MAX = 3
-STORAGE_CLASS_MAX = 254
 
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -59,9 +58,9 @@ class Registration:
 
     `server` (id, stays over restarts), `incarnation` (u64, stays as long as the memory), `history`
     (has this memory been registered before), `regions` (granules of each), `tier`, `storage_class`
-    (its rank for placement, 0 to 254), `location` (its location class, "" for none), `host` and
-    `port` (where its data is served over TCP), `unix` (its socket, or None), `host_identity`,
-    `heartbeat` (seconds between two signs of life)."""
+    (its rank: low ones fill first), `location` (its location class, "": none), `host` and `port`
+    (where its data is served over TCP), `unix` (its socket, or None), `host_identity`, `heartbeat`
+    (seconds between two signs of life)."""
 
     def __init__(self, **fields: Any) -> None:
         self.server: str = fields["server"]
@@ -86,8 +85,8 @@ class Registration:
         regions = message["regions"]
         if not regions or len(regions) > 64 or not all(type(n) is int and n > 0 for n in regions):
             raise ProtocolError("register: regions are 1 to 64 numbers of granules")
-        if not 0 <= message["storage_class"] <= STORAGE_CLASS_MAX:
-            raise ProtocolError(f"register: storage_class is 0 to {STORAGE_CLASS_MAX}")
+        if not 0 <= message["storage_class"] < 255:
+            raise ProtocolError("register: a storage class is 0 to 254")
         return cls(**{name: message[name] for name in FIELDS})
 
     def message(self) -> dict[str, Any]:

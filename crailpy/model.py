@@ -6,10 +6,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["TIER_CLASSES", "Event", "NodeInfo", "NodeKind"]
+__all__ = ["Event", "NodeInfo", "NodeKind", "STORAGE_CLASSES"]
 
-#: Storage class of each tier: the order in which they fill.
-TIER_CLASSES = {"dram": 0, "nvmf": 1, "file": 2}
+#: The rank of each tier: low ones fill first.
+STORAGE_CLASSES = {"dram": 0, "nvmf": 1, "file": 2}
 
 
 class NodeKind:

@@ -69,17 +69,17 @@ def check(rc: int, path: str | None = None, server: str | int | None = None) -> 
     return rc
 
 
-def location_number(name: str) -> int:
-    """What stands for the location class `name` in struct crail_options; "" is none, 0."""
-    text = name.encode()
-    return int(lib.crail_location(text, len(text))) if text else 0
-
-
 def mac(key: bytes, data: bytes) -> int:
     """SipHash-2-4 of `data` under a key of 16 bytes."""
     if len(key) != 16:
         raise ValueError("a key has 16 bytes")
     return int(lib.crail_mac(key, data, len(data)))
+
+
+def location_number(location: str) -> int:
+    """What stands for a location class of this name on the wire: never 0."""
+    name = location.encode()
+    return int(lib.crail_location(name, len(name)))
 
 
 def test_guards() -> bool:
@@ -145,16 +145,10 @@ class Namenode(_Handle):
         check(lib.crail_namenode_lane_attach(self._open, fd, session, lane))
 
     def server_add(
-        self,
-        regions: Sequence[int],
-        description: bytes,
-        *,
-        storage_class: int,
-        location: int,
+        self, regions: Sequence[int], storage_class: int, location: str, description: bytes
     ) -> int:
-        """A new incarnation, its regions in granules, all of generation 0. `storage_class`: 0 to
-        254, grants come from low ones first; `location`: location_number(), or 0. Returns its
-        number."""
+        """A new incarnation, its regions in granules, all of generation 0; its rank among the
+        others and its location class ("": none). Returns its number."""
         granules = ffi.new("uint32_t[]", list(regions))
         number = ffi.new("uint32_t *")
         check(
@@ -164,7 +158,7 @@ class Namenode(_Handle):
                 granules,
                 ffi.NULL,
                 storage_class,
-                location,
+                location_number(location) if location else 0,
                 description,
                 len(description),
                 number,
@@ -173,12 +167,17 @@ class Namenode(_Handle):
         return int(number[0])
 
     def server_describe(
-        self, number: int, description: bytes, *, storage_class: int, location: int
+        self, number: int, storage_class: int, location: str, description: bytes
     ) -> None:
-        """Replaces what clients are told about the server, and how grants find it."""
+        """Replaces its rank, its location class and what clients are told about it."""
         check(
             lib.crail_namenode_server_describe(
-                self._open, number, storage_class, location, description, len(description)
+                self._open,
+                number,
+                storage_class,
+                location_number(location) if location else 0,
+                description,
+                len(description),
             ),
             server=number,
         )

@@ -189,7 +189,6 @@ def storage(options: argparse.Namespace) -> int:
 
 
 def _storage_service(options: argparse.Namespace) -> StorageService:
-    from crailpy.control import STORAGE_CLASS_MAX
     from crailpy.errors import InvalidArgumentError
 
     from .reception import private_folder
@@ -201,8 +200,6 @@ def _storage_service(options: argparse.Namespace) -> StorageService:
         settings.port = 0  # else it is the namenode's
     if options.tier != "dram":
         raise InvalidArgumentError(f"--tier {options.tier}: there is only the dram tier")
-    if options.storage_class is not None and not 0 <= options.storage_class <= STORAGE_CLASS_MAX:
-        raise InvalidArgumentError(f"--storage-class: 0 to {STORAGE_CLASS_MAX}")
     server, ephemeral = options.id, options.ephemeral
     if server is None:
         if settings.port:
@@ -226,8 +223,6 @@ def _storage_service(options: argparse.Namespace) -> StorageService:
         namenode=_namenode_of(options.namenode or settings.address),
         ephemeral=ephemeral,
         advertise=options.advertise,
-        storage_class=options.storage_class,
-        location=options.location,
     )
 
 
@@ -343,13 +338,8 @@ def register(subparsers: Any) -> None:
 
     p = add("storage", storage, "run a storage server", service)
     p.add_argument("--tier", default="dram", choices=["dram", "file", "nvmf"])
-    p.add_argument(
-        "--storage-class",
-        type=int,
-        metavar="N",
-        help="rank for placement: low ones fill first (default: dram 0, nvmf 1, file 2)",
-    )
-    p.add_argument("--location", default="", metavar="NAME", help="location class, as a rack")
+    p.add_argument("--location", help="location class, for values that prefer to be near")
+    p.add_argument("--storage-class", help="rank, 0 to 254: low ones fill first")
     p.add_argument("--dram", help="memory to offer, as 1GiB (the default)")
     p.add_argument("--dram-dir", help="file system for the memory, one with huge pages perhaps")
     p.add_argument("--namenode", metavar="ADDRESS", help="crail://host:port of the namenode")

@@ -27,7 +27,6 @@ from typing import Any
 
 import crailpy
 from crailpy.config import SETTINGS
-from crailpy.control import STORAGE_CLASS_MAX
 from crailpy.errors import ClosedError, InvalidArgumentError, UnavailableError, from_code
 from crailpy.units import parse_size
 
@@ -227,21 +226,20 @@ class LocalCluster:
         self.namenode = Server(self, "namenode", arguments, port)
         self.namenode.start()
         for _ in range(servers):
-            self.servers.append(self._new_server(self._dram, None, ""))
+            self.servers.append(self._new_server(self._dram))
         for server in self.servers:
             server._launch()
         for server in self.servers:
             server._wait_ready()
 
-    def _new_server(self, dram: int, storage_class: int | None, location: str) -> Server:
+    def _new_server(self, dram: int, *flags: str) -> Server:
         name = f"storage-{len(self.servers)}"
         arguments = [
             *("storage", "--tier", "dram", "--dram", str(dram), "--id", name),
             *("--dir", os.path.join(self.folder, name)),
-            *(() if storage_class is None else ("--storage-class", str(storage_class))),
-            f"--location={location}",
             *("--namenode", f"crail+unix://{self.folder}/nn-{self.namenode.port}.sock"),
             *self._flags(),
+            *flags,
         ]
         return Server(self, name, arguments, 0)
 
@@ -256,19 +254,17 @@ class LocalCluster:
         self,
         *,
         dram: str | int | None = None,
-        storage_class: int | None = None,
         location: str = "",
+        storage_class: int | None = None,
     ) -> Server:
-        """Starts one more storage server. `storage_class`: its rank for placement (0 to 254, low
-        ones fill first) instead of its tier's; `location`: its location class.
-
-        Raises InvalidArgumentError, OutOfSpaceError, UnavailableError, ClosedError."""
+        """Starts one more storage server, of a location class and a rank (low ones fill first).
+        Raises OutOfSpaceError, UnavailableError, ClosedError."""
         if self.closed:
             raise ClosedError("the cluster is closed")
-        if storage_class is not None and not 0 <= storage_class <= STORAGE_CLASS_MAX:
-            raise InvalidArgumentError(f"storage_class={storage_class}: 0 to {STORAGE_CLASS_MAX}")
-        size = self._dram if dram is None else parse_size(dram)
-        server = self._new_server(size, storage_class, location)
+        flags = ["--set", f"location={location}"] if location else []
+        if storage_class is not None:
+            flags += ["--set", f"storage_class={storage_class}"]
+        server = self._new_server(self._dram if dram is None else parse_size(dram), *flags)
         server.start()
         self.servers.append(server)
         return server

@@ -13,7 +13,6 @@ import logging
 import time
 from typing import Any, Protocol
 
-from crailpy import native
 from crailpy.channel import Channel
 from crailpy.control import HEARTBEATS_MISSED_MAX, Registration
 from crailpy.errors import ExistsError
@@ -29,20 +28,13 @@ class Core(Protocol):
     """What members need of crailpy.native.Namenode."""
 
     def server_add(
-        self, regions: list[int], description: bytes, *, storage_class: int, location: int
+        self, regions: list[int], storage_class: int, location: str, description: bytes
     ) -> int: ...
     def server_describe(
-        self, number: int, description: bytes, *, storage_class: int, location: int
+        self, number: int, storage_class: int, location: str, description: bytes
     ) -> None: ...
     def server_set(self, number: int, state: int) -> None: ...
     def server_stats(self, number: int) -> dict[str, int]: ...
-
-
-def _place(server: Registration) -> dict[str, int]:
-    return {
-        "storage_class": server.storage_class,
-        "location": native.location_number(server.location),
-    }
 
 
 class Member:
@@ -77,7 +69,9 @@ class Members:
                 member.channel.close()
                 member.channel = None
             member.registration = new
-            self._core.server_describe(member.number, new.description(), **_place(new))
+            self._core.server_describe(
+                member.number, new.storage_class, new.location, new.description()
+            )
             self._set(member, UP)
             log.info("storage server %s (%d) is back", new.server, member.number)
             self.seen(member)
@@ -94,7 +88,9 @@ class Members:
             if member.channel is not None:
                 member.channel.close()
             self._quiet(member)
-        number = self._core.server_add(new.regions, new.description(), **_place(new))
+        number = self._core.server_add(
+            new.regions, new.storage_class, new.location, new.description()
+        )
         member = self._members[new.server] = Member(number, new)
         log.info("storage server %s (%d) is new", new.server, number)
         self.seen(member)
@@ -162,7 +158,7 @@ class Members:
                 "state": STATES[member.state],
                 "tier": member.registration.tier,
                 "storage_class": member.registration.storage_class,
-                "location": member.registration.location,
+                "location": member.registration.location or None,
                 "address": f"{member.registration.host}:{member.registration.port}",
                 "incarnation": member.registration.incarnation,
                 "last_seen_s": round(now - member.last_seen, 3),

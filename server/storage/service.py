@@ -23,7 +23,7 @@ from crailpy.errors import (
     StaleLocationError,
     UnavailableError,
 )
-from crailpy.model import TIER_CLASSES
+from crailpy.model import STORAGE_CLASSES
 
 from ..reception import Reception, Visit
 from ..threads import Threads
@@ -41,9 +41,7 @@ class StorageService:
     """One storage server. start(), then wait for whatever ends it, then close().
 
     `namenode`: (host, port), or the path of its unix socket. `ephemeral`: the memory goes with the
-    process. `advertise`: what clients are told instead of the address that the namenode sees.
-    `storage_class`: its rank for placement, 0 to 254, instead of the tier's; `location`: its
-    location class."""
+    process. `advertise`: what clients are told instead of the address that the namenode sees."""
 
     def __init__(
         self,
@@ -54,8 +52,6 @@ class StorageService:
         namenode: tuple[str, int] | str,
         ephemeral: bool = False,
         advertise: str | None = None,
-        storage_class: int | None = None,
-        location: str = "",
     ) -> None:
         self.settings = settings
         self.tier = tier
@@ -68,8 +64,6 @@ class StorageService:
         self._token: str | None = settings.token or None
         self._ephemeral = ephemeral
         self._advertise = advertise
-        self._storage_class = TIER_CLASSES[tier.name] if storage_class is None else storage_class
-        self._location = location
         self._key = b""  # of the cluster, once registered
         self._control: Channel | None = None
         self._life: asyncio.Task[None] | None = None
@@ -195,6 +189,11 @@ class StorageService:
         self.tier.remember_registered()
         await self._open_channel()
 
+    def _storage_class(self) -> int:
+        """Its rank: what was set, else that of its tier."""
+        rank: int = self.settings.storage_class
+        return rank if rank != 255 else STORAGE_CLASSES[self.tier.name]
+
     async def _ask_to_register(self, link: Channel, sock: socket.socket) -> dict[str, Any]:
         new = Registration(
             server=self.tier.server,
@@ -202,8 +201,8 @@ class StorageService:
             history=self.tier.registered,
             regions=self.tier.granules,
             tier=self.tier.name,
-            storage_class=self._storage_class,
-            location=self._location,
+            storage_class=self._storage_class(),
+            location=self.settings.location,
             host=self._host_for_clients(sock),
             port=self.port,
             unix=self.tier.socket_path,
