@@ -58,11 +58,8 @@ class Waiting(Connection):
         token = self._token()
         try:
             opened: int = self._run(requests.enter(path, n, token, seconds))
-        except CrailError:
-            raise
-        except BaseException:  # Ctrl-C: this member will not come
+        finally:  # opened, broken, or this member gives up: it leaves, and breaks nothing by that
             self._end(token)
-            raise
         return opened
 
     def _end(self, token: int) -> None:

@@ -18,13 +18,18 @@ HELLO = b"CRAILPY1"
 FRAME = struct.Struct("<IIIIQQ")  # magic, size, count, flags, id, seq (native/include/crail/wire.h)
 
 
-class DroppingProxy:
-    """Forwards every connection to `target`; of the replies to requests that change something,
-    every `k`-th is dropped, in turn by silence and by cutting the connection."""
+WAIT = 1 << 8  # of the flags of an operation, which are two bytes after its code
 
-    def __init__(self, target: tuple[str, int], k: int) -> None:
+
+class DroppingProxy:
+    """Forwards every connection to `target`; of the replies to requests that change something (or,
+    with `waits`, that may wait) every `k`-th is dropped, in turn by silence and by cutting the
+    connection."""
+
+    def __init__(self, target: tuple[str, int], k: int, *, waits: bool = False) -> None:
         self.target = target
         self.k = k
+        self.waits = waits
         self.mutations = 0
         self.dropped = 0
         self._lock = threading.Lock()
@@ -88,18 +93,19 @@ class DroppingProxy:
             sock.close()
 
     def _one_request(self, client: socket.socket, server: socket.socket) -> bool:
-        request, seq = _frame(client)
+        request, _ = _frame(client)
         server.sendall(request)
         reply, _ = _frame(server)
-        word = self._verdict(seq)
+        word = self._verdict(request)
         if word == "pass":
             client.sendall(reply)
         return word != "cut"
 
-    def _verdict(self, seq: int) -> str:
+    def _verdict(self, request: bytes) -> str:
         """What becomes of the reply: "pass", "silence" (the client has to notice by itself) or
         "cut"."""
-        if not seq:
+        (flags,) = struct.unpack_from("<H", request, FRAME.size + 2)
+        if not (flags & WAIT if self.waits else FRAME.unpack_from(request)[5]):
             return "pass"
         with self._lock:
             self.mutations += 1
@@ -166,7 +172,7 @@ class DroppingRingProxy(DroppingProxy):
                     request, waiting = waiting[:size], waiting[size:]
                     server.sendall(request)
                     answer, _ = _frame(server)
-                    word = self._verdict(FRAME.unpack_from(request)[5])
+                    word = self._verdict(request)
                     if word == "cut":
                         return
                     if word == "pass":

@@ -91,8 +91,11 @@ void crail_rpc_ring_event(crail_namenode *nn, struct crail_rpc_ring *ring) {
     struct crail_rpc_lane *lane = c->lane;
     if (!c->blocked && (lane->vec.frame || c->tx_left))
         return; /* busy: looks for itself before it rests */
-    c->readable = !c->blocked;
+    bool was_blocked = c->blocked;
+    c->readable = !was_blocked;
     c->blocked = false;
+    if (was_blocked && c->party)
+        crail_rpc_party_unblocked(nn, c->party);
     crail_list_remove(&ring->spin);
     if (lane->state == CRAIL_RPC_LANE_IDLE)
         crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_READY);

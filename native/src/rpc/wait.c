@@ -220,6 +220,8 @@ int crail_rpc_wait_begin(crail_namenode *nn, struct crail_rpc_conn *c, uint64_t 
         .op = *op,
     };
     memcpy(waiter + 1, op + 1, op->path_len);
+    if (op->code == CRAIL_OP_ENTER) /* it is a member by now; if that is ended meanwhile, it does not come back */
+        waiter->op.flags |= CRAIL_META_OPF_AGAIN;
     if (enroll(nn, waiter)) {
         crail_rpc_spot_unref(nn, spot);
         free(waiter);
@@ -376,7 +378,8 @@ static bool party_flush(crail_namenode *nn, struct crail_rpc_party *p) {
         crail_buf_free(&p->out);
     if (backlog(p) <= CRAIL_RPC_LATE_BYTES)
         crail_list_splice(&nn->waits.retries, &p->parked);
-    if (how == CRAIL_RPC_SENT_ALL && c->lane->state == CRAIL_RPC_LANE_IDLE && !(c->end.armed & EPOLLIN))
+    bool deaf = c->ring || !(c->end.armed & EPOLLIN); /* a bell that rang meanwhile was not heeded */
+    if (how == CRAIL_RPC_SENT_ALL && c->lane->state == CRAIL_RPC_LANE_IDLE && deaf)
         crail_rpc_lane_move(nn, c->lane, CRAIL_RPC_LANE_READY); /* so that it listens again */
     return how != CRAIL_RPC_SENT_BLOCKED && (how == CRAIL_RPC_SENT_PART || p->late.len);
 }
