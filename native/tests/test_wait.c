@@ -147,6 +147,7 @@ static void test_stat_waits_for_a_version_and_for_nothing(void) {
     gone.flags |= CRAIL_OPF_ABSENT;
     ask(fd, 1, newer, "/k");
     ask(fd, 2, gone, "/k");
+    CHECK(one(fd, 0, CRAIL_OP_PING, "", NULL, 0) == 0); /* both have arrived */
     CHECK(put(other, 2, "/other", "x") == 0 && stats().waiters == 2);
     CHECK(put(other, 3, "/k", "b") == 0);
     CHECK(answered(fd, 1) == 0 && result(&R, 0)->version > version && stats().waiters == 1);
