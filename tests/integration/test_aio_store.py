@@ -230,7 +230,7 @@ async def test_a_forked_child_cannot_use_it_and_harms_nobody(aio):
     pid = os.fork()
     if pid == 0:
         os._exit(child())
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7  # noqa: ASYNC222
     assert await aio.get("/aio/f") == b"parent"
     await aio.put("/aio/f", b"still" * 10_000)
     assert await aio.get("/aio/f") == b"still" * 10_000
