@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 
 from crailpy.errors import (
     ClosedError,
@@ -21,6 +22,9 @@ from crailpy.errors import (
     OutOfSpaceError,
     StaleLocationError,
 )
+
+from . import placement as place
+from . import requests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 64 << 10  # of the buffer that lies over a File
 MEMORY_BYTES_MAX = 256 << 10  # a value up to this is written by one put
 EXTENT_BYTES_MIN = 128 << 10
+FLUSHED_EXTENT_BYTES_MIN = 16 << 10
 EXTENTS_MAX = 64  # of one value, see wire.h
 EXTENTS_SLOW = 48  # so many grow by a quarter of the value, and waste no more; the rest double it
 COPY_BYTES = 4 << 20
@@ -41,13 +46,11 @@ ZEROS = bytes(MEMORY_BYTES_MAX)
 GIVE_BACK_S = 1.0
 
 # operation codes and flags (native/include/crail/wire.h)
-_PUT, _COMMIT, _RELEASE, _REMOVE, _END = 16, 17, 19, 22, 28
-_OPEN, _APPEND, _STREAM, _FOLLOW = 48, 51, 53, 54
-_IF_ABSENT, _IF_VERSION, _PARENTS, _LEAF_ONLY, _ONE_EXTENT = 1, 2, 4, 32, 128
-_WAIT, _GROW = 1 << 8, 1 << 11
-_INLINE, _MORE, _DELETE_AFTER_READ, _TAIL_CLOSED = 1, 2, 8, 16
+_COMMIT, _RELEASE, _OPEN, _APPEND, _STREAM, _FOLLOW = 17, 19, 48, 51, 53, 54
+_ONE_EXTENT, _GROW, _TAIL_CLOSED = 128, 1 << 11, 16
 _EXTENT_BYTES = 32
 _GRANULE = 4096
+_STRIPE_AT = 23  # in struct crail_options
 
 
 def _capacity(extents: bytes) -> int:
@@ -56,7 +59,7 @@ def _capacity(extents: bytes) -> int:
     return _GRANULE * sum(words[3 :: _EXTENT_BYTES // 4])
 
 
-class _Mode:
+class Mode:
     """A mode string, taken apart. Raises InvalidArgumentError."""
 
     __slots__ = ("appends", "creates", "exclusive", "reads", "text", "writes")
@@ -83,9 +86,10 @@ class File(io.RawIOBase):
         self,
         store: Store,
         path: str,
-        mode: _Mode,
+        mode: Mode,
         timeout: float | None,
         placement: dict[str, Any],
+        pipe: Pipe | None = None,
     ) -> None:
         super().__init__()
         self._pid = os.getpid()
@@ -94,7 +98,11 @@ class File(io.RawIOBase):
         self._hot = store._hot
         self._timeout = timeout
         self._placement = placement
-        self._options = b""  # of what is granted
+        self._options, self._wait_space = place.pack(**placement)
+        granted = bytearray(self._options)
+        if granted:
+            granted[_STRIPE_AT] = 0  # each further extent lies on the next server anyway
+        self._grant_options = bytes(granted)
         self._mode = mode
         self.name = path
         self.mode = "".join(
@@ -115,7 +123,11 @@ class File(io.RawIOBase):
         self._tail_closed = False
         self._dirty = mode.creates
         self._sequential = True  # everything up to _at was read in order
-        self._pipe: Pipe | None = None
+        self._pipe = pipe  # another file's that was left idle, or made when there is use for it
+        self._stream_token = 0  # of what is announced to those who follow; 0: nothing was
+        self._announced = 0
+        self._extent_min = EXTENT_BYTES_MIN
+        self._closing = False
         if mode.creates:
             if mode.exclusive and store.exists(path, timeout=timeout):
                 raise ExistsError(path=path)
@@ -130,40 +142,56 @@ class File(io.RawIOBase):
         more.setdefault("timeout", self._timeout)
         return self._store._call(code, flags, self.name, **more)
 
+    def _call_waiting(self, code: int, **more: Any) -> tuple[Any, ...]:
+        """An operation that the namenode answers when it can, within the deadline."""
+        limit = self._store._timeout if self._timeout is None else self._timeout
+        return self._store._wait(
+            lambda ms, timeout: self._call(
+                code, requests.WAIT, count=ms, **(more | {"timeout": timeout})
+            ),
+            limit,
+            limit,
+        )
+
     def _open_version(self) -> None:
         appends = self._mode.appends
         self._token = token = self._store._token()
         try:
-            if appends:
-                found = self._ask_for_append(token)
-            else:
-                found = self._call(_OPEN, arg0=token)
+            found = self._ask_for_append(token) if appends else self._ask_to_open(token)
         except BaseException:
             self._end_hold(token)  # the answer may be on its way still
             self._token = 0
             raise
+        self._opened(found)
+        if appends:
+            self._at = self._size
+        elif self._memory is not None:
+            self._token = 0  # there is nothing to hold
+
+    def _opened(self, found: tuple[Any, ...]) -> None:
+        """Takes over what OPEN, APPEND or FOLLOW found."""
         self.version, self._size, _, self._flags, _, data = found
-        if self._flags & _INLINE:
+        if self._flags & requests.INLINE:
             self._memory = data
-            self._token = token if appends else 0  # nothing to hold
         else:
             self._memory = None
             self._extents = data
             self._room = _capacity(data)
-            self._fixed = self._size if appends else sys.maxsize
+            self._fixed = self._size if self._mode.appends else sys.maxsize
             self._tail_closed = bool(self._flags & _TAIL_CLOSED)
-        if appends:
-            self._at = self._size
+
+    def _ask_to_open(self, token: int) -> tuple[Any, ...]:
+        return self._call(_OPEN, arg0=token)
 
     def _ask_for_append(self, token: int) -> tuple[Any, ...]:
-        limit = self._store._timeout if self._timeout is None else self._timeout
         while True:
             try:
-                return self._call(_APPEND, _WAIT, arg0=token, count=max(1, int(limit * 1000)))
+                return self._call_waiting(_APPEND, arg0=token)
             except NotFoundError:
                 try:
-                    self._call(_PUT, _IF_ABSENT | _PARENTS)
-                    self._dirty = True
+                    self._store.put(
+                        self.name, b"", if_absent=True, timeout=self._timeout, **self._placement
+                    )
                 except ExistsError:
                     pass
 
@@ -171,7 +199,7 @@ class File(io.RawIOBase):
         if not token:
             return
         try:
-            self._store._call(_END, 0, None, arg0=token, timeout=GIVE_BACK_S)
+            self._store._run(requests.end(token), GIVE_BACK_S)
         except CrailError:
             pass  # it ends with the session
 
@@ -246,13 +274,10 @@ class File(io.RawIOBase):
 
     def _report_delivery(self) -> None:
         """It was read to its end, in order: a value that goes when it was read goes now."""
-        if not self._flags & _DELETE_AFTER_READ or self._mode.writes:
-            return
-        self._flags &= ~_DELETE_AFTER_READ
-        try:
-            self._call(_REMOVE, _LEAF_ONLY | _IF_VERSION, arg0=self.version)
-        except (NotFoundError, CrailError):
-            pass  # another reader did, or it has another version by now
+        if self._flags & requests.DELETE_AFTER_READ and not self._mode.writes:
+            self._flags &= ~requests.DELETE_AFTER_READ
+            assert self.version is not None
+            self._store._delivered(self.name, self.version, 0.0)
 
     def readinto(self, buffer: Any) -> int:
         self._check_may(self._mode.reads, "readable")
@@ -277,6 +302,19 @@ class File(io.RawIOBase):
         self._at += len(data)
         self._was_read(0)
         return data
+
+    def ask(self, length: int) -> None:
+        """Has the next `length` bytes on their way, where they come over TCP."""
+        if self._memory is None and self._size > self._at:
+            try:
+                self._moves().ask(self._extents, self._size, self._at, length, self._timeout)
+            except StaleLocationError as error:
+                raise self._lost() from error
+
+    def leave_pipe(self) -> Pipe | None:
+        """Gives its pipe away, for another file; after the last byte was read."""
+        pipe, self._pipe = self._pipe, None
+        return pipe
 
     # -- writing -----------------------------------------------------------------------
 
@@ -400,6 +438,8 @@ class File(io.RawIOBase):
             self._take_over(self._size, room=end)
         else:
             self._extend(new)
+            if self._mode.creates and self._size:
+                self._announce()
 
     def _extend(self, new: bytes) -> None:
         self._extents += new
@@ -411,15 +451,28 @@ class File(io.RawIOBase):
         that EXTENTS_MAX are enough for any size. None if they would be too many."""
         ahead = room // 4 if count < EXTENTS_SLOW else room
         try:
-            wanted = max(missing, ahead, EXTENT_BYTES_MIN)
-            new = self._hot.alloc(wanted, _ONE_EXTENT, self._options, self._timeout)
+            new = self._alloc(max(missing, ahead, self._extent_min), _ONE_EXTENT, 0.0)
         except OutOfSpaceError:
-            new = self._hot.alloc(missing, 0, self._options, self._timeout)
+            new = self._alloc(missing, 0, self._wait_space)
         n = len(new) // _EXTENT_BYTES
         if count + n <= EXTENTS_MAX:
             return new
         self._give_back(new, n)
         return None
+
+    def _alloc(self, size: int, flags: int, wait: float) -> bytes:
+        until = time.monotonic() + wait
+        ms, options = 0, self._grant_options
+        limit = self._store._timeout if self._timeout is None else self._timeout
+        while True:
+            try:
+                new: bytes = self._hot.alloc(size, flags, options, ms, limit + ms / 1000)
+                return new
+            except OutOfSpaceError:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise
+                ms = max(1, int(min(left, requests.WAIT_AT_ONCE) * 1000))
 
     def _replace_tail(self, end: int) -> None:
         """The last extent may not be written, though it is not full: what an appender before us
@@ -445,6 +498,29 @@ class File(io.RawIOBase):
         finally:
             source.close()
         self._tail_closed = False
+
+    def flush(self) -> None:
+        """Shows what is written so far to those who follow (mode w or x)."""
+        super().flush()
+        if self._done or self._closing or not self._mode.creates or self._size <= self._announced:
+            return
+        self._check()
+        if self._memory is not None:
+            self._extent_min = FLUSHED_EXTENT_BYTES_MIN
+            self._leave_memory(self._size)
+            self._extent_min = EXTENT_BYTES_MIN
+        self._announce()
+
+    def _announce(self) -> None:
+        if self._size <= self._announced:
+            return
+        self._settle()
+        self._stream_token = self._stream_token or self._store._token()
+        self._call(
+            _STREAM, data=self._extents, count=len(self._extents) // _EXTENT_BYTES,
+            arg0=self._stream_token, arg1=self._size,
+        )  # fmt: skip
+        self._announced = self._size
 
     def truncate(self, size: int | None = None) -> int:
         self._check_may(self._mode.writes, "writable")
@@ -500,19 +576,20 @@ class File(io.RawIOBase):
         if self._fixed:
             flags, arg0, kept = _GROW, self._token, self._granted
         else:
-            flags, arg0, kept = _PARENTS, 0, len(self._extents) // _EXTENT_BYTES
+            flags, arg0, kept = requests.PARENTS, 0, len(self._extents) // _EXTENT_BYTES
             if self._mode.exclusive:
-                flags |= _IF_ABSENT
+                flags |= requests.IF_ABSENT
             elif base is not None:
-                flags, arg0 = flags | _IF_VERSION, base
+                flags, arg0 = flags | requests.IF_VERSION, base
         try:
             self.version = self._call(
                 _COMMIT, flags, data=self._extents[len(self._extents) - kept * _EXTENT_BYTES :],
-                count=kept, arg0=arg0, arg1=self._size,
+                count=kept, arg0=arg0, arg1=self._size, options=self._options,
             )[0]  # fmt: skip
         except StaleLocationError as error:
             raise self._lost() from error
         self._granted = 0
+        self._stream_token = 0  # it ended with the commit
         if self._fixed:
             self._token = 0  # the right ended with the commit
 
@@ -537,6 +614,7 @@ class File(io.RawIOBase):
             token, self._token = self._token, 0
             try:
                 self._close_pipe()
+                self._end_hold(self._stream_token)
                 self._give_back(self._extents, granted)
                 self._end_hold(token)
             finally:
@@ -569,6 +647,42 @@ def _forsaken(layer: object, file: File) -> None:
         warnings.warn(f"unclosed file {file.name!r}", ResourceWarning, stacklevel=3, source=layer)
 
 
+class Following(File):
+    """A File that reads what is still being written, as far as its writer has shown it."""
+
+    def _ask_to_open(self, token: int) -> tuple[Any, ...]:
+        return self._call_waiting(_FOLLOW, arg0=token)
+
+    def _has_more(self) -> bool:
+        """At the end of what was shown: waits until there is more. False: that was all."""
+        if not self._flags & requests.MORE:
+            return False
+        self._opened(self._call_waiting(_FOLLOW, arg0=self._token, arg1=self._size))
+        return True
+
+    def _lost(self) -> DataLostError:
+        """What a location that is out of date means: mostly that the writer discarded it."""
+        try:
+            self._call(_FOLLOW, arg0=self._token)
+        except DataLostError as error:
+            return error
+        except CrailError:
+            pass
+        return super()._lost()
+
+    def readinto(self, buffer: Any) -> int:
+        n = super().readinto(buffer)
+        while n == 0 and len(buffer) and self._has_more():
+            n = super().readinto(buffer)
+        return n
+
+    def readall(self) -> bytes:
+        parts = [super().readall()]
+        while self._has_more():
+            parts.append(super().readall())
+        return b"".join(parts)
+
+
 class _OverFile:
     """What a buffer or a text layer adds for the File under it."""
 
@@ -584,6 +698,13 @@ class _OverFile:
         """Closes without publishing anything."""
         self._file().discard()
 
+    def close(self) -> None:
+        try:
+            self._file()._closing = True  # what flushes now is shown by the commit
+        except (ValueError, AttributeError):  # detached
+            pass
+        super().close()  # type: ignore[misc]
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -592,7 +713,7 @@ class _OverFile:
     ) -> None:
         if kind is not None:
             self.discard()
-        self.close()  # type: ignore[attr-defined]
+        self.close()
 
     def __del__(self) -> None:
         try:
@@ -615,12 +736,20 @@ class Writer(_OverFile, io.BufferedWriter):
     def _file(self) -> File:
         return self.raw  # type: ignore[return-value]
 
+    def flush(self) -> None:
+        super().flush()
+        self.raw.flush()
+
 
 class Random(_OverFile, io.BufferedRandom):
     """A buffered File that reads and writes."""
 
     def _file(self) -> File:
         return self.raw  # type: ignore[return-value]
+
+    def flush(self) -> None:
+        super().flush()
+        self.raw.flush()
 
 
 class Text(_OverFile, io.TextIOWrapper):
@@ -647,19 +776,21 @@ def open_file(
     placement: dict[str, Any],
 ) -> AnyFile:
     """What `Store.open` does."""
-    taken = _Mode(mode, path)
+    taken = Mode(mode, path)
     if not taken.text and (encoding, errors, newline) != (None, None, None):
         raise InvalidArgumentError("encoding, errors and newline are for text modes", path=path)
     if taken.text and buffering == 0:
         raise InvalidArgumentError("text is always buffered", path=path)
     if buffering < -1:
         raise InvalidArgumentError(f"buffering={buffering}", path=path)
-    file = File(store, path, taken, timeout, placement)
+    if follow and mode != "rb" and mode != "r" and mode != "rt":
+        raise InvalidArgumentError(f"follow is for reading, not for mode {mode!r}", path=path)
+    file = (Following if follow else File)(store, path, taken, timeout, placement)
     if buffering == 0:
         return file
     size = buffering if buffering > 1 else BUFFER_BYTES
     layer = Random if taken.reads and taken.writes else Reader if taken.reads else Writer
-    buffered = layer(file, size)  # type: ignore[abstract]
+    buffered = layer(file, size)
     if not taken.text:
         return buffered
     return Text(buffered, encoding, errors, newline, line_buffering=buffering == 1)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .containers import Queue, Table
     from .files import AnyFile
+    from .multifile import MultiFile
 
 INLINE_MAX = 4096  # bytes of a value kept inside its node
 
@@ -131,6 +132,18 @@ class Store(Values, Tree, Lifetimes):
 
         open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout)
         return Queue(self, path, timeout, placement)
+
+    def multifile(
+        self, path: str, create: bool = True, *, timeout: float | None = None, **placement: Any
+    ) -> MultiFile:
+        """The multifile at `path`, made where there is none (unless `create` is false:
+        NotFoundError). `placement` holds for its parts. Raises ExistsError for another kind of
+        node."""
+        from .containers import open_container
+        from .multifile import MultiFile
+
+        open_container(self, path, create, requests.MULTIFILE, "multifile", timeout)
+        return MultiFile(self, path, timeout, placement)
 
     # -- facts --------------------------------------------------------------------------
 

@@ -82,6 +82,12 @@ def mac(key: bytes, data: bytes) -> int:
     return int(lib.crail_mac(key, data, len(data)))
 
 
+def location_number(location: str) -> int:
+    """What stands for a location class of this name on the wire: never 0."""
+    name = location.encode()
+    return int(lib.crail_location(name, len(name)))
+
+
 def test_guards() -> bool:
     """Is this the test build whose guards can be switched off?"""
     return bool(lib.crail_test_guards())
@@ -144,8 +150,11 @@ class Namenode(_Handle):
         """Takes the descriptor in any case. Raises SessionLostError."""
         check(lib.crail_namenode_lane_attach(self._open, fd, session, lane))
 
-    def server_add(self, regions: Sequence[int], description: bytes) -> int:
-        """A new incarnation, its regions in granules, all of generation 0. Returns its number."""
+    def server_add(
+        self, regions: Sequence[int], storage_class: int, location: str, description: bytes
+    ) -> int:
+        """A new incarnation, its regions in granules, all of generation 0; its rank among the
+        others and its location class ("": none). Returns its number."""
         granules = ffi.new("uint32_t[]", list(regions))
         number = ffi.new("uint32_t *")
         check(
@@ -154,6 +163,8 @@ class Namenode(_Handle):
                 len(regions),
                 granules,
                 ffi.NULL,
+                storage_class,
+                location_number(location) if location else 0,
                 description,
                 len(description),
                 number,

@@ -390,6 +390,11 @@ static int serve_need(struct call *c, struct crail_io *io, int rc, int *failures
 
 int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
                   uint64_t offset, uint64_t length, void *buffer, bool is_write) {
+    return call_transfer_part(c, extents, count, value_bytes, offset, length, buffer, is_write, length);
+}
+
+int call_transfer_part(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
+                       uint64_t offset, uint64_t length, void *buffer, bool is_write, uint64_t whole) {
     uint64_t room = 0;
     for (uint32_t i = 0; i < count; i++)
         room += (uint64_t)extents[i].granules * CRAIL_GRANULE;
@@ -404,7 +409,8 @@ int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t c
                           .offset = offset,
                           .length = length,
                           .buffer = buffer,
-                          .deadline_ns = call_deadline(c)};
+                          .deadline_ns = call_deadline(c),
+                          .whole = whole};
     int rc, failures = 0;
     for (;;) {
         int need = run_io(&io);

@@ -73,6 +73,9 @@ int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t c
                   uint64_t offset, uint64_t length, void *buffer, bool is_write);
 /* In a forked child: has the owner open a session of its own first. */
 int call_follow_fork(HotClient *self);
+/* The same for a part of a transfer of `whole` bytes: a long one goes around the caches. */
+int call_transfer_part(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
+                       uint64_t offset, uint64_t length, void *buffer, bool is_write, uint64_t whole);
 /* Has the server attached, by asking the owner. */
 int call_attach(struct call *c, uint32_t server, int need);
 /* Raises what the status means, with path and server. Returns -1. */

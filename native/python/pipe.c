@@ -5,6 +5,8 @@
 
 #include "door.h"
 
+#define WHOLE_PIECE_MIN (256u << 10) /* shorter pieces of a long value are better copied through the caches */
+
 typedef struct {
     PyObject_HEAD HotClient *client;
     PyObject *owner; /* what client->owner only borrows */
@@ -156,12 +158,12 @@ static int reach(struct call *c, Pipe *st, uint32_t server) {
 
 /* One extent's part of a write. 0, or as failed(). */
 static int write_part(struct call *c, Pipe *st, const struct crail_extent *e, uint64_t within, uint8_t *data,
-                      uint64_t n) {
+                      uint64_t n, uint64_t whole) {
     int failures = 0;
     for (;;) {
         int rc = reach(c, st, e->server);
         if (rc == BY_MEMORY)
-            return call_transfer(c, e, 1, bytes_of(e), within, n, data, true);
+            return call_transfer_part(c, e, 1, bytes_of(e), within, n, data, true, n < WHOLE_PIECE_MIN ? n : whole);
         if (rc != BY_TCP)
             return rc;
         if (st->s.asks_count) { /* it was reading */
@@ -186,7 +188,7 @@ static int write_all(struct call *c, Pipe *st, const struct crail_range *v, uint
         part = bytes_of(&v->extents[i]) - within;
         if (part > n - done)
             part = n - done;
-        int rc = write_part(c, st, &v->extents[i], within, data + done, part);
+        int rc = write_part(c, st, &v->extents[i], within, data + done, part, v->bytes);
         if (rc)
             return rc;
     }

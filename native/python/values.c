@@ -288,25 +288,25 @@ static int allocate(struct call *c, uint64_t size, uint32_t wait_ms, struct gran
     return rc;
 }
 
-/* alloc(size, flags, options, timeout) -> bytes: the extents granted, at least `size` together */
+/* alloc(size, flags, options, wait_ms, timeout) -> bytes: the extents granted, at least `size` together */
 PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {.self = (HotClient *)self};
     const void *data;
-    Py_buffer options;
-    if (!arguments("alloc", n, 4))
+    if (!arguments("alloc", n, 5) || call_set_options(&c, args[2]) || call_set_wait(&c, args[3]))
         return NULL;
-    struct crail_op op = {
-        .code = CRAIL_OP_ALLOC, .flags = (uint16_t)PyLong_AsLong(args[1]), .arg1 = PyLong_AsUnsignedLongLong(args[0])};
-    if (PyErr_Occurred() || PyObject_GetBuffer(args[2], &options, PyBUF_C_CONTIGUOUS))
+    struct crail_op op = {.code = CRAIL_OP_ALLOC,
+                          .flags = (uint16_t)(PyLong_AsLong(args[1]) | (c.wait_ms ? CRAIL_OPF_WAIT : 0)),
+                          .count = c.wait_ms,
+                          .arg1 = PyLong_AsUnsignedLongLong(args[0])};
+    if (PyErr_Occurred())
         return NULL;
-    bool has_options = options.len == (Py_ssize_t)sizeof(struct crail_options);
     struct crail_result r = {.status = -CRAIL_E_OUT_OF_SPACE};
     PyObject *out = NULL;
-    int rc = call_begin(&c, c.self, args[3], 0) ? -1 : 1;
+    int rc = call_begin(&c, c.self, args[4], 0) ? -1 : 1;
     while (rc == 1 && r.status == -CRAIL_E_OUT_OF_SPACE) { /* again after what we hold ahead was given back */
         T->lane_begin(c.lane);
         const struct crail_result *got = NULL;
-        if (!call_whole_op(&c, &op, has_options ? options.buf : NULL, NULL) && !call_exchange(&c))
+        if (!call_whole_op(&c, &op, c.has_options ? &c.options : NULL, NULL) && !call_exchange(&c))
             got = call_result(&c, &data);
         if (got)
             r = *got;
@@ -319,7 +319,6 @@ PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     else if (!rc)
         out = PyBytes_FromStringAndSize(data, (Py_ssize_t)(r.count * sizeof(struct crail_extent)));
     finish(&c);
-    PyBuffer_Release(&options);
     return out;
 }
 

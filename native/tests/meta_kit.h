@@ -177,13 +177,19 @@ static inline struct answer kit_commit(struct kit *k, int flags, const char *pat
     return kit_op(k, CRAIL_OP_COMMIT, flags, path, e, n * 32, n, arg0, bytes);
 }
 
-static inline uint32_t kit_server(struct kit *k, uint32_t regions, uint32_t granules) {
+static inline uint32_t kit_server_at(struct kit *k, uint32_t regions, uint32_t granules, uint8_t storage_class,
+                                     uint32_t location) {
     struct crail_meta_region r[64] = {{0}};
     uint32_t number;
     for (uint32_t i = 0; i < regions; i++)
         r[i].granules = granules;
-    assert(crail_meta_server_add(k->m, r, regions, NULL, &number) == 0);
+    assert(crail_meta_server_add(k->m, r, regions, NULL, (struct crail_meta_place){location, storage_class}, &number) ==
+           0);
     return number;
+}
+
+static inline uint32_t kit_server(struct kit *k, uint32_t regions, uint32_t granules) {
+    return kit_server_at(k, regions, granules, 0, 0);
 }
 
 /* Plays the storage server: takes and confirms what is due. Returns how many orders. */

@@ -389,7 +389,7 @@ static void test_listing_waits_for_its_index(void) {
 
 static uint32_t server(uint32_t granules, int *channel) {
     uint32_t number;
-    CHECK(crail_namenode_server_add(nn, 1, &granules, NULL, "where", 5, &number) == 0);
+    CHECK(crail_namenode_server_add(nn, 1, &granules, NULL, 0, 0, "where", 5, &number) == 0);
     if (channel) {
         int fd[2];
         CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);

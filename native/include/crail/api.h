@@ -16,6 +16,8 @@ int crail_api_version(void);
 const char *crail_status_name(int status);
 /* Is this build the test build whose guards can be switched off (CRAILPY_TEST_GUARDS_OFF)? */
 int crail_test_guards(void);
+/* What stands for a location class of this name in struct crail_options: never 0, the same everywhere. */
+uint32_t crail_location(const char *name, uint32_t len);
 uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size);
 
 /* ---- namenode: one loop thread that owns the tree ------------------------ */
@@ -68,10 +70,11 @@ int crail_namenode_session_open(crail_namenode *nn, uint64_t session);
 int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t lane);
 
 /* A new incarnation of a storage server: `regions` sizes in granules, optionally the generations of each region
- * (NULL: all 0), and the description that CRAIL_OP_SERVER gives to clients. *number names it for ever. */
+ * (NULL: all 0), its storage class (0..254: grants come from low ones first) and location class (crail_location(), or
+ * 0), and the description that CRAIL_OP_SERVER gives to clients. *number names it for ever. */
 int crail_namenode_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
-                              const uint64_t *const *generations, const void *description, uint32_t description_size,
-                              uint32_t *number);
+                              const uint64_t *const *generations, uint32_t storage_class, uint32_t location,
+                              const void *description, uint32_t description_size, uint32_t *number);
 /* Replaces the description (after a restart on another port). */
 int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size);
 /* state: enum crail_meta_server_state: 1 up, 2 down, 3 lost for ever. */

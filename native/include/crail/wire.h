@@ -20,6 +20,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire is little-en
 #define CRAIL_LIST_ENTRIES_MAX 1024u     /* entries of one page of a listing */
 #define CRAIL_RETIRES_MAX 1024u          /* extents in one retire frame */
 #define CRAIL_ATTRIBUTES_MAX 65536u      /* bytes of a node's user attributes, heads included */
+#define CRAIL_ATTRIBUTE_EDITS_MAX 256u   /* attributes in one SETATTR */
 #define CRAIL_WAIT_MS_MAX (86400u * 1000u)
 
 /* ---- metadata: client <-> namenode --------------------------------------- */
@@ -61,10 +62,13 @@ enum crail_op_code {
     CRAIL_OP_RMTREE = 23,   /* path: anything and all below it */
     CRAIL_OP_BYE = 24,      /* the session ends now, by its own wish */
     CRAIL_OP_INCR = 25,     /* path, arg0 = what to add (int64) -> version, data = the new number (int64) */
-    CRAIL_OP_SETATTR = 26,  /* path, options = lifetime, data = struct crail_attribute ... -> version */
+    CRAIL_OP_SETATTR = 26,  /* path, options = lifetime (added to what holds), data = at most CRAIL_ATTRIBUTE_EDITS_MAX
+                               of  struct crail_attribute, each name once -> version, the one it had: the value is the
+                               same. Its mtime is now */
     CRAIL_OP_ACK = 27,      /* arg0 = token of a taken item: it leaves its queue for good */
     CRAIL_OP_END = 28,      /* arg0 = token: what it holds ends as it does with its session */
-    CRAIL_OP_TRUNCATE = 29, /* path, arg1 = size: a leaf within CRAIL_INLINE_MAX, cut or filled with zeros */
+    CRAIL_OP_TRUNCATE = 29, /* path, arg1 = size: a leaf within CRAIL_INLINE_MAX, cut or filled with zeros; one above
+                               only to 0 */
 
     /* These make a hold: something of a node that the session keeps until END, or until it ends itself. arg0 is its
      * token, a number of the client's choice, unique in its session; the same operation with the same token again
@@ -78,7 +82,8 @@ enum crail_op_code {
                              CRAIL_E_DEADLINE, or WAITs */
     CRAIL_OP_WATCH = 52,  /* path: events of this node and all below it are kept from now on, for NEXT */
     CRAIL_OP_STREAM = 53, /* path, data = count extents of the session's grants, arg1 = bytes that are complete in them:
-                             what FOLLOW may show of a value that is being written. Again with more */
+                             what FOLLOW may show of a value that is being written. Again with more; the
+                             COMMIT of the same extents ends it */
     CRAIL_OP_FOLLOW = 54, /* path, arg1 = bytes already seen -> size, extents; CRAIL_RESF_MORE: still being written */
     CRAIL_OP_JOB = 55,    /* path = its directory, options.ttl_ns, data = struct crail_quota -> version: its number */
 };
@@ -87,7 +92,7 @@ enum crail_op_code {
 
 enum crail_op_flags {
     CRAIL_OPF_IF_ABSENT = 1 << 0,   /* PUT, COMMIT: create-exclusive */
-    CRAIL_OPF_IF_VERSION = 1 << 1,  /* PUT, COMMIT, REMOVE: only if the version is arg0 (0: only if absent).
+    CRAIL_OPF_IF_VERSION = 1 << 1,  /* PUT, COMMIT, REMOVE, TRUNCATE: only if the version is arg0 (0: only if absent).
                                        STAT with WAIT: until the version is at least arg0 */
     CRAIL_OPF_PARENTS = 1 << 2,     /* whatever makes a node: make missing directories above */
     CRAIL_OPF_EXIST_OK = 1 << 3,    /* MKDIR: an existing container of that kind is fine */

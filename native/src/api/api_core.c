@@ -30,6 +30,13 @@ int crail_test_guards(void) {
 #endif
 }
 
+uint32_t crail_location(const char *name, uint32_t len) {
+    uint32_t hash = 2166136261u; /* FNV-1a */
+    for (uint32_t i = 0; i < len; i++)
+        hash = (hash ^ (uint8_t)name[i]) * 16777619u;
+    return hash ? hash : 1;
+}
+
 uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size) {
     return crail_siphash(key16, data, size);
 }

@@ -77,6 +77,7 @@ int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uin
 
 struct server {
     uint32_t number, regions, state, description_size;
+    struct crail_meta_place place;
     int fd;
     const uint32_t *granules;
     const uint64_t *const *generations;
@@ -86,18 +87,20 @@ struct server {
 
 static int server_add(crail_namenode *nn, void *args) {
     struct server *s = args;
-    return crail_rpc_server_add(nn, s->regions, s->granules, s->generations, s->description, s->description_size,
-                                &s->number);
+    return crail_rpc_server_add(nn, s->regions, s->granules, s->generations, s->place, s->description,
+                                s->description_size, &s->number);
 }
 
 int crail_namenode_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
-                              const uint64_t *const *generations, const void *description, uint32_t description_size,
-                              uint32_t *number) {
-    if (!granules || !number || (description_size && !description) || description_size > CRAIL_RPC_DESCRIPTION_MAX)
+                              const uint64_t *const *generations, uint32_t storage_class, uint32_t location,
+                              const void *description, uint32_t description_size, uint32_t *number) {
+    if (!granules || !number || (description_size && !description) || description_size > CRAIL_RPC_DESCRIPTION_MAX ||
+        storage_class >= CRAIL_CLASS_ANY)
         return -CRAIL_E_INVALID_ARGUMENT;
     struct server s = {.regions = regions,
                        .granules = granules,
                        .generations = generations,
+                       .place = {location, (uint8_t)storage_class},
                        .description = description,
                        .description_size = description_size};
     int rc = crail_rpc_post(nn, server_add, &s);

@@ -163,6 +163,7 @@ struct crail_io {
     uint8_t *buffer;
     int64_t deadline_ns;  /* CLOCK_MONOTONIC */
     uint64_t piece_bytes; /* copied before the caller comes up for air; 0: CRAIL_COPY_PIECE */
+    uint64_t whole;       /* bytes of all that this is a part of: the way to copy is chosen by that */
 
     uint64_t done;
     uint32_t server; /* what a need or an error is about */

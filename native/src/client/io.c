@@ -82,9 +82,9 @@ static int copy_piece(struct crail_io *io, struct crail_attachment *a, uint32_t 
     assert(at + n <= r->bytes);
     crail_mapping_populate(m, r->bytes, at, n);
     if (io->is_write)
-        crail_copy(m->base + at, io->buffer + io->done, n, io->length);
+        crail_copy(m->base + at, io->buffer + io->done, n, io->whole);
     else
-        crail_copy(io->buffer + io->done, m->base + at, n, io->length);
+        crail_copy(io->buffer + io->done, m->base + at, n, io->whole);
     io->done += n;
     return 0;
 }

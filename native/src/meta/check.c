@@ -10,16 +10,18 @@ struct fsck {
     char *why;
     size_t why_bytes;
     uint64_t nodes, files, directories, inline_bytes;
-    uint64_t in_hash;         /* nodes reached that have to be in the hash */
-    uint64_t bytes;           /* of the arena, by what was reached */
-    uint64_t used;            /* granules of nodes on servers that are not lost */
-    uint64_t doomed;          /* nodes of removed trees */
-    uint64_t ready, building; /* indexes */
-    uint64_t holds;           /* by the lists of the sessions */
-    uint64_t held;            /* by the lists of the nodes */
-    uint8_t **seen;           /* per server and region, a byte per granule: a run of a node begins there */
-    uint32_t **pins;          /* likewise, how many readers hold the run that begins there */
-    crail_ref *streams;       /* named by holds, as often as they are */
+    uint64_t in_hash;                        /* nodes reached that have to be in the hash */
+    uint64_t bytes;                          /* of the arena, by what was reached */
+    uint64_t used;                           /* granules of nodes on servers that are not lost */
+    uint64_t doomed;                         /* nodes of removed trees */
+    uint64_t ready, building;                /* indexes */
+    uint64_t holds;                          /* by the lists of the sessions */
+    uint64_t held;                           /* by the lists of the nodes */
+    uint64_t due, owned, evictable, members; /* extras that say so */
+    struct crail_quota *jobs;                /* by slot: what was found to be charged */
+    uint8_t **seen;     /* per server and region, a byte per granule: a run of a node begins there */
+    uint32_t **pins;    /* likewise, how many readers hold the run that begins there */
+    crail_ref *streams; /* named by holds, as often as they are */
     uint32_t streams_n;
 };
 #define REGIONS 64u
@@ -121,11 +123,35 @@ static int check_extra(struct fsck *f, crail_ref ref, const struct crail_node *n
     crail_ref prev = 0;
     f->bytes += crail_arena_cost(sizeof(*x));
     CHECK(f, x->node == ref, "node %llu: its extra is another's", (ull)n->id);
+    f->bytes += x->attributes ? crail_attributes_cost(x->attributes_bytes) : 0;
+    CHECK(f, !x->due == !x->expires_ns && !!(x->options & CRAIL_OPTION_TTL) == (x->due && !x->own_job),
+          "node %llu: its end is misnoted", (ull)n->id);
+    f->due += x->due != 0;
+    f->owned += !!(x->options & CRAIL_OPTION_SESSION);
+    f->evictable += x->evict_server != 0;
+    f->members += x->job != 0;
     for (crail_ref h = x->holds; h; prev = h, h = crail_hold_at(f->m, h)->node_next, f->held++)
         CHECK(f, crail_hold_at(f->m, h)->node == ref && crail_hold_at(f->m, h)->node_prev == prev,
               "node %llu: its holds are misled", (ull)n->id);
     CHECK(f, !crail_extra_says_nothing(x), "node %llu: its extra says nothing", (ull)n->id);
     return 0;
+}
+
+/* Adds the node to what its jobs should be charged with. */
+static void count_in_jobs(struct fsck *f, const struct crail_node *n) {
+    const struct crail_meta *m = f->m;
+    uint64_t own = n->extra ? crail_extra_at(m, n->extra)->job : 0, bytes = crail_node_is_leaf(n) ? n->size : 0;
+    for (crail_ref job = crail_job_around(m, n); job; job = crail_job_at(m, job)->outer) {
+        struct crail_quota *sum = &f->jobs[crail_job_at(m, job)->number & CRAIL_JOB_SLOTS];
+        sum->nodes++;
+        sum->bytes += bytes;
+        if (crail_job_at(m, job)->number == own)
+            own = 0;
+    }
+    if (own) {
+        f->jobs[own & CRAIL_JOB_SLOTS].nodes++;
+        f->jobs[own & CRAIL_JOB_SLOTS].bytes += bytes;
+    }
 }
 
 static int check_node(struct fsck *f, crail_ref ref) {
@@ -146,6 +172,7 @@ static int check_node(struct fsck *f, crail_ref ref) {
     int rc = n->extra ? check_extra(f, ref, n) : 0;
     if (rc)
         return rc;
+    count_in_jobs(f, n);
     return crail_node_is_container(n) ? check_container(f, ref, n) : check_leaf(f, n);
 }
 
@@ -270,6 +297,65 @@ static int check_holds(struct fsck *f) {
     CHECK(f, f->holds == f->m->holds && !f->held, "%llu holds are counted, %llu are there", (ull)f->m->holds,
           (ull)f->holds);
     return check_streams(f);
+}
+
+/* The lists that extras are in, by their other ends. */
+static int check_ends(struct fsck *f) {
+    const struct crail_meta *m = f->m;
+    int64_t latest = 0;
+    uint64_t owned = 0, evictable = 0, segments = 0;
+    for (uint32_t i = 0; i < m->expiry.count; i++) {
+        const crail_ref *cells = crail_arena_at(&m->arena, m->expiry.segment[i / CRAIL_EXPIRY_SEGMENT]);
+        const struct crail_extra *x = crail_extra_at(m, cells[i % CRAIL_EXPIRY_SEGMENT]);
+        uint32_t above = i ? (i - 1) / 2 : 0;
+        cells = crail_arena_at(&m->arena, m->expiry.segment[above / CRAIL_EXPIRY_SEGMENT]);
+        latest = crail_extra_at(m, cells[above % CRAIL_EXPIRY_SEGMENT])->expires_ns;
+        CHECK(f, x->due == i + 1 && x->expires_ns >= latest, "the heap of those that expire is wrong");
+    }
+    while (segments < CRAIL_EXPIRY_SEGMENTS_MAX && m->expiry.segment[segments])
+        segments++;
+    f->bytes += segments * CRAIL_ARENA_CHUNK;
+    for (uint32_t i = 0; i < m->sessions_n; i++)
+        for (crail_ref x = m->sessions[i] ? m->sessions[i]->owned : 0; x; x = crail_extra_at(m, x)->owned_next, owned++)
+            CHECK(f, crail_extra_at(m, x)->session == i, "session %llu owns another's node", (ull)m->sessions[i]->id);
+    for (uint32_t i = 0; i < m->servers_n; i++)
+        for (crail_ref x = m->servers[i]->evict_first; x; x = crail_extra_at(m, x)->evict_next, evictable++)
+            CHECK(f, crail_extra_at(m, x)->evict_server == i + 1, "server %u: an evictable node is another's", i + 1);
+    CHECK(f, m->expiry.count == f->due && owned == f->owned && evictable == f->evictable,
+          "nodes that end by themselves: %u, %llu, %llu listed; %llu, %llu, %llu there", m->expiry.count, (ull)owned,
+          (ull)evictable, (ull)f->due, (ull)f->owned, (ull)f->evictable);
+    return 0;
+}
+
+static uint64_t members_of(const struct crail_meta *m, const struct crail_job *j) {
+    uint64_t n = 0;
+    for (crail_ref x = j->members; x; x = crail_extra_at(m, x)->job_next)
+        n += crail_extra_at(m, x)->job == j->number;
+    return n;
+}
+
+static int check_jobs(struct fsck *f) {
+    const struct crail_meta *m = f->m;
+    uint64_t members = 0;
+    uint32_t jobs = 0;
+    for (uint32_t slot = 0; slot < m->jobs_cap; slot++) {
+        if (!m->jobs[slot])
+            continue;
+        const struct crail_job *j = crail_job_at(m, m->jobs[slot]);
+        jobs++;
+        members += members_of(m, j);
+        f->bytes += crail_arena_cost(sizeof(*j));
+        CHECK(f, (j->number & CRAIL_JOB_SLOTS) == slot, "job %llu is in a wrong slot", (ull)j->number);
+        CHECK(f, j->nodes == f->jobs[slot].nodes && j->bytes == f->jobs[slot].bytes,
+              "job %llu is charged with %llu nodes and %llu bytes, it has %llu and %llu", (ull)j->number, (ull)j->nodes,
+              (ull)j->bytes, (ull)f->jobs[slot].nodes, (ull)f->jobs[slot].bytes);
+        CHECK(f, !j->node || crail_extra_at(m, crail_node_at(m, j->node)->extra)->own_job == m->jobs[slot],
+              "job %llu: its directory is another's", (ull)j->number);
+        CHECK(f, j->node || j->nodes || j->members || j->listed, "job %llu is over and still there", (ull)j->number);
+    }
+    CHECK(f, jobs == m->jobs_n && members == f->members, "jobs: %u with %llu members, %u with %llu there", m->jobs_n,
+          (ull)members, jobs, (ull)f->members);
+    return 0;
 }
 
 static int check_totals(struct fsck *f) {
@@ -415,6 +501,7 @@ static int check_granules(struct fsck *f) {
 }
 
 static void seen_free(struct fsck *f) {
+    free(f->jobs);
     for (uint32_t i = 0; f->seen && i < f->m->servers_n * REGIONS; i++)
         free(f->seen[i]);
     for (uint32_t i = 0; f->pins && i < f->m->servers_n * REGIONS; i++)
@@ -428,7 +515,8 @@ static int seen_make(struct fsck *f) {
     f->seen = calloc(f->m->servers_n * REGIONS + 1, sizeof(*f->seen));
     f->pins = calloc(f->m->servers_n * REGIONS + 1, sizeof(*f->pins));
     f->streams = calloc(f->m->holds + 1, sizeof(*f->streams));
-    if (!f->seen || !f->pins || !f->streams)
+    f->jobs = calloc(f->m->jobs_cap + 1, sizeof(*f->jobs));
+    if (!f->seen || !f->pins || !f->streams || !f->jobs)
         return -ENOMEM;
     for (uint32_t i = 0; i < f->m->servers_n; i++) {
         const struct crail_server *sv = f->m->servers[i];
@@ -453,6 +541,10 @@ int crail_meta_check(const struct crail_meta *m, char *why, size_t why_bytes) {
         rc = check_names(&f);
     if (!rc)
         rc = check_holds(&f);
+    if (!rc)
+        rc = check_ends(&f);
+    if (!rc)
+        rc = check_jobs(&f);
     if (!rc)
         rc = check_totals(&f);
     if (!rc)

@@ -22,13 +22,14 @@
 enum crail_node_flags {
     CRAIL_NODE_INDEX_FAILED = 1 << 0, /* of a container: its index ran out of memory since it was last listed */
     CRAIL_NODE_ITEM = 1 << 1,         /* of a leaf: it lies in a queue, where only the queue's operations touch it */
-    CRAIL_NODE_TAIL_CLOSED = 1 << 2,  /* of a leaf: nobody may write behind its bytes any more, see opens.c */
+    CRAIL_NODE_IN_JOB = 1 << 2,       /* it lies below the directory of a job */
+    CRAIL_NODE_TAIL_CLOSED = 1 << 3,  /* of a leaf: nobody may write behind its bytes any more, see opens.c */
 };
 
 /* A node never moves: children name their parent by its ref. The first cache line is all that a lookup that passes
  * by has to touch. */
 struct crail_node {
-    crail_ref hash_next;
+    crail_ref hash_next; /* of a removed one: the job that it is still charged to */
     uint32_t hash;
     crail_ref parent; /* 0 in the root and in the tops of removed trees */
     uint8_t name_len;
@@ -80,10 +81,32 @@ struct crail_extra {
     uint16_t reserved;
     int64_t ttl_ns;                   /* with CRAIL_OPTION_TTL */
     int64_t expires_ns;               /* 0: never */
+    uint32_t due;                     /* place in the heap of those that expire + 1, or 0 */
+    uint32_t evict_server;            /* number of the server in whose list of evictable nodes it is, or 0 */
     uint64_t job;                     /* number of the one that it belongs to by its own option, or 0 */
+    crail_ref own_job;                /* the job whose directory it is, or 0 */
     crail_ref owned_prev, owned_next; /* extras of one owner */
-    crail_ref attributes;
+    crail_ref job_prev, job_next;     /* extras of one job */
+    crail_ref evict_prev, evict_next; /* extras of one server, oldest commit first */
+    crail_ref attributes;             /* struct crail_attribute ... in the order of names, or 0 */
     uint32_t attributes_bytes;
+};
+
+/* A job; a record of the arena. It is charged for every node below its directory, and for those that belong to it by
+ * their option and lie elsewhere. It stays, ended, until the last of them is freed. */
+#define CRAIL_JOB_SLOTS ((1u << 24) - 1)
+struct crail_job {
+    uint64_t number;   /* the slot in the bits of CRAIL_JOB_SLOTS */
+    crail_ref node;    /* its directory; 0: gone */
+    crail_ref outer;   /* the job that its directory lies in, or 0 */
+    crail_ref members; /* extras of those that belong to it by option */
+    crail_ref ending;  /* next among those that ended and still have members */
+    uint32_t holders;
+    bool ended;
+    bool listed; /* among those that ended and still have members */
+    int64_t ttl_ns;
+    struct crail_quota quota;
+    uint64_t bytes, nodes; /* charged */
 };
 
 /* What a session keeps of a node; a record of the arena. Found by (session, token). */
@@ -97,6 +120,11 @@ enum crail_hold_kind {
     CRAIL_HOLD_FOLLOW,
     CRAIL_HOLD_JOB,
     CRAIL_HOLD_KINDS,
+};
+enum crail_hold_end {
+    CRAIL_HOLD_ENDED = 1,   /* by wish: END, or what its kind has instead */
+    CRAIL_HOLD_SESSION_END, /* with its session */
+    CRAIL_HOLD_NODE_GONE,   /* with its node, if its kind does not outlive it */
 };
 struct crail_hold {
     uint64_t token;
@@ -128,6 +156,14 @@ struct crail_names {
 };
 #define CRAIL_NAMES_SEGMENT (CRAIL_ARENA_CHUNK / 4)
 #define CRAIL_NAMES_SEGMENTS_MAX 65536u
+
+/* Extras by the time they expire: a binary heap of refs. */
+struct crail_expiry {
+    crail_ref *segment; /* in the head of the arena; each holds CRAIL_EXPIRY_SEGMENT */
+    uint32_t count;
+};
+#define CRAIL_EXPIRY_SEGMENT (CRAIL_ARENA_CHUNK / 4)
+#define CRAIL_EXPIRY_SEGMENTS_MAX 32768u
 
 /* Directories by the text before the last slash. A slot holds as long as no directory was moved or removed. */
 #define CRAIL_PREFIX_SLOTS 65536u
@@ -180,6 +216,11 @@ struct crail_meta {
     crail_ref *hold_buckets;                        /* CRAIL_HOLD_BUCKETS chains through hash_next */
     uint64_t holds;
     struct crail_meta_listener listener;
+    struct crail_expiry expiry;
+    crail_ref *jobs; /* by slot; 0 where free */
+    uint32_t jobs_cap, jobs_n, jobs_hint;
+    uint64_t last_job;
+    int64_t evicted_ns; /* when space was last made */
     uint32_t listening; /* what asked to be told; 0: nobody is */
 
     /* work for crail_meta_step() */
@@ -190,6 +231,7 @@ struct crail_meta {
     crail_ref building;                  /* indexes, linked through `next` */
     crail_ref index_recent, index_stale; /* ends of the list of ready ones */
     uint32_t sessions_dying;
+    crail_ref jobs_ending;      /* linked through `ending` */
     struct crail_grave *graves; /* memory of lost servers */
     uint32_t graves_n, graves_cap;
 };
@@ -255,7 +297,8 @@ struct crail_walk {
 
 /* 0 (then w->node may still be 0), or a status: INVALID_PATH, NOT_CONTAINER, NOT_FOUND (with w->gap). */
 int crail_path_walk(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w);
-void crail_path_forget(struct crail_meta *m); /* a directory was moved or removed */
+bool crail_path_text_valid(const char *text, uint32_t len); /* UTF-8 without NUL */
+void crail_path_forget(struct crail_meta *m);               /* a directory was moved or removed */
 
 /* ---- tree.c ----------------------------------------------------------------- */
 
@@ -276,6 +319,8 @@ void crail_tree_free(struct crail_meta *m, crail_ref ref);
 bool crail_tree_reachable(const struct crail_meta *m, crail_ref ref);
 /* Its path, into CRAIL_PATH_MAX bytes. Its length; 0 if it is longer (no operation can name it) or not reachable. */
 uint32_t crail_tree_path(const struct crail_meta *m, crail_ref ref, char *out);
+/* Takes a node of the tree off it and frees it and all below, in steps where they are many. Tells the listener. */
+void crail_tree_remove(struct crail_meta *m, crail_ref ref);
 /* May a node of this kind be made in, or moved into, this container? 0 or CRAIL_E_INVALID_ARGUMENT. */
 int crail_tree_takes(const struct crail_node *dir, enum crail_kind kind);
 /* Moves a node; what was there is gone already. 0 or CRAIL_E_NO_MEMORY. */
@@ -346,27 +391,100 @@ bool crail_reap_step(struct crail_meta *m);
 
 /* The node's extra, made if it has none. NULL without memory. */
 struct crail_extra *crail_extra_make(struct crail_meta *m, crail_ref node);
+/* In two steps, the first of which can fail (0): a record, and giving it to a node. One that has an extra keeps it. */
+crail_ref crail_extra_spare(struct crail_meta *m);
+struct crail_extra *crail_extra_give(struct crail_meta *m, crail_ref node, crail_ref spare);
 bool crail_extra_says_nothing(const struct crail_extra *x);
 /* Frees it if it says nothing. To be called by whoever took something out of it. */
 void crail_extra_tidy(struct crail_meta *m, crail_ref node);
 /* With the node. There are no holds. */
 void crail_extra_free(struct crail_meta *m, struct crail_node *n);
 
+/* ---- expiry.c ------------------------------------------------------------------- */
+
+int crail_expiry_reserve(struct crail_meta *m); /* room for one more: 0 or CRAIL_E_NO_MEMORY */
+/* Moves it to another time; 0: out of the heap. One that was not in it needs a reservation. */
+void crail_expiry_set(struct crail_meta *m, struct crail_extra *x, int64_t expires_ns);
+crail_ref crail_expiry_first(const struct crail_meta *m); /* the node that expires first, or 0 */
+
+/* ---- life.c --------------------------------------------------------------------- */
+
+#define CRAIL_OPTIONS_KNOWN                                                                                 \
+    (CRAIL_OPTION_SESSION | CRAIL_OPTION_DELETE_AFTER_READ | CRAIL_OPTION_EVICTABLE | CRAIL_OPTION_STRICT | \
+     CRAIL_OPTION_TTL)
+#define CRAIL_TTL_NS_MAX ((uint64_t)INT64_MAX / 4) /* so that no sum with the time of day overflows */
+
+/* What an operation's options say of a node's end, made ready before anything is changed. */
+struct crail_life {
+    crail_ref spare; /* an extra for a node that has none, or 0 */
+    bool keep;       /* what was said before holds on */
+};
+
+/* Checks the options, the quotas (of `size` bytes at the end of the walk) and reserves. 0 or a status. */
+int crail_life_prepare(struct crail_call *c, int walked, const struct crail_walk *w, uint64_t size,
+                       struct crail_life *life);
+void crail_life_discard(struct crail_meta *m, struct crail_life *life);
+/* The node has its value. Cannot fail. */
+void crail_life_apply(struct crail_call *c, crail_ref node, struct crail_life *life);
+/* Before the extra is freed: out of every list. */
+void crail_life_leave(struct crail_meta *m, struct crail_extra *x);
+/* Removes what has expired. True if some is left. */
+bool crail_life_step(struct crail_meta *m);
+/* Removes one of the nodes that the session owns. */
+void crail_life_owner_gone(struct crail_meta *m, struct crail_meta_session *s);
+/* Removes the evictable node with the oldest commit among those on a server that is eligible. False: none is. */
+bool crail_life_evict(struct crail_meta *m, const struct crail_options *where);
+
+/* ---- jobs.c --------------------------------------------------------------------- */
+
+/* The job with this number, if it has not ended; or 0. */
+crail_ref crail_job_find(const struct crail_meta *m, uint64_t number);
+/* The innermost job that what lies in this container is charged to; 0: none. */
+crail_ref crail_job_of(const struct crail_meta *m, crail_ref dir);
+/* The same of a node: by its place. */
+crail_ref crail_job_around(const struct crail_meta *m, const struct crail_node *n);
+/* Do these more fit into `inner` and all around it, and these into `own`, unless that is among them? */
+bool crail_jobs_fit(const struct crail_meta *m, crail_ref inner, int64_t nodes, int64_t bytes, crail_ref own,
+                    int64_t own_nodes, int64_t own_bytes);
+/* Does what moves from one place to another fit there? What is around both has it already. */
+bool crail_jobs_fit_move(const struct crail_meta *m, crail_ref from, crail_ref to, int64_t nodes, int64_t bytes);
+/* Charges `inner`, all around it, and the job that the node belongs to by its option. */
+void crail_jobs_charge(struct crail_meta *m, crail_ref inner, const struct crail_node *n, int64_t nodes, int64_t bytes);
+/* The node belongs to another job by its option (0: to none). The number is a living job's. */
+void crail_job_join(struct crail_meta *m, crail_ref node, uint64_t number);
+void crail_job_leave(struct crail_meta *m, struct crail_extra *x); /* the node is being freed */
+void crail_job_moved(struct crail_meta *m, crail_ref node);        /* perhaps a job's directory: lies elsewhere now */
+void crail_job_end(struct crail_meta *m, crail_ref job);
+void crail_job_node_gone(struct crail_meta *m, crail_ref job); /* its directory is being freed */
+void crail_job_hold_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
+bool crail_job_step(struct crail_meta *m);
+int crail_op_job(struct crail_call *c);
+
+static inline struct crail_job *crail_job_at(const struct crail_meta *m, crail_ref ref) {
+    return crail_arena_at(&m->arena, ref);
+}
+
+/* ---- attributes.c, edits.c -------------------------------------------------------- */
+
+int crail_op_setattr(struct crail_call *c);
+int crail_op_attributes(struct crail_call *c, struct crail_buf *reply);
+uint32_t crail_attributes_cost(uint32_t bytes); /* of a record, in the arena */
+void crail_attributes_free(struct crail_meta *m, struct crail_extra *x);
+int crail_op_incr(struct crail_call *c);
+int crail_op_truncate(struct crail_call *c);
+
 /* ---- holds.c ---------------------------------------------------------------------- */
 
 #define CRAIL_HOLD_BUCKETS (1u << 18)
-
-enum crail_hold_end {
-    CRAIL_HOLD_ENDED = 1,   /* by wish: END, or what its kind has instead */
-    CRAIL_HOLD_SESSION_END, /* with its session */
-    CRAIL_HOLD_NODE_GONE,   /* with its node, if its kind does not outlive it */
-};
 
 int crail_holds_open(struct crail_meta *m); /* 0 or -ENOMEM */
 void crail_holds_close(struct crail_meta *m);
 /* A new hold on `node` (0: on none); its token is not in use in this session. 0 without memory. */
 crail_ref crail_hold_add(struct crail_meta *m, struct crail_meta_session *s, enum crail_hold_kind kind, uint64_t token,
                          crail_ref node);
+/* The same with a record that is there already, on a node that has an extra. */
+void crail_hold_link(struct crail_meta *m, struct crail_meta_session *s, crail_ref ref, enum crail_hold_kind kind,
+                     uint64_t token, crail_ref node);
 crail_ref crail_hold_find(const struct crail_meta *m, const struct crail_meta_session *s, uint64_t token);
 /* Ends it: what its kind does then, and the record is freed. */
 void crail_hold_end(struct crail_meta *m, crail_ref ref, enum crail_hold_end why);
@@ -384,6 +502,7 @@ struct crail_kept {
     uint64_t version, size;
     uint32_t count;
     bool is_pinned;
+    uint8_t flags;                 /* of the result */
     struct crail_extent extents[]; /* with the keys for reading */
 };
 static inline struct crail_kept *crail_kept_at(const struct crail_meta *m, crail_ref ref) {
@@ -422,6 +541,7 @@ struct crail_stream {
     uint32_t hash;
     uint32_t refs;    /* its writer, those who follow */
     uint32_t session; /* slot of the writer */
+    uint64_t token;   /* of its hold */
     uint16_t path_len;
     uint8_t state; /* enum crail_stream_state */
 };
@@ -462,6 +582,7 @@ struct crail_meta_session {
     uint32_t n, cap;
     crail_ref holds; /* the latest, linked through session_next */
     uint32_t holds_n;
+    crail_ref owned; /* extras of the nodes that go with it */
 };
 
 /* Room for `n` more grants, so that crail_session_grant cannot fail. 0 or -ENOMEM. */
@@ -509,12 +630,24 @@ int crail_result_append(struct crail_buf *reply, uint32_t bytes, struct crail_re
 void crail_grants_turn(struct crail_call *c, const struct crail_extent *e, uint32_t n, uint32_t kept);
 /* PUT and COMMIT: may the value be published at the end of this walk? `walked` is the walk's status. */
 int crail_leaf_allowed(const struct crail_call *c, int walked, const struct crail_walk *w);
-/* Publishes it; on CRAIL_E_NO_MEMORY nothing changed and the value is still the caller's. */
+/* Publishes it, with what the options say of its end. On an error (NO_MEMORY, QUOTA_EXCEEDED, or what is wrong with the
+ * options) nothing changed and the value is still the caller's. */
 int crail_leaf_publish(struct crail_call *c, int walked, struct crail_walk *w, const struct crail_value *v);
+/* The same; the value is gone in any case. */
+int crail_leaf_publish_or_discard(struct crail_call *c, int walked, struct crail_walk *w, struct crail_value *v);
+/* Nothing is at the end of the walk: may a node of this kind be made there, with what is missing above it? */
+int crail_create_allowed(const struct crail_call *c, int walked, const struct crail_walk *w, enum crail_kind kind);
 /* A new node at the end of the walk, with the directories above where they are missing. 0 without memory. */
 crail_ref crail_node_make(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind);
 /* A walk to something that must exist. */
 int crail_walk_existing(struct crail_call *c, struct crail_walk *w);
+
+/* The result's facts of the node. */
+static inline void crail_say(struct crail_call *c, const struct crail_node *n) {
+    c->r->version = n->version;
+    c->r->size = n->size;
+    c->r->kind = n->kind;
+}
 
 static inline bool crail_flag(const struct crail_call *c, uint16_t flag) {
     return c->op->flags & flag;

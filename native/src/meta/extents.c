@@ -1,6 +1,9 @@
 /* ALLOC, COMMIT, RELEASE: grants of a session, and how they become values. */
 #include "meta/engine.h"
 
+#define EVICTIONS_AT_ONCE 32u
+#define EVICT_AGAIN_NS (50ll * 1000000)
+
 static uint64_t granules_of(uint64_t bytes) {
     return bytes / CRAIL_GRANULE + (bytes % CRAIL_GRANULE != 0);
 }
@@ -15,16 +18,46 @@ static void put_grant(struct crail_call *c, const struct crail_run *run) {
     c->r->count++;
 }
 
+static bool is_striped(const struct crail_call *c) {
+    return c->options.stripe > 1;
+}
+
+static uint32_t take(struct crail_call *c, struct crail_run *runs) {
+    uint64_t granules = granules_of(c->op->arg1);
+    if (is_striped(c))
+        return crail_runs_take_striped(c->m, &c->options, granules, runs);
+    return crail_runs_take(c->m, &c->options, granules, crail_flag(c, CRAIL_OPF_ONE_EXTENT) ? 1 : CRAIL_EXTENTS_MAX,
+                           runs);
+}
+
+/* Evicts until enough is free or on its way back; the grant gets it when it is tried again. What has been on its way
+ * for long may be pinned by a reader: then more goes. */
+static void make_room(struct crail_call *c) {
+    struct crail_meta *m = c->m;
+    uint64_t granules = granules_of(c->op->arg1);
+    bool late = c->now_ns - m->evicted_ns > EVICT_AGAIN_NS;
+    for (uint32_t i = 0; i < EVICTIONS_AT_ONCE; i++) {
+        struct crail_room room = crail_runs_room(m, &c->options);
+        bool coming = room.retiring && room.free + room.retiring >= granules;
+        if ((coming && !late) || granules > room.total || !crail_life_evict(m, &c->options))
+            return;
+        m->evicted_ns = c->now_ns;
+        late = false;
+    }
+}
+
 int crail_op_alloc(struct crail_call *c) {
     struct crail_run runs[CRAIL_EXTENTS_MAX];
-    if (c->op->arg1 == 0)
+    if (c->op->arg1 == 0 || c->options.flags & ~CRAIL_OPTIONS_KNOWN || c->options.reserved ||
+        (is_striped(c) && crail_flag(c, CRAIL_OPF_ONE_EXTENT)))
         return CRAIL_E_INVALID_ARGUMENT;
     if (crail_session_reserve(c->s, CRAIL_EXTENTS_MAX))
         return CRAIL_E_NO_MEMORY;
-    uint32_t runs_max = crail_flag(c, CRAIL_OPF_ONE_EXTENT) ? 1 : CRAIL_EXTENTS_MAX;
-    uint32_t n = crail_runs_take(c->m, granules_of(c->op->arg1), runs_max, runs);
-    if (!n)
+    uint32_t n = take(c, runs);
+    if (!n) {
+        make_room(c);
         return CRAIL_E_OUT_OF_SPACE;
+    }
     crail_session_grant(c->m, c->s, runs, n);
     for (uint32_t i = 0; i < n; i++) {
         put_grant(c, &runs[i]);
@@ -127,7 +160,8 @@ void crail_grants_turn(struct crail_call *c, const struct crail_extent *e, uint3
 
 static void grant_again(struct crail_call *c) {
     struct crail_run run;
-    if (crail_session_reserve(c->s, 1) || !crail_runs_take_if_plenty(c->m, granules_of(c->op->arg1), &run))
+    if (is_striped(c) || crail_session_reserve(c->s, 1) ||
+        !crail_runs_take_if_plenty(c->m, &c->options, granules_of(c->op->arg1), &run))
         return;
     crail_session_grant(c->m, c->s, &run, 1);
     put_grant(c, &run);

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 struct crail_meta;
+struct crail_options;
 
 struct crail_run {
     uint32_t server, region, granule, granules;
@@ -78,14 +79,17 @@ enum { CRAIL_COUNT_FREE, CRAIL_COUNT_USED, CRAIL_COUNT_GRANTED, CRAIL_COUNT_RETI
 
 struct crail_server {
     uint32_t number;
-    uint32_t state; /* enum crail_meta_server_state */
+    uint32_t state;    /* enum crail_meta_server_state */
+    uint32_t location; /* 0: nobody said */
+    uint8_t storage_class;
     uint32_t regions_n;
     struct crail_region *regions; /* NULL when LOST */
     uint64_t granules;            /* all; the counts add up to it */
     uint64_t count[CRAIL_COUNTS];
     uint32_t due_extents;
     uint64_t due_granules;
-    uint32_t take_next; /* region that retires are taken from first */
+    uint32_t take_next;               /* region that retires are taken from first */
+    uint32_t evict_first, evict_last; /* refs of extras: evictable nodes that begin here, oldest commit first */
 };
 
 /* NULL for a number never given. */
@@ -93,11 +97,10 @@ struct crail_server *crail_server_find(const struct crail_meta *m, uint32_t numb
 struct crail_run_record *crail_run_record_of(const struct crail_meta *m, const struct crail_run *run);
 uint64_t crail_run_generation(const struct crail_meta *m, const struct crail_run *run); /* 0 on a lost server */
 
-/* Takes runs of at least `granules` together, as CRAIL_RUN_GRANT without owner yet: one contiguous run if there is
- * one, else up to `runs_max`. 0 if there is no room, and then nothing is taken. */
-uint32_t crail_runs_take(struct crail_meta *m, uint64_t granules, uint32_t runs_max, struct crail_run *out);
-/* One run of that class, and only while space is plenty. */
-bool crail_runs_take_if_plenty(struct crail_meta *m, uint64_t granules, struct crail_run *out);
+/* A run that was cut from the region's free ones becomes CRAIL_RUN_GRANT, without owner yet; and the way back. */
+void crail_run_taken(struct crail_server *sv, uint32_t region, uint32_t first, uint32_t granules,
+                     struct crail_run *out);
+void crail_run_untake(struct crail_meta *m, const struct crail_run *run);
 /* A taken run becomes a node's. */
 void crail_run_use(struct crail_meta *m, const struct crail_run *run);
 /* A node lets go of its run, which is retired at once or with its last reader. */
@@ -109,5 +112,29 @@ void crail_run_unpin(struct crail_meta *m, const struct crail_run *run);
 void crail_run_retire(struct crail_meta *m, const struct crail_run *run);
 bool crail_servers_step(struct crail_meta *m); /* gives back memory of lost servers; true if some is left */
 void crail_servers_close(struct crail_meta *m);
+
+/* ---- placement.c ----------------------------------------------------------- */
+
+/* Of `where`, storage_class, location, stripe and CRAIL_OPTION_STRICT count. */
+
+/* May a grant that is asked for like this come from there? */
+bool crail_server_eligible(const struct crail_server *sv, const struct crail_options *where);
+
+struct crail_room {
+    uint32_t servers;
+    uint64_t free, retiring, total; /* granules */
+};
+struct crail_room crail_runs_room(const struct crail_meta *m, const struct crail_options *where);
+
+/* Takes runs of at least `granules` together, as CRAIL_RUN_GRANT without owner yet: one contiguous run if there is
+ * one, else up to `runs_max`. 0 if there is no room, and then nothing is taken. */
+uint32_t crail_runs_take(struct crail_meta *m, const struct crail_options *where, uint64_t granules, uint32_t runs_max,
+                         struct crail_run *out);
+/* where->stripe equal runs on as many servers; fewer where there are not so many with room, unless it is strict. */
+uint32_t crail_runs_take_striped(struct crail_meta *m, const struct crail_options *where, uint64_t granules,
+                                 struct crail_run *out);
+/* One run of that class, and only while space is plenty where it would come from first. */
+bool crail_runs_take_if_plenty(struct crail_meta *m, const struct crail_options *where, uint64_t granules,
+                               struct crail_run *out);
 
 #endif

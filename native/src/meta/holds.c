@@ -27,7 +27,7 @@ static const struct hold_rules kinds[CRAIL_HOLD_KINDS] = {
     [CRAIL_HOLD_WATCH] = {NULL, NULL},
     [CRAIL_HOLD_STREAM] = {crail_stream_ended, NULL},
     [CRAIL_HOLD_FOLLOW] = {crail_follow_ended, NULL},
-    [CRAIL_HOLD_JOB] = {NULL, NULL},
+    [CRAIL_HOLD_JOB] = {crail_job_hold_ended, NULL},
 };
 
 /* ---- by token ---------------------------------------------------------------------- */
@@ -104,26 +104,30 @@ static void node_remove(struct crail_meta *m, struct crail_hold *h) {
 
 /* ---- from add to end ------------------------------------------------------------------- */
 
+void crail_hold_link(struct crail_meta *m, struct crail_meta_session *s, crail_ref ref, enum crail_hold_kind kind,
+                     uint64_t token, crail_ref node) {
+    struct crail_hold *h = crail_hold_at(m, ref);
+    *h = (struct crail_hold){.token = token, .kind = (uint8_t)kind};
+    session_add(m, s, ref);
+    if (node)
+        node_add(m, crail_extra_at(m, crail_node_at(m, node)->extra), ref);
+    crail_ref *b = bucket(m, s->slot, token);
+    h->hash_next = *b;
+    *b = ref;
+    m->holds++;
+}
+
 crail_ref crail_hold_add(struct crail_meta *m, struct crail_meta_session *s, enum crail_hold_kind kind, uint64_t token,
                          crail_ref node) {
     assert(!crail_hold_find(m, s, token) && !s->dying);
     crail_ref ref = crail_arena_alloc(&m->arena, sizeof(struct crail_hold));
     if (!ref)
         return 0;
-    struct crail_extra *x = node ? crail_extra_make(m, node) : NULL;
-    if (node && !x) {
+    if (node && !crail_extra_make(m, node)) {
         crail_arena_free(&m->arena, ref, sizeof(struct crail_hold));
         return 0;
     }
-    struct crail_hold *h = crail_hold_at(m, ref);
-    *h = (struct crail_hold){.token = token, .kind = (uint8_t)kind};
-    session_add(m, s, ref);
-    if (x)
-        node_add(m, x, ref);
-    crail_ref *b = bucket(m, s->slot, token);
-    h->hash_next = *b;
-    *b = ref;
-    m->holds++;
+    crail_hold_link(m, s, ref, kind, token, node);
     return ref;
 }
 

@@ -5,7 +5,8 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define HEAD_BYTES (CRAIL_NAMES_SEGMENTS_MAX * (uint32_t)sizeof(crail_ref))
+#define NAMES_BYTES (CRAIL_NAMES_SEGMENTS_MAX * (uint32_t)sizeof(crail_ref))
+#define HEAD_BYTES (NAMES_BYTES + CRAIL_EXPIRY_SEGMENTS_MAX * (uint32_t)sizeof(crail_ref))
 #define PREFIX_TABLE_BYTES (CRAIL_PREFIX_SLOTS * sizeof(struct crail_prefix)) /* touched where directories are used */
 
 int crail_meta_new(const struct crail_meta_options *options, struct crail_meta **out) {
@@ -25,6 +26,7 @@ int crail_meta_new(const struct crail_meta_options *options, struct crail_meta *
     rc = crail_names_open(m);
     if (rc)
         goto out_arena;
+    m->expiry.segment = (crail_ref *)(m->arena.base + CRAIL_ARENA_CHUNK + NAMES_BYTES);
     rc = crail_holds_open(m);
     if (rc)
         goto out_arena;
@@ -56,9 +58,14 @@ void crail_meta_free(struct crail_meta *m) {
     free(m->sessions);
     crail_servers_close(m);
     crail_holds_close(m);
+    free(m->jobs);
     crail_arena_close(&m->arena);
     munmap(m->prefixes, PREFIX_TABLE_BYTES);
     free(m);
+}
+
+void crail_meta_clock(struct crail_meta *m, int64_t now_ns) {
+    m->now_ns = now_ns;
 }
 
 /* ---- background --------------------------------------------------------------------- */
@@ -72,6 +79,8 @@ static uint64_t clock_ns(void) {
 /* A little of every kind of work, so that none waits for another. True if some is left. */
 static bool step_once(struct crail_meta *m) {
     bool left = crail_session_step(m);
+    left |= crail_life_step(m);
+    left |= crail_job_step(m);
     left |= crail_reap_step(m);
     left |= crail_btree_free_step(m);
     left |= crail_index_step(m);
@@ -106,6 +115,7 @@ void crail_meta_stats(const struct crail_meta *m, struct crail_meta_stats *out) 
                                      .arena_bytes_reserved = m->arena.bytes_reserved,
                                      .values_inline_bytes = m->inline_bytes,
                                      .holds = m->holds,
+                                     .jobs = m->jobs_n,
                                      .background_pending = m->doomed_nodes + m->indexes_building};
     for (uint32_t i = 0; i < m->servers_n; i++)
         add_server(m->servers[i], out);

@@ -69,6 +69,12 @@ void crail_meta_listener_set(struct crail_meta *m, struct crail_meta_listener li
 /* +1, -1: it is called while the sum is above 0. */
 void crail_meta_listen(struct crail_meta *m, int by);
 
+/* Sets the engine's clock (CLOCK_REALTIME): what has expired by then goes in the next steps. Each operation sets it
+ * too. */
+void crail_meta_clock(struct crail_meta *m, int64_t now_ns);
+/* When crail_meta_step() has to be called even if nothing else happens; INT64_MAX: never. */
+int64_t crail_meta_next_expiry(const struct crail_meta *m);
+
 /* Does background work for about `budget_ns`. True if some is left. */
 bool crail_meta_step(struct crail_meta *m, uint64_t budget_ns);
 
@@ -79,11 +85,16 @@ struct crail_meta_region {
     uint32_t reserved;
 };
 
+struct crail_meta_place {
+    uint32_t location;     /* crail_location() of its location class, 0: nobody said */
+    uint8_t storage_class; /* 0..254: grants come from low ones first */
+};
+
 /* A new incarnation of a server with regions 0..n-1, all granules of which are free at the generations given
  * (`generations[r]` is an array of `regions[r].granules`, or NULL for all zero). *number (1, 2, ...) names it for
- * ever. -ENOMEM, -EINVAL (no region, or more than 64). */
+ * ever. -ENOMEM, -EINVAL (no region, or more than 64; no storage class). */
 int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *regions, uint32_t n,
-                          const uint64_t *const *generations, uint32_t *number);
+                          const uint64_t *const *generations, struct crail_meta_place place, uint32_t *number);
 
 enum crail_meta_server_state {
     CRAIL_SERVER_UP = 1,   /* grants come from it */
@@ -110,7 +121,7 @@ struct crail_meta_stats {
     uint64_t arena_bytes_reserved;      /* taken from the machine */
     uint64_t granules_total, granules_free, granules_used, granules_granted, granules_retiring;
     uint64_t values_inline_bytes;
-    uint64_t holds;
+    uint64_t holds, jobs;
     uint64_t background_pending; /* nodes of removed trees still to be freed + indexes in building */
 };
 void crail_meta_stats(const struct crail_meta *m, struct crail_meta_stats *out);

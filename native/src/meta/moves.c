@@ -18,6 +18,19 @@ static int overwrite_allowed(const struct crail_node *n, const struct crail_node
     return container && old->size ? CRAIL_E_NOT_EMPTY : 0;
 }
 
+/* A container with something in it stays on its side of a job's border, and quotas hold. */
+static int borders_allow(const struct crail_meta *m, const struct crail_node *n, const struct crail_walk *to) {
+    crail_ref from_job = crail_job_around(m, n), to_job = crail_job_of(m, to->dir);
+    if (from_job == to_job)
+        return 0;
+    const struct crail_node *old = to->node ? crail_node_at(m, to->node) : NULL;
+    bool leaf = crail_node_is_leaf(n);
+    if (!leaf && n->size)
+        return CRAIL_E_INVALID_ARGUMENT;
+    int64_t bytes = leaf ? (int64_t)n->size - (int64_t)(old ? old->size : 0) : 0;
+    return crail_jobs_fit_move(m, from_job, to_job, !old, bytes) ? 0 : CRAIL_E_QUOTA_EXCEEDED;
+}
+
 /* May `from` go to the end of the walk `to`? */
 static int rename_allowed(const struct crail_call *c, crail_ref from, const struct crail_walk *to) {
     const struct crail_node *n = crail_node_at(c->m, from);
@@ -26,11 +39,9 @@ static int rename_allowed(const struct crail_call *c, crail_ref from, const stru
     if (crail_node_is_container(n) && is_within(c->m, to->dir, from))
         return CRAIL_E_INVALID_ARGUMENT;
     int rc = to->dir ? crail_tree_takes(crail_node_at(c->m, to->dir), n->kind) : 0;
-    if (rc || !to->node)
-        return rc;
-    if (!crail_flag(c, CRAIL_OPF_OVERWRITE))
-        return CRAIL_E_EXISTS;
-    return overwrite_allowed(n, crail_node_at(c->m, to->node));
+    if (!rc && to->node)
+        rc = crail_flag(c, CRAIL_OPF_OVERWRITE) ? overwrite_allowed(n, crail_node_at(c->m, to->node)) : CRAIL_E_EXISTS;
+    return !rc && c->m->jobs_n ? borders_allow(c->m, n, to) : rc;
 }
 
 int crail_op_rename(struct crail_call *c) {
@@ -57,9 +68,7 @@ int crail_op_rename(struct crail_call *c) {
         crail_tree_move(c->m, from.node, to.dir, to.name, to.name_len, to.hash, name_ref, c->now_ns);
         crail_changed(c->m, CRAIL_CHANGE_PUT, c->data, c->op->data_len, n->version);
     }
-    c->r->version = n->version;
-    c->r->size = n->size;
-    c->r->kind = n->kind;
+    crail_say(c, n);
     return 0;
 }
 
@@ -71,15 +80,11 @@ static int walk_to_removed(struct crail_call *c, struct crail_walk *w) {
     return fixed ? CRAIL_E_INVALID_ARGUMENT : 0;
 }
 
-/* Takes it off the tree; it and all below are freed, in steps where they are many. */
 static void remove_at(struct crail_call *c, const struct crail_walk *w) {
     const struct crail_node *n = crail_node_at(c->m, w->node);
     c->r->version = n->version;
     c->r->kind = n->kind;
-    crail_node_at(c->m, w->dir)->mtime_ns = c->now_ns;
-    crail_tree_detach(c->m, w->node);
-    crail_changed(c->m, CRAIL_CHANGE_DELETE, c->path, c->op->path_len, n->version);
-    crail_reap_tree(c->m, w->node);
+    crail_tree_remove(c->m, w->node);
 }
 
 int crail_op_remove(struct crail_call *c) {
@@ -92,6 +97,8 @@ int crail_op_remove(struct crail_call *c) {
         return CRAIL_E_IS_CONTAINER;
     if (crail_node_is_container(n) && n->size)
         return CRAIL_E_NOT_EMPTY;
+    if (crail_flag(c, CRAIL_OPF_IF_VERSION) && n->version != c->op->arg0)
+        return CRAIL_E_VERSION_CONFLICT;
     remove_at(c, &w);
     return 0;
 }

@@ -60,6 +60,7 @@ int crail_kept_answer(struct crail_call *c, crail_ref ref) {
     c->r->version = k->version;
     c->r->size = k->size;
     c->r->kind = CRAIL_KIND_FILE;
+    c->r->flags = k->flags;
     c->r->count = (uint16_t)k->count;
     c->r->data_len = k->count * (uint32_t)sizeof(struct crail_extent);
     memcpy(c->out, k->extents, c->r->data_len);
@@ -68,7 +69,10 @@ int crail_kept_answer(struct crail_call *c, crail_ref ref) {
 
 /* The result of a GET, as a record: its extents are in the reply. */
 crail_ref crail_kept_from_answer(struct crail_call *c) {
-    return crail_kept_new(c->m, (const struct crail_extent *)c->out, c->r->count, c->r->size, c->r->version);
+    crail_ref ref = crail_kept_new(c->m, (const struct crail_extent *)c->out, c->r->count, c->r->size, c->r->version);
+    if (ref)
+        crail_kept_at(c->m, ref)->flags = c->r->flags;
+    return ref;
 }
 
 /* ---- OPEN ---------------------------------------------------------------------------- */
@@ -173,17 +177,16 @@ void crail_append_ended(struct crail_meta *m, struct crail_hold *h, enum crail_h
 /* ---- COMMIT of an append ------------------------------------------------------------------- */
 
 /* The hold that the commit is about, if what it was given for is there still. */
-static int append_found(struct crail_call *c, crail_ref *held) {
-    struct crail_walk w;
+static int append_found(struct crail_call *c, crail_ref *held, struct crail_walk *w) {
     *held = crail_hold_find(c->m, c->s, c->op->arg0);
     if (!*held || crail_hold_at(c->m, *held)->kind != CRAIL_HOLD_APPEND)
         return CRAIL_E_NOT_FOUND;
-    int rc = crail_walk_existing(c, &w);
+    int rc = crail_walk_existing(c, w);
     if (rc)
         return rc;
     const struct crail_hold *h = crail_hold_at(c->m, *held);
-    const struct crail_node *n = crail_node_at(c->m, w.node);
-    if (w.node != h->node || n->version != h->number)
+    const struct crail_node *n = crail_node_at(c->m, w->node);
+    if (w->node != h->node || n->version != h->number)
         return CRAIL_E_VERSION_CONFLICT;
     return n->extents && c->op->arg1 >= n->size ? 0 : CRAIL_E_INVALID_ARGUMENT;
 }
@@ -195,10 +198,12 @@ static uint32_t runs_staying(const struct crail_meta *m, const struct crail_node
 }
 
 /* Takes the node to its new size. *used: how many of the new extents it has from now on. */
-static int grow(struct crail_call *c, struct crail_node *n, const struct crail_extent *e, uint32_t n_new,
+static int grow(struct crail_call *c, struct crail_walk *w, const struct crail_extent *e, uint32_t n_new,
                 uint32_t *used) {
     struct crail_run all[CRAIL_EXTENTS_MAX];
+    struct crail_node *n = crail_node_at(c->m, w->node);
     struct crail_value v;
+    struct crail_life life = {0};
     uint32_t staying = runs_staying(c->m, n), total = staying;
     memcpy(all, crail_value_runs_of(c->m, n), staying * sizeof(all[0]));
     for (uint32_t i = 0; i < n_new && capacity(all, total) < c->op->arg1; i++) {
@@ -211,34 +216,38 @@ static int grow(struct crail_call *c, struct crail_node *n, const struct crail_e
     int rc = crail_value_runs(c->m, all, total, c->op->arg1, &v);
     if (rc)
         return rc;
-    crail_value_replace(c->m, n, &v, staying);
+    rc = crail_life_prepare(c, 0, w, v.size, &life);
+    if (rc) {
+        crail_value_discard(c->m, &v);
+        return rc;
+    }
     n->version = ++c->m->last_version;
+    crail_value_replace(c->m, n, &v, staying);
     n->mtime_ns = c->now_ns;
+    crail_life_apply(c, w->node, &life);
     *used = total - staying;
     return 0;
 }
 
 int crail_op_commit_append(struct crail_call *c, const struct crail_extent *e, uint32_t n_new) {
+    struct crail_walk w;
     crail_ref held;
     uint32_t used = 0;
-    int rc = append_found(c, &held);
+    int rc = append_found(c, &held, &w);
     if (rc)
         return rc;
     struct crail_hold *h = crail_hold_at(c->m, held);
-    crail_ref ref = h->node;
-    struct crail_node *n = crail_node_at(c->m, ref);
+    const struct crail_node *n = crail_node_at(c->m, w.node);
     bool grows = c->op->arg1 > n->size;
     if (grows)
-        rc = grow(c, n, e, n_new, &used);
+        rc = grow(c, &w, e, n_new, &used);
     if (rc)
         return rc;
     crail_grants_turn(c, e, n_new, used);
     h->number = 0; /* the tail is at rest */
     crail_hold_end(c->m, held, CRAIL_HOLD_ENDED);
-    c->r->version = n->version;
-    c->r->size = n->size;
-    c->r->kind = n->kind;
+    crail_say(c, n);
     if (grows)
-        crail_changed_node(c->m, CRAIL_CHANGE_PUT, ref);
+        crail_changed_node(c->m, CRAIL_CHANGE_PUT, w.node);
     return 0;
 }

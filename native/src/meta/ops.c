@@ -1,6 +1,7 @@
 /* One operation in, one result out: the rules of each code, then its handler. A handler checks everything first and
  * changes afterwards, so that one that fails has changed nothing. COMMIT, ALLOC and RELEASE are in extents.c, RENAME
- * and the removals in moves.c, LIST in list.c. */
+ * and the removals in moves.c, LIST in list.c, INCR and TRUNCATE in edits.c, attributes in attributes.c, JOB in jobs.c,
+ * END in holds.c. */
 #include "meta/engine.h"
 
 /* ---- shared steps ------------------------------------------------------------- */
@@ -12,8 +13,7 @@ int crail_walk_existing(struct crail_call *c, struct crail_walk *w) {
     return w->node ? 0 : CRAIL_E_NOT_FOUND;
 }
 
-/* Nothing is at the end of the walk: may a node of this kind not be made there, with what is missing above it? */
-static bool create_refused(const struct crail_call *c, int walked, const struct crail_walk *w, enum crail_kind kind) {
+int crail_create_allowed(const struct crail_call *c, int walked, const struct crail_walk *w, enum crail_kind kind) {
     return crail_tree_takes(crail_node_at(c->m, w->dir), walked ? CRAIL_KIND_DIRECTORY : kind);
 }
 
@@ -24,7 +24,7 @@ int crail_leaf_allowed(const struct crail_call *c, int walked, const struct crai
     const struct crail_node *n = w->node ? crail_node_at(c->m, w->node) : NULL;
     if (n && !crail_node_is_leaf(n))
         return crail_node_is_container(n) ? CRAIL_E_IS_CONTAINER : CRAIL_E_EXISTS;
-    if (n ? n->flags & CRAIL_NODE_ITEM : create_refused(c, walked, w, CRAIL_KIND_FILE))
+    if (n ? n->flags & CRAIL_NODE_ITEM : crail_create_allowed(c, walked, w, CRAIL_KIND_FILE))
         return CRAIL_E_INVALID_ARGUMENT;
     if (n && crail_flag(c, CRAIL_OPF_IF_ABSENT))
         return CRAIL_E_EXISTS;
@@ -61,20 +61,34 @@ crail_ref crail_node_make(struct crail_call *c, int walked, struct crail_walk *w
 }
 
 int crail_leaf_publish(struct crail_call *c, int walked, struct crail_walk *w, const struct crail_value *v) {
+    struct crail_life life = {0};
+    bool plain = !c->op->options_len && !c->m->jobs_n && !(w->node && crail_node_at(c->m, w->node)->extra);
+    int rc = plain ? 0 : crail_life_prepare(c, walked, w, v->size, &life);
+    if (rc)
+        return rc;
     if (w->node)
         crail_node_at(c->m, w->node)->version = ++c->m->last_version;
     else
         w->node = crail_node_make(c, walked, w, CRAIL_KIND_FILE);
-    if (!w->node)
+    if (!w->node) {
+        crail_life_discard(c->m, &life);
         return CRAIL_E_NO_MEMORY;
+    }
     struct crail_node *n = crail_node_at(c->m, w->node);
     crail_value_publish(c->m, n, v);
     n->mtime_ns = c->now_ns;
-    c->r->version = n->version;
-    c->r->size = n->size;
-    c->r->kind = n->kind;
+    crail_say(c, n);
+    if (!plain)
+        crail_life_apply(c, w->node, &life);
     crail_changed_node(c->m, CRAIL_CHANGE_PUT, w->node);
     return 0;
+}
+
+int crail_leaf_publish_or_discard(struct crail_call *c, int walked, struct crail_walk *w, struct crail_value *v) {
+    int rc = crail_leaf_publish(c, walked, w, v);
+    if (rc)
+        crail_value_discard(c->m, v);
+    return rc;
 }
 
 /* What a request that may wait makes of a walk that found nothing. */
@@ -118,14 +132,14 @@ int crail_op_get(struct crail_call *c) {
     c->r->server = lost_server(c->m, n);
     if (c->r->server)
         return CRAIL_E_DATA_LOST;
-    c->r->version = n->version;
-    c->r->size = n->size;
-    c->r->kind = n->kind;
+    crail_say(c, n);
+    if (n->extra && crail_extra_at(c->m, n->extra)->options & CRAIL_OPTION_DELETE_AFTER_READ)
+        c->r->flags = CRAIL_RESF_DELETE_AFTER_READ;
     if (n->extents) {
         put_locations(c, n);
         return 0;
     }
-    c->r->flags = CRAIL_RESF_INLINE;
+    c->r->flags |= CRAIL_RESF_INLINE;
     c->r->data_len = (uint32_t)n->size;
     memcpy(c->out, crail_value_bytes(c->m, n), n->size);
     return 0;
@@ -133,7 +147,7 @@ int crail_op_get(struct crail_call *c) {
 
 static void stat_extra(const struct crail_meta *m, const struct crail_node *n, struct crail_stat *st) {
     const struct crail_extra *x = crail_extra_at(m, n->extra);
-    st->expires_ns = x->expires_ns;
+    st->expires_ns = x->expires_ns == INT64_MAX ? 0 : x->expires_ns;
     st->job = x->job;
     st->flags = x->options;
 }
@@ -187,12 +201,24 @@ static int op_put(struct crail_call *c) {
     int rc = crail_leaf_allowed(c, walked, &w);
     if (!rc)
         rc = crail_value_inline(c->m, c->data, c->op->data_len, &v);
+    return rc ? rc : crail_leaf_publish_or_discard(c, walked, &w, &v);
+}
+
+static int container_make(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind) {
+    struct crail_life life;
+    int rc = crail_create_allowed(c, walked, w, kind);
+    if (!rc)
+        rc = crail_life_prepare(c, walked, w, 0, &life);
     if (rc)
         return rc;
-    rc = crail_leaf_publish(c, walked, &w, &v);
-    if (rc)
-        crail_value_discard(c->m, &v);
-    return rc;
+    w->node = crail_node_make(c, walked, w, kind);
+    if (!w->node) {
+        crail_life_discard(c->m, &life);
+        return CRAIL_E_NO_MEMORY;
+    }
+    crail_life_apply(c, w->node, &life);
+    crail_changed_node(c->m, CRAIL_CHANGE_PUT, w->node);
+    return 0;
 }
 
 static int op_mkdir(struct crail_call *c) {
@@ -206,19 +232,10 @@ static int op_mkdir(struct crail_call *c) {
     bool same = w.node && crail_node_at(c->m, w.node)->kind == kind;
     if (w.node && !(same && crail_flag(c, CRAIL_OPF_EXIST_OK)))
         return CRAIL_E_EXISTS;
-    if (!w.node && create_refused(c, walked, &w, (enum crail_kind)kind))
-        return CRAIL_E_INVALID_ARGUMENT;
-    if (!same) {
-        w.node = crail_node_make(c, walked, &w, (enum crail_kind)kind);
-        if (!w.node)
-            return CRAIL_E_NO_MEMORY;
-        crail_changed_node(c->m, CRAIL_CHANGE_PUT, w.node);
-    }
-    const struct crail_node *n = crail_node_at(c->m, w.node);
-    c->r->version = n->version;
-    c->r->size = n->size;
-    c->r->kind = n->kind;
-    return 0;
+    int rc = same ? 0 : container_make(c, walked, &w, (enum crail_kind)kind);
+    if (!rc)
+        crail_say(c, crail_node_at(c->m, w.node));
+    return rc;
 }
 
 /* ---- rules ----------------------------------------------------------------------- */
@@ -244,12 +261,17 @@ static const struct rule rules[] = {
     [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS, true, BYTES, true, NULL},
     [CRAIL_OP_COMMIT] = {crail_op_commit, PUBLISH_FLAGS | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND, true, EXTENTS, true,
                          NULL},
-    [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT, false, NO_DATA, true, NULL},
+    [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT | CRAIL_OPF_WAIT, false, NO_DATA, true, NULL},
     [CRAIL_OP_RELEASE] = {crail_op_release, 0, false, EXTENTS, false, NULL},
     [CRAIL_OP_MKDIR] = {op_mkdir, CRAIL_OPF_PARENTS | CRAIL_OPF_EXIST_OK, true, NO_DATA, true, NULL},
     [CRAIL_OP_RENAME] = {crail_op_rename, CRAIL_OPF_OVERWRITE, true, BYTES, false, NULL},
-    [CRAIL_OP_REMOVE] = {crail_op_remove, CRAIL_OPF_LEAF_ONLY, true, NO_DATA, false, NULL},
+    [CRAIL_OP_REMOVE] = {crail_op_remove, CRAIL_OPF_LEAF_ONLY | CRAIL_OPF_IF_VERSION, true, NO_DATA, false, NULL},
     [CRAIL_OP_RMTREE] = {crail_op_rmtree, 0, true, NO_DATA, false, NULL},
+    [CRAIL_OP_INCR] = {crail_op_incr, CRAIL_OPF_PARENTS, true, NO_DATA, true, NULL},
+    [CRAIL_OP_SETATTR] = {crail_op_setattr, 0, true, BYTES, true, NULL},
+    [CRAIL_OP_ATTRIBUTES] = {NULL, 0, true, NO_DATA, false, crail_op_attributes},
+    [CRAIL_OP_TRUNCATE] = {crail_op_truncate, CRAIL_OPF_IF_VERSION, true, NO_DATA, false, NULL},
+    [CRAIL_OP_JOB] = {crail_op_job, CRAIL_OPF_PARENTS, true, BYTES, true, NULL},
     [CRAIL_OP_END] = {crail_op_end, 0, false, NO_DATA, false, NULL},
     [CRAIL_OP_OPEN] = {crail_op_open, 0, true, NO_DATA, false, NULL},
     [CRAIL_OP_APPEND] = {crail_op_append, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},

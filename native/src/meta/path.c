@@ -42,7 +42,7 @@ static bool plain_ascii8(const uint8_t *p) {
     return !((v | (v - 0x0101010101010101ull)) & 0x8080808080808080ull);
 }
 
-static bool text_valid(const char *text, uint32_t len) {
+bool crail_path_text_valid(const char *text, uint32_t len) {
     const uint8_t *p = (const uint8_t *)text, *end = p + len;
     while (p < end) {
         if (end - p >= 8 && plain_ascii8(p)) {
@@ -82,7 +82,7 @@ static bool components_valid(const char *path, uint32_t len) {
             return false;
         p += n;
     }
-    return text_valid(path, len);
+    return crail_path_text_valid(path, len);
 }
 
 /* ---- the latest directories ------------------------------------------------- */
@@ -163,7 +163,7 @@ int crail_path_walk(struct crail_meta *m, const char *path, uint32_t len, struct
     const char *slash = memrchr(path, '/', len);
     w->name = slash + 1;
     w->name_len = (uint32_t)(path + len - w->name);
-    if (!component_valid(w->name, w->name_len) || !text_valid(w->name, w->name_len))
+    if (!component_valid(w->name, w->name_len) || !crail_path_text_valid(w->name, w->name_len))
         return CRAIL_E_INVALID_PATH;
     int rc = walk_to_parent(m, path, (uint32_t)(slash - path), w);
     if (rc)

@@ -1,4 +1,4 @@
-/* Storage servers: their granules by state, where grants come from, and the orders to retire.
+/* Storage servers: their granules by state, and the orders to retire. Where grants come from is in placement.c.
  *
  * A run goes FREE -> GRANT -> USED -> DUE -> PENDING -> FREE; a grant may also go straight to DUE. set_state() is the
  * one setter and keeps the counts. A retired run raises the generation of its first granule only: an extent is named
@@ -60,105 +60,19 @@ static void set_state(struct crail_server *sv, struct crail_run_record *rec, enu
 
 /* ---- taking --------------------------------------------------------------------- */
 
-static void taken(struct crail_server *sv, uint32_t region, uint32_t first, uint32_t granules, struct crail_run *out) {
+void crail_run_taken(struct crail_server *sv, uint32_t region, uint32_t first, uint32_t granules,
+                     struct crail_run *out) {
     struct crail_run_record *rec = &sv->regions[region].record[first];
     *rec = (struct crail_run_record){.len = granules};
     set_state(sv, rec, CRAIL_RUN_GRANT);
     *out = (struct crail_run){sv->number, region, first, granules};
 }
 
-static void untake(struct crail_meta *m, const struct crail_run *run) {
+void crail_run_untake(struct crail_meta *m, const struct crail_run *run) {
     struct crail_server *sv = crail_server_find(m, run->server);
     struct crail_region *r = region_of(sv, run);
     set_state(sv, &r->record[run->granule], CRAIL_RUN_INNER);
     crail_region_give(r, run->granule, run->granules);
-}
-
-static struct crail_server *up_server(const struct crail_meta *m, uint32_t i) {
-    return m->up[(m->up_next + i) % m->up_n];
-}
-
-static void up_free(const struct crail_meta *m, uint64_t *free, uint64_t *total) {
-    *free = *total = 0;
-    for (uint32_t i = 0; i < m->up_n; i++) {
-        *free += m->up[i]->count[CRAIL_COUNT_FREE];
-        *total += m->up[i]->granules;
-    }
-}
-
-/* One run of the class `granules`, from the servers in turn. */
-static bool take_contiguous(struct crail_meta *m, uint64_t granules, struct crail_run *out) {
-    if (granules > UINT32_MAX / 2)
-        return false;
-    for (uint32_t i = 0; i < m->up_n; i++) {
-        struct crail_server *sv = up_server(m, i);
-        uint32_t first;
-        for (uint32_t region = 0; region < sv->regions_n; region++) {
-            if (crail_region_take(&sv->regions[region], (uint32_t)granules, &first)) {
-                taken(sv, region, first, (uint32_t)granules, out);
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-/* The server and region with one of the largest free runs. */
-static struct crail_server *largest_at(const struct crail_meta *m, uint32_t *region) {
-    struct crail_server *best = NULL;
-    int best_class = -1;
-    for (uint32_t i = 0; i < m->up_n; i++) {
-        struct crail_server *sv = up_server(m, i);
-        for (uint32_t k = 0; k < sv->regions_n; k++) {
-            int class = crail_region_largest_class(&sv->regions[k]);
-            if (class > best_class) {
-                best_class = class;
-                best = sv;
-                *region = k;
-            }
-        }
-    }
-    return best;
-}
-
-/* The largest free runs there are, until they add up. */
-static uint32_t take_pieces(struct crail_meta *m, uint64_t granules, uint32_t runs_max, struct crail_run *out) {
-    uint32_t n = 0, region, first, len;
-    while (granules && n < runs_max) {
-        struct crail_server *sv = largest_at(m, &region);
-        uint32_t want = granules < UINT32_MAX ? (uint32_t)granules : UINT32_MAX;
-        if (!sv || !crail_region_take_large(&sv->regions[region], want, &first, &len))
-            break;
-        taken(sv, region, first, len, &out[n++]);
-        granules -= len;
-    }
-    if (granules == 0)
-        return n;
-    while (n)
-        untake(m, &out[--n]);
-    return 0;
-}
-
-uint32_t crail_runs_take(struct crail_meta *m, uint64_t granules, uint32_t runs_max, struct crail_run *out) {
-    uint64_t free, total;
-    uint32_t n = 1;
-    up_free(m, &free, &total);
-    if (granules > free)
-        return 0;
-    if (!take_contiguous(m, crail_run_round(granules), out))
-        n = take_pieces(m, granules, runs_max, out);
-    if (n)
-        m->up_next++;
-    return n;
-}
-
-bool crail_runs_take_if_plenty(struct crail_meta *m, uint64_t granules, struct crail_run *out) {
-    uint64_t free, total;
-    up_free(m, &free, &total);
-    if (free <= total / 4 || !take_contiguous(m, crail_run_round(granules), out))
-        return false;
-    m->up_next++;
-    return true;
 }
 
 /* ---- using and retiring ----------------------------------------------------------- */
@@ -336,8 +250,8 @@ static void regions_bury(struct crail_meta *m, struct crail_server *sv, uint32_t
 }
 
 int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *regions, uint32_t n,
-                          const uint64_t *const *generations, uint32_t *number) {
-    if (n == 0 || n > REGIONS_MAX)
+                          const uint64_t *const *generations, struct crail_meta_place place, uint32_t *number) {
+    if (n == 0 || n > REGIONS_MAX || place.storage_class == CRAIL_CLASS_ANY)
         return -EINVAL;
     for (uint32_t i = 0; i < n; i++)
         if (regions[i].granules == 0 || regions[i].granules > UINT32_MAX / 2)
@@ -356,6 +270,8 @@ int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *
         sv->granules += regions[i].granules;
     }
     sv->regions_n = n;
+    sv->storage_class = place.storage_class;
+    sv->location = place.location;
     sv->count[CRAIL_COUNT_FREE] = sv->granules;
     sv->state = CRAIL_SERVER_UP;
     m->servers[m->servers_n++] = sv;

@@ -7,6 +7,7 @@
 
 #define GRANTS_PER_STEP 256u
 #define HOLDS_PER_STEP 32u
+#define OWNED_PER_STEP 16u
 
 int crail_meta_session_open(struct crail_meta *m, uint64_t id, struct crail_meta_session **out) {
     uint32_t slot = 0;
@@ -46,7 +47,9 @@ static bool session_empty(struct crail_meta *m, struct crail_meta_session *s) {
     }
     for (uint32_t i = 0; s->holds && i < HOLDS_PER_STEP; i++)
         crail_hold_end(m, s->holds, CRAIL_HOLD_SESSION_END);
-    if (s->n || s->holds)
+    for (uint32_t i = 0; s->owned && i < OWNED_PER_STEP; i++)
+        crail_life_owner_gone(m, s);
+    if (s->n || s->holds || s->owned)
         return true;
     m->sessions[s->slot] = NULL;
     m->sessions_dying -= s->dying;

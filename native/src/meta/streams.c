@@ -66,6 +66,7 @@ static int enlist(struct crail_call *c, crail_ref ref) {
     st->path_len = c->op->path_len;
     st->hash = hash_of(c->m, c->path, c->op->path_len);
     st->session = c->s->slot;
+    st->token = c->op->arg0;
     crail_ref *bucket = &c->m->stream_buckets[st->hash % CRAIL_STREAM_BUCKETS];
     st->hash_next = *bucket;
     *bucket = ref;
@@ -154,27 +155,37 @@ void crail_stream_ended(struct crail_meta *m, struct crail_hold *h, enum crail_h
         unref(m, h->record);
 }
 
-void crail_streams_committed(struct crail_call *c, const struct crail_extent *e, uint32_t kept, crail_ref node) {
-    crail_ref ref = c->m->stream_buckets[hash_of(c->m, c->path, c->op->path_len) % CRAIL_STREAM_BUCKETS];
+/* The one that this session writes there, beginning with this extent, or 0. */
+static crail_ref find_own(const struct crail_call *c, const struct crail_extent *e) {
+    uint32_t hash = hash_of(c->m, c->path, c->op->path_len);
+    crail_ref ref = c->m->stream_buckets[hash % CRAIL_STREAM_BUCKETS];
     for (; ref; ref = crail_stream_at(c->m, ref)->hash_next) {
-        struct crail_stream *st = crail_stream_at(c->m, ref);
-        struct crail_run first = crail_extent_run(&crail_kept_at(c->m, st->kept)->extents[0]);
-        if (st->session != c->s->slot || e[0].server != first.server || e[0].region != first.region ||
-            e[0].granule != first.granule)
-            continue;
-        const struct crail_node *n = crail_node_at(c->m, node);
-        struct crail_extent own[CRAIL_EXTENTS_MAX];
-        memcpy(own, e, kept * sizeof(own[0]));
-        for (uint32_t i = 0; i < kept; i++)
-            own[i].key = crail_extent_key(c->m->mac_key, &own[i], CRAIL_RIGHT_READ);
-        crail_kept_free(c->m, st->kept);
-        st->kept = crail_kept_new(c->m, own, kept, n->size, n->version);
-        st->state = st->kept ? CRAIL_STREAM_COMMITTED : CRAIL_STREAM_DISCARDED;
-        if (st->kept)
-            crail_kept_pin(c->m, st->kept);
-        unlist(c->m, ref);
-        return;
+        const struct crail_stream *st = crail_stream_at(c->m, ref);
+        const struct crail_extent *first = crail_kept_at(c->m, st->kept)->extents;
+        if (st->session == c->s->slot && is_at(c->m, st, hash, c->path, c->op->path_len) &&
+            e->server == first->server && e->region == first->region && e->granule == first->granule)
+            break;
     }
+    return ref;
+}
+
+void crail_streams_committed(struct crail_call *c, const struct crail_extent *e, uint32_t kept, crail_ref node) {
+    struct crail_extent own[CRAIL_EXTENTS_MAX];
+    crail_ref ref = find_own(c, e);
+    if (!ref)
+        return;
+    struct crail_stream *st = crail_stream_at(c->m, ref);
+    const struct crail_node *n = crail_node_at(c->m, node);
+    memcpy(own, e, kept * sizeof(own[0]));
+    for (uint32_t i = 0; i < kept; i++)
+        own[i].key = crail_extent_key(c->m->mac_key, &own[i], CRAIL_RIGHT_READ);
+    crail_kept_free(c->m, st->kept);
+    st->kept = crail_kept_new(c->m, own, kept, n->size, n->version);
+    st->state = st->kept ? CRAIL_STREAM_COMMITTED : CRAIL_STREAM_DISCARDED;
+    if (st->kept)
+        crail_kept_pin(c->m, st->kept);
+    unlist(c->m, ref);
+    crail_hold_end(c->m, crail_hold_find(c->m, c->s, st->token), CRAIL_HOLD_ENDED);
 }
 
 /* ---- FOLLOW -------------------------------------------------------------------------------- */
@@ -187,7 +198,7 @@ static int follow_answer(struct crail_call *c, crail_ref ref) {
     if (is_writing && crail_kept_at(c->m, st->kept)->size <= c->op->arg1 && crail_flag(c, CRAIL_OPF_WAIT))
         return CRAIL_META_WAIT;
     int rc = crail_kept_answer(c, st->kept);
-    c->r->flags = is_writing ? CRAIL_RESF_MORE : 0;
+    c->r->flags |= is_writing ? CRAIL_RESF_MORE : 0;
     return rc;
 }
 

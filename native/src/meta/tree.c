@@ -45,12 +45,14 @@ static void attach(struct crail_meta *m, crail_ref dir_ref, crail_ref ref, int64
 void crail_tree_detach(struct crail_meta *m, crail_ref ref) {
     struct crail_node *n = crail_node_at(m, ref);
     struct crail_node *dir = crail_node_at(m, n->parent);
+    crail_ref job = crail_job_around(m, n);
     assert(n->parent && crail_node_is_container(dir));
     if (dir->index)
         crail_index_removing(m, dir, ref);
     crail_names_remove(m, ref);
     siblings_remove(m, dir, n);
     n->parent = 0;
+    n->hash_next = job;
     bool reachable = dir->parent || dir == crail_node_at(m, m->root); /* else: inside of a removed tree */
     if (crail_node_is_container(n) && reachable)
         crail_path_forget(m);
@@ -80,6 +82,12 @@ static void count_node(struct crail_meta *m, const struct crail_node *n, int64_t
         m->files += (uint64_t)by;
 }
 
+/* What a node has from where it lies. */
+static uint8_t flags_below(const struct crail_meta *m, const struct crail_node *dir) {
+    bool in_job = dir->flags & CRAIL_NODE_IN_JOB || (dir->extra && crail_extra_at(m, dir->extra)->own_job);
+    return (in_job ? CRAIL_NODE_IN_JOB : 0) | (dir->kind == CRAIL_KIND_QUEUE ? CRAIL_NODE_ITEM : 0);
+}
+
 crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
                             enum crail_kind kind, int64_t now_ns) {
     crail_ref name_ref = 0;
@@ -96,7 +104,7 @@ crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *nam
     n->hash = hash;
     n->parent = dir;
     n->kind = (uint8_t)kind;
-    n->flags = dir && crail_node_at(m, dir)->kind == CRAIL_KIND_QUEUE ? CRAIL_NODE_ITEM : 0;
+    n->flags = dir ? flags_below(m, crail_node_at(m, dir)) : 0;
     n->id = ++m->last_id;
     n->version = ++m->last_version;
     n->mtime_ns = now_ns;
@@ -104,6 +112,8 @@ crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *nam
     count_node(m, n, 1);
     if (dir)
         attach(m, dir, ref, now_ns);
+    if (n->flags & CRAIL_NODE_IN_JOB)
+        crail_jobs_charge(m, crail_job_of(m, dir), n, 1, 0);
     return ref;
 }
 
@@ -117,6 +127,8 @@ void crail_tree_free(struct crail_meta *m, crail_ref ref) {
     } else if (crail_node_is_leaf(n)) {
         crail_value_publish(m, n, &(struct crail_value){0});
     }
+    if (n->flags & CRAIL_NODE_IN_JOB || n->extra)
+        crail_jobs_charge(m, crail_job_around(m, n), n, -1, 0);
     if (n->extra)
         crail_extra_free(m, n);
     name_free(m, n);
@@ -151,6 +163,13 @@ void crail_tree_unmake(struct crail_meta *m, crail_ref dir, uint32_t made) {
         crail_tree_free(m, dir);
         dir = above;
     }
+}
+
+void crail_tree_remove(struct crail_meta *m, crail_ref ref) {
+    crail_node_at(m, crail_node_at(m, ref)->parent)->mtime_ns = m->now_ns;
+    crail_changed_node(m, CRAIL_CHANGE_DELETE, ref);
+    crail_tree_detach(m, ref);
+    crail_reap_tree(m, ref);
 }
 
 bool crail_tree_reachable(const struct crail_meta *m, crail_ref ref) {
@@ -203,14 +222,23 @@ int crail_tree_move_prepare(struct crail_meta *m, uint32_t name_len, crail_ref *
 void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
                      crail_ref name_ref, int64_t now_ns) {
     struct crail_node *n = crail_node_at(m, ref);
+    crail_ref from_job = crail_job_around(m, n), to_job = crail_job_of(m, dir);
+    int64_t bytes = crail_node_is_leaf(n) ? (int64_t)n->size : 0;
     crail_node_at(m, n->parent)->mtime_ns = now_ns;
+    if (from_job != to_job)
+        crail_jobs_charge(m, from_job, n, -1, -bytes);
     crail_tree_detach(m, ref);
     name_free(m, n);
     name_set(m, n, name, len, name_ref);
     n->hash = hash;
     n->parent = dir;
     n->version = ++m->last_version;
+    n->flags = (uint8_t)((n->flags & CRAIL_NODE_INDEX_FAILED) | flags_below(m, crail_node_at(m, dir)));
     attach(m, dir, ref, now_ns);
+    if (from_job == to_job)
+        return;
+    crail_jobs_charge(m, to_job, n, 1, bytes);
+    crail_job_moved(m, ref);
 }
 
 /* ---- values ---------------------------------------------------------------------- */
@@ -267,6 +295,8 @@ const struct crail_run *crail_value_runs_of(const struct crail_meta *m, const st
 }
 
 void crail_value_replace(struct crail_meta *m, struct crail_node *n, const struct crail_value *v, uint32_t staying) {
+    if (n->flags & CRAIL_NODE_IN_JOB || n->extra)
+        crail_jobs_charge(m, crail_job_around(m, n), n, 0, (int64_t)v->size - (int64_t)n->size);
     const struct crail_run *old = crail_value_runs_of(m, n);
     assert(staying <= n->extents && staying <= v->extents);
     for (uint32_t i = staying; i < n->extents; i++)

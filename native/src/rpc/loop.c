@@ -119,6 +119,18 @@ static void serve_ready(crail_namenode *nn) {
     }
 }
 
+static uint64_t min_u64(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+/* When the next node expires, by the clock of the loop. */
+static uint64_t expiry_ns(const crail_namenode *nn) {
+    int64_t at = crail_meta_next_expiry(nn->meta);
+    if (at == INT64_MAX)
+        return UINT64_MAX;
+    return at <= nn->realtime_ns ? nn->now_ns : nn->now_ns + (uint64_t)(at - nn->realtime_ns);
+}
+
 static void background(crail_namenode *nn) {
     uint64_t spent = crail_clock_ns() - nn->now_ns;
     uint64_t total = nn->tuning.slice_ns + nn->tuning.step_ns / 2;
@@ -127,19 +139,16 @@ static void background(crail_namenode *nn) {
         budget = nn->tuning.step_ns;
     if (budget < STEP_NS_MIN)
         budget = STEP_NS_MIN;
-    bool before = nn->background;
+    bool before = nn->background || expiry_ns(nn) <= nn->now_ns;
+    crail_meta_clock(nn->meta, nn->realtime_ns);
     nn->background = crail_meta_step(nn->meta, budget);
     nn->changed |= before || nn->background; /* what it frees comes due */
     crail_rpc_lanes_wake(nn, &nn->wait_step);
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b) {
-    return a < b ? a : b;
-}
-
 /* When something has to be done even if nobody sends anything. The lists are in the order of time. */
 static uint64_t next_deadline(crail_namenode *nn) {
-    uint64_t at = min_u64(crail_rpc_retires_deadline(nn), crail_rpc_waits_deadline(nn));
+    uint64_t at = min_u64(min_u64(crail_rpc_retires_deadline(nn), expiry_ns(nn)), crail_rpc_waits_deadline(nn));
     if (!crail_list_empty(&nn->wait_space))
         at = min_u64(at, CRAIL_LIST_OF(nn->wait_space.next, struct crail_rpc_lane, link)->vec.space_until);
     if (!crail_list_empty(&nn->drain))

@@ -233,7 +233,8 @@ static int grow(crail_namenode *nn) {
 }
 
 int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
-                         const uint64_t *const *generations, const void *description, uint32_t size, uint32_t *number) {
+                         const uint64_t *const *generations, struct crail_meta_place place, const void *description,
+                         uint32_t size, uint32_t *number) {
     struct crail_meta_region mr[64] = {0};
     if (!regions || regions > sizeof mr / sizeof *mr)
         return -EINVAL;
@@ -250,7 +251,7 @@ int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *g
     nn->servers[nn->servers_count++] = s;
     rc = crail_rpc_server_describe(nn, s->number, description, size);
     if (!rc)
-        rc = crail_meta_server_add(nn->meta, mr, regions, generations, number);
+        rc = crail_meta_server_add(nn->meta, mr, regions, generations, place, number);
     if (rc) {
         nn->servers_count--;
         free(s->description);

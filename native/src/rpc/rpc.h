@@ -325,7 +325,8 @@ int crail_rpc_vector_refuse(const uint8_t *frame, int status, struct crail_buf *
 /* ---- retire.c ------------------------------------------------------------ */
 
 int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
-                         const uint64_t *const *generations, const void *description, uint32_t size, uint32_t *number);
+                         const uint64_t *const *generations, struct crail_meta_place place, const void *description,
+                         uint32_t size, uint32_t *number);
 int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size);
 int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
 /* Takes the descriptor in any case. */

@@ -117,17 +117,18 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
     return crail_rpc_operation(nn, lane->session, op, v->reply);
 }
 
-/* A lone ALLOC that found no memory, while some is on its way back: takes the result away again and waits. This is
- * what lets a small store be overwritten for ever. */
+/* A lone ALLOC that found no memory takes its result away again and waits: as long as it said, or a little while some
+ * is on its way back. That is what lets a small store be overwritten for ever. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
     if (op->code != CRAIL_OP_ALLOC || v->count != 1)
         return false;
     const struct crail_result *r = (const void *)(v->reply->data + result_at);
-    if (r->status != -CRAIL_E_OUT_OF_SPACE || !crail_rpc_retires_coming(nn))
+    bool said = op->flags & CRAIL_OPF_WAIT;
+    if (r->status != -CRAIL_E_OUT_OF_SPACE || !(said || crail_rpc_retires_coming(nn)))
         return false;
     if (!v->space_until)
-        v->space_until = nn->now_ns + nn->tuning.space_wait_ns;
+        v->space_until = nn->now_ns + (said ? op->count * 1000000ull : nn->tuning.space_wait_ns);
     if (v->space_until <= nn->now_ns)
         return false;
     v->reply->len = result_at;

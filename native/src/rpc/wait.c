@@ -147,6 +147,7 @@ static bool may_wait(uint16_t code) {
     case CRAIL_OP_NEXT:
     case CRAIL_OP_TAKE:
     case CRAIL_OP_ENTER:
+    case CRAIL_OP_APPEND:
     case CRAIL_OP_FOLLOW:
         return true;
     }
