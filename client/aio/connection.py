@@ -158,7 +158,16 @@ class AsyncConnection:
         lane = session.changes.native if recorded else session.reads.native
         flags = r.flags | (requests.WAIT if wait_ms else 0)
         future, frame = lane.call(
-            r.code, flags, r.path, r.data, r.options, wait_ms, r.arg0, r.arg1, wait_ms > 0, timeout
+            r.code,
+            flags,
+            r.path,
+            r.data,
+            r.options,
+            wait_ms or r.count,
+            r.arg0,
+            r.arg1,
+            wait_ms > 0,
+            timeout,
         )
         if not wait_ms:
             return await future
@@ -211,7 +220,7 @@ class AsyncConnection:
 def post(lane: native.AsyncLane, r: Request) -> None:
     """Sends a change whose answer nobody waits for; where that cannot be, it is not made."""
     try:
-        lane.post(r.code, r.flags, r.path, r.data, r.options, 0, r.arg0, r.arg1)
+        lane.post(r.code, r.flags, r.path, r.data, r.options, r.count, r.arg0, r.arg1)
     except (CrailError, RuntimeError):
         pass  # closed, it or its loop
 

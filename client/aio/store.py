@@ -5,9 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crailpy.errors import CrailError, ExistsError, IsContainerError
+from crailpy.errors import (
+    CrailError,
+    ExistsError,
+    InvalidArgumentError,
+    IsContainerError,
+    VersionConflictError,
+)
 
 from .. import requests
+from ..store import INLINE_MAX
 from .connection import Limit
 from .lifetimes import AsyncLifetimes
 from .tree import AsyncTree
@@ -15,6 +22,7 @@ from .values import AsyncValues
 
 if TYPE_CHECKING:
     from .containers import AsyncQueue, AsyncTable
+    from .files import AsyncFile
 
 
 class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
@@ -24,6 +32,41 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
     be cancelled at any time: it leaves nothing behind, and no other call gets its answer. Every
     call takes `timeout=` in seconds. In a forked child it is closed.
     """
+
+    async def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        *,
+        follow: bool = False,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> AsyncFile:
+        """A file whose calls are awaited: binary modes r, w, x, a, each with +; see `Store.open`
+        and `AsyncFile`. `timeout` is of each call."""
+        from .files import open_file
+
+        return await open_file(self, path, mode, follow, timeout, placement)
+
+    async def truncate(self, path: str, size: int, *, timeout: float | None = None) -> None:
+        """Cuts the value to `size` bytes, or fills it up with zeros; see `Store.truncate`."""
+        deadline = self._deadline(timeout)
+        within_node = size <= INLINE_MAX
+        while True:
+            try:
+                if within_node:
+                    await self._run(requests.truncate(path, size), timeout)
+                    return
+                async with await self.open(path, "r+b", timeout=timeout) as file:
+                    await file.truncate(size)
+                return
+            except InvalidArgumentError:
+                if not within_node:
+                    raise
+                within_node = False  # the value lies in extents
+            except VersionConflictError:  # it was changed meanwhile
+                if self._session.loop.time() >= deadline:
+                    raise
 
     async def touch(
         self,

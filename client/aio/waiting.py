@@ -74,7 +74,16 @@ class AsyncWaiting(AsyncConnection):
         flags = r.flags | (requests.WAIT if wait_ms else 0)
         limit = Limit(self._deadline(timeout), r.path or "")
         future, frame = lane.call(
-            r.code, flags, r.path, r.data, r.options, wait_ms, r.arg0, r.arg1, True, math.inf
+            r.code,
+            flags,
+            r.path,
+            r.data,
+            r.options,
+            wait_ms or r.count,
+            r.arg0,
+            r.arg1,
+            True,
+            math.inf,
         )
         try:
             async with limit:

@@ -251,3 +251,22 @@ def test_the_face_loads_no_asyncio_before_it_is_used() -> None:
 
     code = "import sys, crailpy.aio; sys.exit('asyncio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_store_that_outlives_its_loop_leaves_nothing_open(cluster, transport):
+    async def use() -> crailpy.aio.AsyncStore:
+        store = await crailpy.aio.connect(cluster.address, transport=transport)
+        await store.put("/outlived", b"x" * 100_000)
+        await store.get("/outlived")
+        pending = asyncio.ensure_future(store.wait("/never", timeout=60))
+        await asyncio.sleep(0)
+        assert not pending.done()  # the end of the loop cancels it
+        return store
+
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    store = asyncio.run(use())
+    with pytest.warns(ResourceWarning, match="never closed"):
+        del store
+        gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
