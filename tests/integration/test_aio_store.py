@@ -266,7 +266,7 @@ def test_a_store_that_outlives_its_loop_leaves_nothing_open(cluster, transport):
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     store = asyncio.run(use())
-    with pytest.warns(ResourceWarning, match="never closed"):
+    with pytest.warns(ResourceWarning, match="never closed"):  # noqa: PT031
         del store
         gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
