@@ -276,10 +276,11 @@ static int await_reply(struct call *c, int64_t resend_ns) {
         rc = T->lane_receive(lane, 0);
     if (rc == 0 || rc == -EPIPE)
         return rc;
-    /* Without the lock: one more tick by the bare receive, which costs no poll, then as long as it takes. */
-    int64_t left = time_left(c), resend_at = left - resend_ns;
-    for (int64_t wait = 0; left > 0 && left > resend_at; wait = left - (resend_at > 0 ? resend_at : 0)) {
-        if (rc == -EINTR && PyErr_CheckSignals())
+    /* Without the lock: one more tick by the bare receive, which costs no poll, then as long as it takes; but a signal
+     * that came between two receives interrupted none, so they do not take for ever. */
+    int64_t left = time_left(c), resend_at = left - resend_ns, wait = 0;
+    while (left > 0 && left > resend_at) {
+        if (PyErr_CheckSignals())
             return -1;
         Py_BEGIN_ALLOW_THREADS rc = T->lane_receive(lane, wait);
         Py_END_ALLOW_THREADS if (rc == 0) {
@@ -293,6 +294,8 @@ static int await_reply(struct call *c, int64_t resend_ns) {
             return -1;
         }
         left = time_left(c);
+        wait = left - (resend_at > 0 ? resend_at : 0);
+        wait = wait < LOOK_AT_SIGNALS_NS ? wait : LOOK_AT_SIGNALS_NS;
     }
     return left > 0 ? -EAGAIN : call_fail(c, CRAIL_E_DEADLINE, 0);
 }
