@@ -321,9 +321,9 @@ class File(io.RawIOBase):
     def write(self, data: Any) -> int:
         self._check_may(self._mode.writes, "writable")
         with memoryview(data) as view, view.cast("B") as flat:
-            if self._mode.appends:
-                self._at = self._size
             if flat.nbytes:
+                if self._mode.appends:
+                    self._at = self._size
                 self._write_at(flat, self._at)
                 self._at += flat.nbytes
             return flat.nbytes
