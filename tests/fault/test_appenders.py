@@ -27,9 +27,11 @@ APPENDER = """
 @pytest.fixture(scope="module")
 def own():
     """A store whose sessions end soon after their last connection."""
-    with crailpy.LocalCluster(dram="64MiB", session_grace=0.3) as cluster:
-        with cluster.connect() as store:
-            yield cluster, store
+    with (
+        crailpy.LocalCluster(dram="64MiB", session_grace=0.3) as cluster,
+        cluster.connect() as store,
+    ):
+        yield cluster, store
 
 
 def data() -> bytes:
