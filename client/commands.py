@@ -1,4 +1,5 @@
-"""The client's commands of `crailpy`: put get cat ls stat rm mkdir status bench demo doctor.
+"""The client's commands of `crailpy`: put get cat ls stat rm mkdir status bench demo doctor, and
+those of commands_tree.py.
 
 `register` adds them to the parser; each sets `func`, which takes the parsed options and returns the
 exit code: 0, or 1 after one line on standard error. What a command needs is imported when it runs.
@@ -43,6 +44,14 @@ def size(text: str) -> int:
     if not value:
         raise ValueError(text)
     return value
+
+
+def count(text: str) -> int:
+    """A whole number, 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 def sizes(text: str) -> list[int]:
@@ -96,21 +105,23 @@ class Progress:
             sys.stderr.flush()
 
 
-def copy_stream(source: Any, target: Any, progress: Progress) -> int:
-    """Moves everything from one file to another in pieces. Returns the bytes moved."""
+def copy_stream(source: Any, target: Any, progress: Progress, limit: int | None = None) -> int:
+    """Moves everything, or the first `limit` bytes, from one file to another in pieces. Returns the
+    bytes moved."""
     buffer = bytearray(PIECE_BYTES)
     total = 0
     with memoryview(buffer) as view:
-        while True:
-            count = source.readinto(view)
-            if not count:
-                return total
-            piece = view[:count]
+        while limit is None or total < limit:
+            got = source.readinto(view if limit is None else view[: limit - total])
+            if not got:
+                break
+            piece = view[:got]
             while piece:
                 written = target.write(piece)
                 piece = piece[written:] if written is not None else piece[:0]
-            total += count
-            progress.add(count)
+            total += got
+            progress.add(got)
+    return total
 
 
 # ---- the commands -------------------------------------------------------------------------------
@@ -139,26 +150,38 @@ def node_facts(info: Any) -> dict[str, Any]:
 
 
 def is_folder(info: Any) -> bool:
-    return bool(info.kind == "directory")
+    return bool(info.is_dir)
 
 
 def time_words(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + "Z"
 
 
+def placement(options: argparse.Namespace) -> dict[str, Any]:
+    """The placement keywords that were given."""
+    names = ("tier", "location", "stripe", "ttl", "wait_space")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    flags = ("strict", "evictable", "delete_after_read")
+    return given | {name: True for name in flags if getattr(options, name)}
+
+
 def put(options: argparse.Namespace) -> int:
     mode = "xb" if options.if_absent else "wb"
+    placed = placement(options)
     with connect(options) as store:
         if options.local == "-":
-            with store.open(options.key, mode) as target, Progress("-", None) as bar:
+            with store.open(options.key, mode, **placed) as target, Progress("-", None) as bar:
                 copy_stream(sys.stdin.buffer, target, bar)
             return 0
         with open(options.local, "rb", buffering=0) as source:
             total = os.fstat(source.fileno()).st_size
             if 0 < total <= WHOLE_BYTES:
-                store.put(options.key, source.readall(), if_absent=options.if_absent)
+                store.put(options.key, source.readall(), if_absent=options.if_absent, **placed)
                 return 0
-            with Progress(options.local, total) as bar, store.open(options.key, mode) as target:
+            with (
+                Progress(options.local, total) as bar,
+                store.open(options.key, mode, **placed) as target,
+            ):
                 copy_stream(source, target, bar)
     return 0
 
@@ -191,6 +214,8 @@ def fetch(store: Any, key: str, target: Any) -> None:
 
 def get(options: argparse.Namespace) -> int:
     with connect(options) as store:
+        if options.wait is not None:
+            store.wait(options.key, timeout=options.wait)
         if options.local == "-":
             fetch(store, options.key, sys.stdout.buffer)
             sys.stdout.buffer.flush()
@@ -221,7 +246,8 @@ def ls(options: argparse.Namespace) -> int:
             return 0
         for entry in store.scandir(options.path) if folder else [info]:
             name = entry.path.rpartition("/")[2] if folder else entry.path
-            mark, slash = ("d", "/") if is_folder(entry) else ("-", "")
+            mark = "-" if entry.kind == "file" else entry.kind[0]
+            slash = "/" if is_folder(entry) else ""
             print(f"{mark} {entry.size:>14,} {time_words(entry.mtime)} {name}{slash}")
     return 0
 
@@ -366,6 +392,19 @@ def describe(error: BaseException) -> str:
     return f"{message.removesuffix(f'; {hint}')} ({hint})" if hint else message
 
 
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """The keywords of **placement that say something on a command line."""
+    group = parser.add_argument_group("placement")
+    group.add_argument("--tier", choices=("dram", "nvmf", "file"), help="prefer this tier")
+    group.add_argument("--location", metavar="CLASS", help="prefer servers of this location class")
+    group.add_argument("--strict", action="store_true", help="there and nowhere else")
+    group.add_argument("--stripe", type=count, metavar="N", help="equal runs on N servers")
+    group.add_argument("--ttl", type=duration, metavar="TIME", help="goes after so long")
+    group.add_argument("--evictable", action="store_true", help="may go when space is short")
+    group.add_argument("--delete-after-read", action="store_true", help="goes when it was read")
+    group.add_argument("--wait-space", type=duration, metavar="TIME", help="wait for space")
+
+
 def register(subparsers: Any) -> None:
     """Adds the client's commands to what `ArgumentParser.add_subparsers()` gave."""
     import argparse
@@ -397,10 +436,12 @@ def register(subparsers: Any) -> None:
     p.add_argument("local", metavar="LOCAL", help="a file, or - for standard input")
     p.add_argument("key", metavar="KEY")
     p.add_argument("--if-absent", action="store_true", help="fail when the key is there already")
+    add_placement(p)
 
     p = add("get", get, "get a value from the store into a file", common)
     p.add_argument("key", metavar="KEY")
     p.add_argument("local", metavar="LOCAL", help="a file or directory, or - for standard output")
+    p.add_argument("--wait", type=duration, metavar="TIME", help="so long for it to be there")
 
     p = add("cat", cat, "write values to standard output", common)
     p.add_argument("keys", metavar="KEY", nargs="+")
@@ -422,6 +463,10 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "-p", "--parents", action="store_true", help="and those above; existing ones are fine"
     )
+
+    from . import commands_tree
+
+    commands_tree.register(add, common, facts)
 
     add("status", status, "say how the store is doing", common, facts)
 

@@ -8,7 +8,9 @@ here through `_open_lane`, `_attach`, `_error`, `_delivered` and `_after_fork`.
 from __future__ import annotations
 
 import time
+from _thread import LockType, allocate_lock
 from itertools import count
+from os import getpid
 
 from crailpy import native
 from crailpy.errors import (
@@ -75,6 +77,9 @@ class Connection:
         self._prefix = prefix
         self._closed = False
         self._tokens = count(1)
+        self._fork_locks: dict[
+            int, LockType
+        ] = {}  # by process: a child's is never held at its fork
         self._session = self._new_session()
         self._hot: Any = native.Client(self._session.core.address, self, prefix.encode(), timeout)
         self._breaker: Breaker | None = None
@@ -134,9 +139,14 @@ class Connection:
             pass
 
     def _after_fork(self) -> None:
-        self._session.abandon()
-        self._session = self._new_session()
-        self._hot.rebind(self._session.core.address)
+        """In a forked child: a session of its own. The first of its threads opens it for all."""
+        lock = self._fork_locks.setdefault(getpid(), allocate_lock())
+        with lock:
+            if self._session.core.is_of_this_process():
+                return
+            self._session.abandon()
+            self._session = self._new_session()
+            self._hot.rebind(self._session.core.address)
 
     # -- life -------------------------------------------------------------------
 

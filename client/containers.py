@@ -167,11 +167,11 @@ class Queue:
         (number,) = _NUMBER.unpack_from(data)
         body = data[_NUMBER.size :]
         if not flags & requests.INLINE:
-            stream = self._store._hot.stream(self.path)
+            pipe = self._store._hot.pipe(self.path)
             try:
-                body = stream.read_bytes(body, size, 0, size, timeout)
+                body = pipe.read_bytes(body, size, 0, size, timeout)
             finally:
-                stream.close()
+                pipe.close()
         return Item(self._store, token, number, version, body)
 
     def __len__(self) -> int:

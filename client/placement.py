@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from struct import Struct
 
+from crailpy import native
 from crailpy.errors import InvalidArgumentError
+from crailpy.model import STORAGE_CLASSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,8 +17,6 @@ _OPTIONS = Struct("<QQIHBBQ")
 _SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
 _ANY = 255
 
-#: Storage class of each tier: the order in which they fill.
-TIERS = {"dram": 0, "nvmf": 1, "file": 2}
 STRIPE_MAX = 64
 SECONDS_MAX = 86400.0 * 365 * 100
 
@@ -50,8 +50,8 @@ def pack(
     last commit; `job`: a Job; `session`: goes with this session. Raises InvalidArgumentError, also
     for what this store cannot promise: more than one replica, durability, checksums."""
     refuse_promises(replicas, durability, checksum)
-    if tier is not None and tier not in TIERS:
-        raise InvalidArgumentError(f"tier={tier!r} is none of {', '.join(TIERS)}")
+    if tier is not None and tier not in STORAGE_CLASSES:
+        raise InvalidArgumentError(f"tier={tier!r} is none of {', '.join(STORAGE_CLASSES)}")
     if not isinstance(stripe, int) or not 1 <= stripe <= STRIPE_MAX:
         raise InvalidArgumentError(f"stripe={stripe!r}: 1 to {STRIPE_MAX} servers")
     if strict and tier is None and location is None:
@@ -68,7 +68,7 @@ def pack(
         0 if job is None else job_number(job),
         0 if location is None else location_number(location),
         flags,
-        _ANY if tier is None else TIERS[tier],
+        _ANY if tier is None else STORAGE_CLASSES[tier],
         stripe,
         0,
     )
@@ -115,11 +115,7 @@ def job_number(job: Any) -> int:
 
 
 def location_number(location: str) -> int:
-    """The number of a location class on the wire (crail_location of native/include/crail/wire.h):
-    FNV-1a of its name, in 32 bits, never 0."""
+    """What stands for a location class on the wire."""
     if not isinstance(location, str) or not location:
         raise InvalidArgumentError(f"location={location!r} is no name of a location class")
-    number = 2166136261
-    for byte in location.encode():
-        number = (number ^ byte) * 16777619 & 0xFFFFFFFF
-    return number or 1
+    return native.location_number(location)

@@ -115,6 +115,15 @@ SETTINGS: dict[str, Setting] = {
         ),
         # storage server
         Setting("dram", "bytes", 1 * GIB, 1 * MIB, 64 * TIB, "memory that a storage server offers"),
+        Setting("location", "text", "", None, None, "location class of a storage server"),
+        Setting(
+            "storage_class",
+            "count",
+            255,
+            0,
+            255,
+            "rank of a storage server: low ones fill first; 255: that of its tier",
+        ),
         Setting("dram_dir", "text", "/dev/shm", None, None, "memory file system for the dram tier"),
         Setting(
             "region_max", "bytes", 64 * GIB, 1 * MIB, 8 * TIB, "largest region of a storage server"

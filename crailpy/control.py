@@ -3,8 +3,8 @@
 Messages are framed like the hello: `{m: method, id, ...}`, answered by `{id, ok}` or `{id, error}`.
 
 storage server -> namenode (`control`)
-    register    server, incarnation, history, regions, tier, host, port, unix, host_identity,
-                heartbeat
+    register    server, incarnation, history, regions, tier, storage_class, location, host, port,
+                unix, host_identity, heartbeat
                 -> number, mac_key, cluster; or fresh: the namenode does not know this incarnation
                 and it has a history, so its memory must be made anew (docs/ARCHITECTURE.md)
     heartbeat   stats                       -> nothing
@@ -43,6 +43,8 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "history": bool,
     "regions": list,
     "tier": str,
+    "storage_class": int,
+    "location": str,
     "host": str,
     "port": int,
     "unix": (str, type(None)),
@@ -55,9 +57,10 @@ class Registration:
     """What a storage server says of itself.
 
     `server` (id, stays over restarts), `incarnation` (u64, stays as long as the memory), `history`
-    (has this memory been registered before), `regions` (granules of each), `tier`, `host` and
-    `port` (where its data is served over TCP), `unix` (its socket, or None), `host_identity`,
-    `heartbeat` (seconds between two signs of life)."""
+    (has this memory been registered before), `regions` (granules of each), `tier`, `storage_class`
+    (its rank: low ones fill first), `location` (its location class, "": none), `host` and `port`
+    (where its data is served over TCP), `unix` (its socket, or None), `host_identity`, `heartbeat`
+    (seconds between two signs of life)."""
 
     def __init__(self, **fields: Any) -> None:
         self.server: str = fields["server"]
@@ -65,6 +68,8 @@ class Registration:
         self.history: bool = fields["history"]
         self.regions: list[int] = fields["regions"]
         self.tier: str = fields["tier"]
+        self.storage_class: int = fields["storage_class"]
+        self.location: str = fields["location"]
         self.host: str = fields["host"]
         self.port: int = fields["port"]
         self.unix: str | None = fields["unix"]
@@ -80,6 +85,8 @@ class Registration:
         regions = message["regions"]
         if not regions or len(regions) > 64 or not all(type(n) is int and n > 0 for n in regions):
             raise ProtocolError("register: regions are 1 to 64 numbers of granules")
+        if not 0 <= message["storage_class"] < 255:
+            raise ProtocolError("register: a storage class is 0 to 254")
         return cls(**{name: message[name] for name in FIELDS})
 
     def message(self) -> dict[str, Any]:

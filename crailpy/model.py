@@ -6,7 +6,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Event", "NodeInfo", "NodeKind"]
+__all__ = ["Event", "NodeInfo", "NodeKind", "STORAGE_CLASSES"]
+
+#: The rank of each tier: low ones fill first.
+STORAGE_CLASSES = {"dram": 0, "nvmf": 1, "file": 2}
 
 
 class NodeKind:

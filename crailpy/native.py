@@ -76,6 +76,12 @@ def mac(key: bytes, data: bytes) -> int:
     return int(lib.crail_mac(key, data, len(data)))
 
 
+def location_number(location: str) -> int:
+    """What stands for a location class of this name on the wire: never 0."""
+    name = location.encode()
+    return int(lib.crail_location(name, len(name)))
+
+
 def test_guards() -> bool:
     """Is this the test build whose guards can be switched off?"""
     return bool(lib.crail_test_guards())
@@ -139,14 +145,10 @@ class Namenode(_Handle):
         check(lib.crail_namenode_lane_attach(self._open, fd, session, lane))
 
     def server_add(
-        self,
-        regions: Sequence[int],
-        description: bytes,
-        *,
-        storage_class: int = 0,
-        location: int = 0,
+        self, regions: Sequence[int], storage_class: int, location: str, description: bytes
     ) -> int:
-        """A new incarnation, its regions in granules, all of generation 0. Returns its number."""
+        """A new incarnation, its regions in granules, all of generation 0; its rank among the
+        others and its location class ("": none). Returns its number."""
         granules = ffi.new("uint32_t[]", list(regions))
         number = ffi.new("uint32_t *")
         check(
@@ -156,7 +158,7 @@ class Namenode(_Handle):
                 granules,
                 ffi.NULL,
                 storage_class,
-                location,
+                location_number(location) if location else 0,
                 description,
                 len(description),
                 number,

@@ -338,6 +338,8 @@ def register(subparsers: Any) -> None:
 
     p = add("storage", storage, "run a storage server", service)
     p.add_argument("--tier", default="dram", choices=["dram", "file", "nvmf"])
+    p.add_argument("--location", help="location class, for values that prefer to be near")
+    p.add_argument("--storage-class", help="rank, 0 to 254: low ones fill first")
     p.add_argument("--dram", help="memory to offer, as 1GiB (the default)")
     p.add_argument("--dram-dir", help="file system for the memory, one with huge pages perhaps")
     p.add_argument("--namenode", metavar="ADDRESS", help="crail://host:port of the namenode")

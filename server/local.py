@@ -232,13 +232,14 @@ class LocalCluster:
         for server in self.servers:
             server._wait_ready()
 
-    def _new_server(self, dram: int) -> Server:
+    def _new_server(self, dram: int, *flags: str) -> Server:
         name = f"storage-{len(self.servers)}"
         arguments = [
             *("storage", "--tier", "dram", "--dram", str(dram), "--id", name),
             *("--dir", os.path.join(self.folder, name)),
             *("--namenode", f"crail+unix://{self.folder}/nn-{self.namenode.port}.sock"),
             *self._flags(),
+            *flags,
         ]
         return Server(self, name, arguments, 0)
 
@@ -249,11 +250,21 @@ class LocalCluster:
                 flags += ["--set", f"{name}={value}"]
         return flags
 
-    def add_server(self, *, dram: str | int | None = None) -> Server:
-        """Starts one more storage server. Raises OutOfSpaceError, UnavailableError, ClosedError."""
+    def add_server(
+        self,
+        *,
+        dram: str | int | None = None,
+        location: str = "",
+        storage_class: int | None = None,
+    ) -> Server:
+        """Starts one more storage server, of a location class and a rank (low ones fill first).
+        Raises OutOfSpaceError, UnavailableError, ClosedError."""
         if self.closed:
             raise ClosedError("the cluster is closed")
-        server = self._new_server(self._dram if dram is None else parse_size(dram))
+        flags = ["--set", f"location={location}"] if location else []
+        if storage_class is not None:
+            flags += ["--set", f"storage_class={storage_class}"]
+        server = self._new_server(self._dram if dram is None else parse_size(dram), *flags)
         server.start()
         self.servers.append(server)
         return server

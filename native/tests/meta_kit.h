@@ -76,6 +76,20 @@ static inline void kit_settle(struct kit *k) {
     }
 }
 
+/* Time passes, and what is due by then is done. */
+static inline void kit_pass(struct kit *k, int64_t ns) {
+    k->now_ns += ns;
+    crail_meta_clock(k->m, k->now_ns);
+    kit_settle(k);
+}
+
+/* The next operation brings these options. */
+static inline void kit_with(struct kit *k, struct crail_options options) {
+    static _Thread_local struct crail_options kept;
+    kept = options;
+    k->options = &kept;
+}
+
 /* The operation with its bytes laid out as in a frame: path and data side by side, not aligned. */
 static inline struct answer kit_do(struct kit *k, struct crail_op op, const void *path, const void *data) {
     static _Thread_local char frame[1 << 17];

@@ -27,7 +27,9 @@ STATES = {UP: "up", DOWN: "down", LOST: "lost"}
 class Core(Protocol):
     """What members need of crailpy.native.Namenode."""
 
-    def server_add(self, regions: list[int], description: bytes) -> int: ...
+    def server_add(
+        self, regions: list[int], storage_class: int, location: str, description: bytes
+    ) -> int: ...
     def server_describe(self, number: int, description: bytes) -> None: ...
     def server_set(self, number: int, state: int) -> None: ...
     def server_stats(self, number: int) -> dict[str, int]: ...
@@ -82,7 +84,9 @@ class Members:
             if member.channel is not None:
                 member.channel.close()
             self._quiet(member)
-        number = self._core.server_add(new.regions, new.description())
+        number = self._core.server_add(
+            new.regions, new.storage_class, new.location, new.description()
+        )
         member = self._members[new.server] = Member(number, new)
         log.info("storage server %s (%d) is new", new.server, number)
         self.seen(member)
@@ -149,6 +153,8 @@ class Members:
                 "id": member.registration.server,
                 "state": STATES[member.state],
                 "tier": member.registration.tier,
+                "storage_class": member.registration.storage_class,
+                "location": member.registration.location or None,
                 "address": f"{member.registration.host}:{member.registration.port}",
                 "incarnation": member.registration.incarnation,
                 "last_seen_s": round(now - member.last_seen, 3),

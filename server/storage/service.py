@@ -23,6 +23,7 @@ from crailpy.errors import (
     StaleLocationError,
     UnavailableError,
 )
+from crailpy.model import STORAGE_CLASSES
 
 from ..reception import Reception, Visit
 from ..threads import Threads
@@ -188,6 +189,11 @@ class StorageService:
         self.tier.remember_registered()
         await self._open_channel()
 
+    def _storage_class(self) -> int:
+        """Its rank: what was set, else that of its tier."""
+        rank: int = self.settings.storage_class
+        return rank if rank != 255 else STORAGE_CLASSES[self.tier.name]
+
     async def _ask_to_register(self, link: Channel, sock: socket.socket) -> dict[str, Any]:
         new = Registration(
             server=self.tier.server,
@@ -195,6 +201,8 @@ class StorageService:
             history=self.tier.registered,
             regions=self.tier.granules,
             tier=self.tier.name,
+            storage_class=self._storage_class(),
+            location=self.settings.location,
             host=self._host_for_clients(sock),
             port=self.port,
             unix=self.tier.socket_path,

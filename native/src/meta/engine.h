@@ -423,6 +423,8 @@ struct crail_life {
 /* Checks the options, the quotas (of `size` bytes at the end of the walk) and reserves. 0 or a status. */
 int crail_life_prepare(struct crail_call *c, int walked, const struct crail_walk *w, uint64_t size,
                        struct crail_life *life);
+/* How many nodes the operation makes at the end of the walk, with those above. */
+int64_t crail_life_nodes_made(const struct crail_call *c, int walked, const struct crail_walk *w);
 void crail_life_discard(struct crail_meta *m, struct crail_life *life);
 /* The node has its value. Cannot fail. */
 void crail_life_apply(struct crail_call *c, crail_ref node, struct crail_life *life);

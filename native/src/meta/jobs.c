@@ -283,8 +283,11 @@ static int job_allowed(const struct crail_call *c, int walked, const struct crai
         return walked;
     if (w->node == c->m->root)
         return CRAIL_E_INVALID_ARGUMENT;
-    if (!w->node)
-        return crail_create_allowed(c, walked, w, CRAIL_KIND_DIRECTORY);
+    if (!w->node) {
+        bool fit = crail_jobs_fit(c->m, crail_job_of(c->m, w->dir), crail_life_nodes_made(c, walked, w), 0, 0, 0, 0);
+        int rc = crail_create_allowed(c, walked, w, CRAIL_KIND_DIRECTORY);
+        return rc || fit ? rc : CRAIL_E_QUOTA_EXCEEDED;
+    }
     const struct crail_node *n = crail_node_at(c->m, w->node);
     if (crail_node_is_leaf(n))
         return CRAIL_E_NOT_CONTAINER;

@@ -51,8 +51,7 @@ static int options_allowed(const struct crail_call *c, const struct crail_extra 
     return o->job && !crail_job_find(c->m, o->job) ? CRAIL_E_NOT_FOUND : 0;
 }
 
-/* Nodes that the operation makes at the end of the walk. */
-static int64_t nodes_made(const struct crail_call *c, int walked, const struct crail_walk *w) {
+int64_t crail_life_nodes_made(const struct crail_call *c, int walked, const struct crail_walk *w) {
     int64_t n = !w->node;
     for (const char *p = c->path + w->gap; walked && p < w->name; p++)
         n += *p == '/';
@@ -66,7 +65,7 @@ static bool quotas_allow(const struct crail_call *c, int walked, const struct cr
     crail_ref inner = n ? crail_job_around(m, n) : crail_job_of(m, w->dir);
     int64_t bytes = n && !crail_node_is_leaf(n) ? 0 : (int64_t)size - (int64_t)(n ? n->size : 0);
     bool member = n && n->extra && crail_extra_at(m, n->extra)->job == job;
-    return crail_jobs_fit(m, inner, nodes_made(c, walked, w), bytes, crail_job_find(m, job), !member,
+    return crail_jobs_fit(m, inner, crail_life_nodes_made(c, walked, w), bytes, crail_job_find(m, job), !member,
                           member ? bytes : (int64_t)size);
 }
 

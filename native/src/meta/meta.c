@@ -80,8 +80,8 @@ static uint64_t clock_ns(void) {
 static bool step_once(struct crail_meta *m) {
     bool left = crail_session_step(m);
     left |= crail_life_step(m);
-    left |= crail_job_step(m);
     left |= crail_reap_step(m);
+    left |= crail_job_step(m); /* after it: with its directory goes a job */
     left |= crail_btree_free_step(m);
     left |= crail_index_step(m);
     left |= crail_servers_step(m);

@@ -331,13 +331,27 @@ static int begin(struct crail_call *c, struct crail_buf *reply) {
     return 0;
 }
 
-static int run(struct crail_call *c, const struct rule *rule, struct crail_buf *reply) {
-    int rc = rule->run ? rule->run(c) : rule->append(c, reply);
-    bool unanswered = rc < 0 || rc == CRAIL_META_AGAIN || rc == CRAIL_META_WAIT;
-    if (unanswered || (rule->append && rc == 0))
+/* An answer that is not due yet, or for which there is no memory: nothing is appended. */
+static bool unanswered(int rc) {
+    return rc && rc < CRAIL_STATUS_BASE;
+}
+
+static int run_append(struct crail_call *c, const struct rule *rule, struct crail_buf *reply) {
+    int rc = rule->append(c, reply);
+    if (rc == 0 || unanswered(rc))
         return rc;
-    if (rule->append && begin(c, reply)) /* the reply may have moved */
+    if (begin(c, reply)) /* the reply may have moved */
         return -ENOMEM;
+    finish(c, rc, reply);
+    return 0;
+}
+
+static int run(struct crail_call *c, const struct rule *rule, struct crail_buf *reply) {
+    if (rule->append)
+        return run_append(c, rule, reply);
+    int rc = rule->run(c);
+    if (unanswered(rc))
+        return rc;
     finish(c, rc, reply);
     return 0;
 }

@@ -1,0 +1,85 @@
+"""What several of these tests need: other clients as processes, and others' calls in threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Program:
+    """A Python program beside us that prints lines; ended, whatever happens."""
+
+    def __init__(self, text: str, *arguments: object) -> None:
+        command = [sys.executable, "-c", text, *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"it ended with {self.process.wait()}"
+        return line.strip()
+
+    def kill(self) -> None:
+        """Ends it as a crash does."""
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Call(threading.Thread):
+    """A call in a thread of its own: `result()` gives or raises what it does."""
+
+    def __init__(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(daemon=True)
+        self._call = lambda: call(*args, **kwargs)
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self.ended_at = 0.0
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+        self.ended_at = time.monotonic()
+
+    def result(self, timeout: float = 60) -> Any:
+        self.join(timeout)
+        assert not self.is_alive(), "the call does not end"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def until(holds: Callable[[], Any], seconds: float = 30) -> Any:
+    """Asks again and again until it is so; what it was."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = holds()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        time.sleep(0.005)
+
+
+def waiters(store: Any) -> int:
+    """How many requests the namenode has set aside."""
+    count: int = store.status()["namenode"]["waiters"]
+    return count
