@@ -42,11 +42,12 @@ class AsyncWaiting(AsyncConnection):
         return AsyncWatch(self, prefix, timeout)
 
     async def barrier(self, path: str, n: int, *, timeout: float | None = None) -> int:
-        """Waits until `n` have come here; see `Store.barrier`. A member that is cancelled has been
-        interrupted: the barrier breaks."""
+        """Waits until `n` have come here; see `Store.barrier`. A member that is cancelled leaves
+        the others waiting."""
         seconds = self._timeout if timeout is None else timeout
         token = self._token()
         opened: int = await self._hold(requests.enter(path, n, token, seconds), token, None)
+        self._end(token)  # until then, asking again has the same answer
         return opened
 
     async def _hold(self, request: Request, token: int, timeout: float | None) -> Any:
@@ -92,12 +93,13 @@ class AsyncWaiting(AsyncConnection):
             if not future.done():
                 lane.cancel(frame)
                 future.add_done_callback(lambda done: self._nobody_holds(done, token))
-            elif not future.cancelled() and future.exception() is None:
-                self._end(token)
+            else:
+                self._nobody_holds(future, token)
             raise
 
     def _nobody_holds(self, future: asyncio.Future[Result], token: int) -> None:
-        if not future.cancelled() and future.exception() is None:
+        """The answer that nobody waits for is here, or (cancelled) will never come."""
+        if future.cancelled() or future.exception() is None:
             self._end(token)
 
     def _end(self, token: int) -> None:
