@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from crailpy.errors import ClosedError, CrailError, DeadlineError, NotFoundError, SessionLostError
 
 from .. import requests
-from ..waiting import ROUND
+from ..waiting import END_TIMEOUT, ROUND
 from .connection import AsyncConnection, Limit
 
 if TYPE_CHECKING:
@@ -90,17 +90,38 @@ class AsyncWaiting(AsyncConnection):
             async with limit:
                 return await asyncio.shield(future)
         except (asyncio.CancelledError, DeadlineError):
-            if not future.done():
-                lane.cancel(frame)
-                future.add_done_callback(lambda done: self._nobody_holds(done, token))
-            else:
-                self._nobody_holds(future, token)
+            if future.done() or not lane.cancel(frame):
+                await self._leave(future, token)
             raise
 
-    def _nobody_holds(self, future: asyncio.Future[Result], token: int) -> None:
-        """The answer that nobody waits for is here, or (cancelled) will never come."""
-        if future.cancelled() or future.exception() is None:
-            self._end(token)
+    async def _leave(self, future: asyncio.Future[Result], token: int) -> None:
+        """Ends a hold whose request was sent: when its answer is here, or (cancelled) will never
+        come. Waits for that, but not for long: the rest goes on by itself."""
+        left = self._session.loop.create_future()
+
+        def over(ended: asyncio.Future[Result]) -> None:
+            ended.exception()  # NotFoundError, mostly: it has ended by itself
+            left.cancel()
+
+        def answered(future: asyncio.Future[Result]) -> None:
+            if not future.cancelled() and future.exception() is not None:
+                left.cancel()  # there is none
+                return
+            r = requests.end(token)
+            try:
+                ended, _ = self._session.changes.native.call(
+                    r.code, 0, None, b"", b"", 0, token, 0, False, END_TIMEOUT
+                )
+            except (CrailError, RuntimeError):  # closed, it or its loop
+                left.cancel()
+            else:
+                ended.add_done_callback(over)
+
+        if future.done():
+            answered(future)
+        else:
+            future.add_done_callback(answered)
+        await asyncio.wait([left], timeout=END_TIMEOUT)
 
     def _end(self, token: int) -> None:
         """Gives a hold back; if that cannot be said, its session's end will."""
@@ -181,6 +202,6 @@ class AsyncWatch:
         self._ready = []
         if self._token:
             try:
-                await self._store._run(requests.end(self._token), 1.0)
+                await self._store._run(requests.end(self._token), END_TIMEOUT)
             except CrailError:
                 pass  # its session's end will do it
