@@ -154,9 +154,9 @@ async def test_what_goes_when_it_was_read_goes_once_it_was(aio):
 
 async def test_barriers_open_for_all_and_break_for_none_that_is_cancelled(aio):
     for round_ in (1, 2):
-        assert await asyncio.gather(*(aio.barrier("/aw/bar", 50) for _ in range(50))) == [
-            round_
-        ] * 50
+        assert (
+            await asyncio.gather(*(aio.barrier("/aw/bar", 50) for _ in range(50))) == [round_] * 50
+        )
     for k in range(40):  # cancelled after k ticks, wherever its request is by then
         first = asyncio.ensure_future(aio.barrier("/aw/bar3", 3))
         early = asyncio.ensure_future(aio.barrier("/aw/bar3", 3))
