@@ -17,7 +17,7 @@ SIZE = 6 << 20
 def own(request):
     with (
         crailpy.LocalCluster(dram="64MiB") as cluster,
-        cluster.connect(transport=request.param, timeout=20) as store,
+        cluster.connect(transport=request.param, timeout=10) as store,
     ):
         yield cluster, store
         assert store.check() is None
