@@ -492,3 +492,77 @@ def test_a_store_that_is_closed_leaves_its_files_closed_too(cluster):
     file.close()
     with crailpy.connect(cluster.address) as again:
         again.delete("/f-closed")
+
+
+# -- what it costs, and what options mean ----------------------------------------------------------
+
+
+def requests_of(store, work) -> int:
+    before = store.client_stats()["requests"]
+    work()
+    return store.client_stats()["requests"] - before
+
+
+def test_small_files_cost_one_request_each_way(store):
+    def write():
+        with store.open("/f/small", "wb") as file:
+            file.write(b"x" * SMALL)
+
+    def read():
+        with store.open("/f/small", "rb") as file:
+            assert file.read() == b"x" * SMALL
+
+    assert requests_of(store, write) == 1
+    assert requests_of(store, read) == 1
+
+
+def test_large_files_cost_a_request_per_extent_and_none_per_write(store):
+    piece = bytes(100_000)
+
+    def write():
+        with store.open("/f/large", "wb", buffering=0) as file:
+            for _ in range(200):
+                file.write(piece)
+
+    def read():
+        with store.open("/f/large", "rb") as file:
+            while file.read(100_000):
+                pass
+
+    taken = requests_of(store, write)
+    extents = store.stat("/f/large").locations
+    used = sum(extent["bytes"] for extent in extents)
+    assert used <= 200 * len(piece) * 1.3
+    assert taken <= 2 * len(extents) + 1
+    assert requests_of(store, read) == 2
+
+
+def test_a_value_that_goes_when_it_was_read_goes_at_its_end_and_not_before(store):
+    for size in (SMALL, LARGE):
+        store.put("/f/once", pattern(size), delete_after_read=True)
+        with store.open("/f/once", "rb") as file:
+            assert file.read(size - 1) == pattern(size)[:-1]
+        assert store.exists("/f/once")
+        with store.open("/f/once", "rb") as file:
+            file.seek(size // 2)
+            file.read()
+        assert store.exists("/f/once"), "only what was read in order counts"
+        with store.open("/f/once", "rb") as file:
+            while file.read(77_777):
+                pass
+            assert not store.exists("/f/once")
+
+
+def test_placement_holds_for_files_as_for_values(store):
+    for size in (SMALL, MEDIUM, LARGE):
+        with store.open("/f/ttl", "wb", ttl=0.5, evictable=True, stripe=2) as file:
+            file.write(pattern(size))
+        assert store.get("/f/ttl") == pattern(size)
+        store.wait("/f/ttl", absent=True, timeout=20)
+    with pytest.raises(errors.InvalidArgumentError):
+        store.open("/f/ttl", "wb", tier="tape")
+    with (
+        pytest.raises(errors.OutOfSpaceError),
+        store.open("/f/there", "wb", location="nowhere", strict=True) as file,
+    ):
+        file.write(pattern(LARGE))
