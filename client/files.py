@@ -321,9 +321,9 @@ class File(io.RawIOBase):
     def write(self, data: Any) -> int:
         self._check_may(self._mode.writes, "writable")
         with memoryview(data) as view, view.cast("B") as flat:
-            if self._mode.appends:
-                self._at = self._size
             if flat.nbytes:
+                if self._mode.appends:
+                    self._at = self._size
                 self._write_at(flat, self._at)
                 self._at += flat.nbytes
             return flat.nbytes
@@ -657,15 +657,24 @@ class Following(File):
         """At the end of what was shown: waits until there is more. False: that was all."""
         if not self._flags & requests.MORE:
             return False
-        self._opened(self._call_waiting(_FOLLOW, arg0=self._token, arg1=self._size))
+        try:
+            self._opened(self._call_waiting(_FOLLOW, arg0=self._token, arg1=self._size))
+        except DataLostError as error:
+            raise self._discarded() from error
         return True
+
+    def _discarded(self) -> DataLostError:
+        return DataLostError(
+            "what was being written was discarded by its writer, or by its writer's end",
+            path=self.name,
+        )
 
     def _lost(self) -> DataLostError:
         """What a location that is out of date means: mostly that the writer discarded it."""
         try:
             self._call(_FOLLOW, arg0=self._token)
-        except DataLostError as error:
-            return error
+        except DataLostError:
+            return self._discarded()
         except CrailError:
             pass
         return super()._lost()
