@@ -224,7 +224,15 @@ class Connection:
         try:
             if r.wait is None:
                 result = self._call(
-                    r.code, r.flags, r.path, r.data, r.arg0, r.arg1, timeout, options=r.options
+                    r.code,
+                    r.flags,
+                    r.path,
+                    r.data,
+                    r.arg0,
+                    r.arg1,
+                    timeout,
+                    count=r.count,
+                    options=r.options,
                 )
             else:
                 result = self._wait(

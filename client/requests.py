@@ -70,7 +70,8 @@ class Request:
     says how long at once. `absent` is the value instead of NotFoundError."""
 
     __slots__ = (
-        "code", "flags", "path", "data", "arg0", "arg1", "options", "wait", "decode", "absent",
+        "code", "flags", "path", "data", "arg0", "arg1", "count", "options", "wait", "decode",
+        "absent",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +83,7 @@ class Request:
         data: Buffer = b"",
         arg0: int = 0,
         arg1: int = 0,
+        count: int = 0,
         options: bytes = b"",
         wait: float | None = None,
         decode: Callable[[Result], Any] = _nothing,
@@ -93,6 +95,7 @@ class Request:
         self.data = data
         self.arg0 = arg0
         self.arg1 = arg1
+        self.count = count
         self.options = options
         self.wait = wait
         self.decode = decode

@@ -190,7 +190,7 @@ class Session:
         for _ in range(4):  # a redirect, a session that is gone, a socket that is not there
             session = self.number
             if mutating and old is not None and old != session:
-                raise _outcome_unknown(self.address.text)
+                raise outcome_unknown(self.address.text)
             try:
                 if session:
                     found = self._say_lane(number, session, no_unix, deadline)
@@ -199,7 +199,7 @@ class Session:
                         found = self._say_lane(number, self.number, no_unix, deadline)
             except SessionLostError:
                 if mutating:
-                    raise _outcome_unknown(self.address.text) from None
+                    raise outcome_unknown(self.address.text) from None
                 with self._locked(deadline):
                     if self.number == session:
                         self.number, self._key = 0, b""
@@ -369,7 +369,7 @@ class Session:
         self._presences.clear()
 
 
-def _outcome_unknown(where: str) -> UnavailableError:
+def outcome_unknown(where: str) -> UnavailableError:
     return UnavailableError(
         f"outcome unknown: the connection to {where} was lost while a change was on its way, and"
         " the namenode no longer knows this session",

@@ -223,7 +223,7 @@ class Values(Connection):
             except CrailError as error:
                 results.append(error)
             at += 1
-        return _all_or_batch_error(results)
+        return all_or_batch_error(results)
 
     def get_many(
         self, keys: Iterable[str], *, missing: str = "raise", timeout: float | None = None
@@ -244,7 +244,7 @@ class Values(Connection):
                 values[i] = error
         for key, version in delivered:
             self._delivered(key, version, 0.0)
-        return _all_or_batch_error(values)
+        return all_or_batch_error(values)
 
     def delete(self, key: str, *, missing_ok: bool = False, timeout: float | None = None) -> None:
         """Deletes a value. Raises NotFoundError (unless `missing_ok`), IsContainerError."""
@@ -261,7 +261,7 @@ class Values(Connection):
                 keys, self._hot.call_many(each.code, each.flags, keys, timeout), strict=True
             )
         ]
-        _all_or_batch_error(failed)
+        all_or_batch_error(failed)
 
 
 class _ViewEnd:
@@ -281,7 +281,7 @@ class _ViewEnd:
             self._store._delivered(self._key, self._version, 0.0)
 
 
-def _all_or_batch_error(results: list[Any]) -> list[Any]:
+def all_or_batch_error(results: list[Any]) -> list[Any]:
     failed = sum(isinstance(r, CrailError) for r in results)
     if not failed:
         return results

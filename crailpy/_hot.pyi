@@ -1,3 +1,4 @@
+from asyncio import Future
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,3 +98,114 @@ class Client:
         self, code: int, flags: int, keys: list[str], timeout: float | None, /
     ) -> list[tuple[int, int, int, int, int, int, bytes]]: ...
     def rebind(self, core: int, /) -> None: ...
+
+class AsyncLane:
+    """Many requests in flight on one connection, each with a future. For one loop. `timeout`:
+    seconds, or None for the lane's own; infinity for none."""
+
+    def __init__(
+        self,
+        core: int,
+        recorded: bool,
+        prefix: bytes,
+        timeout: float,
+        create_future: Callable[[], Future[Any]],
+        call_soon: Callable[..., object],
+        on_flush: Callable[[], object],
+        error: Callable[[int, str | None, int], BaseException],
+        /,
+    ) -> None: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def maybe_done(self) -> bool: ...
+    @property
+    def earliest(self) -> float: ...
+    def get(self, key: str, missing_none: bool, timeout: float | None, /) -> Future[Any]: ...
+    def put(
+        self,
+        key: str,
+        data: Any,
+        flags: int,
+        options: bytes,
+        if_version: int,
+        timeout: float | None,
+        /,
+    ) -> Future[int] | None: ...
+    def call(
+        self,
+        code: int,
+        flags: int,
+        key: str | None,
+        data: Any,
+        options: bytes,
+        count: int,
+        arg0: int,
+        arg1: int,
+        alone: bool,
+        timeout: float | None,
+        /,
+    ) -> tuple[Future[Result], int]: ...
+    def post(
+        self,
+        code: int,
+        flags: int,
+        key: str | None,
+        data: Any,
+        options: bytes,
+        count: int,
+        arg0: int,
+        arg1: int,
+        /,
+    ) -> None: ...
+    def get_many(
+        self, keys: list[str], missing_none: bool, timeout: float | None, /
+    ) -> Future[list[Any]]: ...
+    def put_many(
+        self,
+        items: Sequence[tuple[str, Any]],
+        start: int,
+        flags: int,
+        options: bytes,
+        timeout: float | None,
+        /,
+    ) -> tuple[Future[list[Any]], int]: ...
+    def call_many(
+        self, code: int, flags: int, keys: list[str], timeout: float | None, /
+    ) -> Future[list[Any]]: ...
+    def cancel(self, frame: int, /) -> None: ...
+    def withdraw(self, future: Future[Any], /) -> bool: ...
+    def fail(self, error: BaseException, only_sent: bool, /) -> None: ...
+    def attach(self, fd: int, fresh: bool, /) -> None: ...
+    def detach(self) -> None: ...
+    def flush(self) -> int: ...
+    def reap(self) -> int: ...
+    def tick(self) -> tuple[float, float]: ...
+    def close(self) -> None: ...
+
+class Copy:
+    """A copy between a buffer and an extent in shared memory, in pieces."""
+
+    def __init__(
+        self, core: int, extent: bytes, within: int, buffer: Any, is_write: bool, /
+    ) -> None: ...
+    def step(self, bytes_max: int, /) -> int: ...
+    def close(self) -> None: ...
+
+class Landing:
+    """A buffer that becomes bytes without a copy."""
+
+    def __init__(self, size: int, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def take(self) -> bytes: ...
+
+class Flat:
+    """Any C-contiguous buffer as bytes."""
+
+    def __init__(self, buffer: Any, writable: bool, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def pin(
+    core: int, extent: bytes, size: int, version: int, goes_when_read: bool, /
+) -> View | int: ...
+def view(data: bytes, version: int, goes_when_read: bool, /) -> View: ...

@@ -1,6 +1,6 @@
-"""The hello and the control messages on asyncio: raw sockets, exact lengths. For services.
+"""The hello and the control messages on asyncio: raw sockets, exact lengths.
 
-Imported by the servers only: the synchronous client must not load asyncio.
+For the services and the asynchronous client: the synchronous one must not load asyncio.
 """
 
 from __future__ import annotations
@@ -48,6 +48,16 @@ def take_descriptor(sock: socket.socket) -> int:
     return sock.detach()
 
 
+def close(sock: socket.socket, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    """Closes a socket that the loop may still be watching for somebody who was cancelled: the
+    number of its descriptor may be another's before the loop gets to forget it."""
+    loop = loop or asyncio.get_running_loop()
+    if sock.fileno() >= 0 and not loop.is_closed():
+        loop.remove_reader(sock.fileno())
+        loop.remove_writer(sock.fileno())
+    sock.close()
+
+
 def check_peer(sock: socket.socket) -> None:
     """Raises AuthError unless the process at the other end of a unix socket is ours or root's."""
     size = struct.calcsize("3i")
@@ -63,23 +73,12 @@ async def connect(
     token: str | None,
     timeout: float,
 ) -> tuple[socket.socket, dict[str, Any]]:
-    """Dials (host, port) or the path of a unix socket and says hello as a service.
+    """Dials (host, port) or the path of a unix socket and says hello.
 
     Raises OSError when the peer is absent, and what it answers with."""
-    loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout):
-        if isinstance(hosts, str):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            where: Any = hosts
-        else:
-            found = await loop.getaddrinfo(*hosts, type=socket.SOCK_STREAM)
-            sock = socket.socket(found[0][0], socket.SOCK_STREAM)
-            where = found[0][4]
+        sock = await _dial(hosts)
         try:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, where)
-            if not isinstance(hosts, str):
-                hello.tune_tcp(sock)
             request = {"version": hello.VERSION, **fields}
             await send(sock, request)
             reply = await receive(sock)
@@ -89,9 +88,85 @@ async def connect(
                 reply = await receive(sock)
             hello.raise_error(reply)
         except BaseException:
-            sock.close()
+            close(sock)
             raise
     return sock, reply
+
+
+async def _dial(hosts: tuple[str, int] | str) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    where: Any = hosts
+    if isinstance(hosts, str):
+        hello.check_unix(hosts)
+        family: int = socket.AF_UNIX
+    else:
+        family, where = await _resolve(*hosts)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, where)
+        if family != socket.AF_UNIX:
+            hello.tune_tcp(sock)
+    except BaseException:
+        close(sock)
+        raise
+    return sock
+
+
+async def _resolve(host: str, port: int) -> tuple[int, Any]:
+    """Family and address. A numeric one needs no resolver, which would be a thread."""
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        )
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return found[0][0], found[0][4]
+
+
+async def connect_for_descriptors(
+    path: str, fields: dict[str, Any], *, timeout: float
+) -> tuple[socket.socket, dict[str, Any], list[int]]:
+    """Like connect() to a unix socket, for a reply that brings descriptors; they are the caller's
+    to close. None is open when it raises."""
+    async with asyncio.timeout(timeout):
+        sock = await _dial(path)
+        fds: list[int] = []
+        try:
+            await send(sock, {"version": hello.VERSION, **fields})
+            await _readable(sock)
+            head, fds, flags, _ = socket.recv_fds(sock, hello.HEAD_BYTES, hello.DESCRIPTORS_MAX)
+            if not head:
+                raise ConnectionResetError("the connection was closed during the hello")
+            if flags & socket.MSG_CTRUNC:
+                raise ProtocolError("descriptors were lost on the way", hint="raise `ulimit -n`")
+            head += await _receive_exact(sock, hello.HEAD_BYTES - len(head))
+            reply = hello.unpack(await _receive_exact(sock, hello.size_of(head)))
+            hello.raise_error(reply)
+            for fd in fds:
+                os.set_inheritable(fd, False)
+        except BaseException:
+            close(sock)
+            for fd in fds:
+                os.close(fd)
+            raise
+    return sock, reply, fds
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(sock.fileno(), _wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Channel:

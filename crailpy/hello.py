@@ -161,11 +161,16 @@ def connect_tcp(host: str, port: int, timeout: float) -> socket.socket:
     return sock
 
 
+def check_unix(path: str) -> None:
+    """Raises InvalidArgumentError for a path that is too long for a socket."""
+    if len(os.fsencode(path)) > 107:
+        raise InvalidArgumentError(f"a unix socket's path has at most 107 bytes: {path!r}")
+
+
 def connect_unix(path: str, timeout: float) -> socket.socket:
     """A connection to a unix socket, within `timeout` seconds. Raises OSError;
     InvalidArgumentError for a path that is too long for a socket."""
-    if len(os.fsencode(path)) > 107:
-        raise InvalidArgumentError(f"a unix socket's path has at most 107 bytes: {path!r}")
+    check_unix(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)

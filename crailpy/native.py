@@ -10,9 +10,15 @@ from __future__ import annotations
 from os import close, getpid
 
 from crailpy import _hot, _native, errors
+from crailpy._hot import AsyncLane as AsyncLane
 from crailpy._hot import Client as Client
+from crailpy._hot import Copy as Copy
+from crailpy._hot import Flat as Flat
+from crailpy._hot import Landing as Landing
 from crailpy._hot import Pipe as Pipe
 from crailpy._hot import View as View
+from crailpy._hot import pin as pin
+from crailpy._hot import view as view
 from crailpy.errors import ClosedError, from_status
 
 TYPE_CHECKING = False

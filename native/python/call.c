@@ -55,8 +55,8 @@ static int open_lane(struct call *c, bool is_mutating, int attempt) {
     return r ? 0 : -1;
 }
 
-static int parse_timeout(HotClient *self, PyObject *timeout, int64_t *out) {
-    *out = self->timeout_ns;
+int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out) {
+    *out = own_ns;
     if (timeout == Py_None)
         return 0;
     double seconds = PyFloat_AsDouble(timeout);
@@ -136,7 +136,7 @@ static int connect_lane(struct call *c) {
 int call_begin(struct call *c, HotClient *self, PyObject *timeout, uint32_t reserve) {
     c->self = self;
     c->deadline_ns = 0;
-    if (parse_timeout(self, timeout, &c->timeout_ns))
+    if (call_parse_timeout(timeout, self->timeout_ns, &c->timeout_ns))
         return -1;
     int rc = checkout(c, reserve);
     if (rc < 0)

@@ -87,6 +87,11 @@ PyObject *call_new_bytes(uint64_t n);
 int call_extents(struct call *c, const struct crail_result *r, const void *data, struct crail_extent *out,
                  uint32_t *count);
 
+/* The seconds of a timeout argument, `own_ns` for None. Raises ValueError. */
+int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out);
+/* Bytes that are not filled yet, on huge pages where that pays. */
+PyObject *call_new_bytes(uint64_t n);
+
 /* ---- the methods ----------------------------------------------------------- */
 
 PyObject *client_get(PyObject *self, PyObject *const *args, Py_ssize_t n);

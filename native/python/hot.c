@@ -1,6 +1,7 @@
 /* The module crailpy._hot: binds itself to the core's table, and offers Client and View. */
 #include <string.h>
 
+#include "aiolane.h"
 #include "door.h"
 
 const struct crail_hot_table *T;
@@ -112,7 +113,8 @@ PyMODINIT_FUNC PyInit__hot(void) {
     view_type = (PyTypeObject *)PyType_FromSpec(&view_spec);
     PyObject *pipe = pipe_type_new();
     if (!client || !view_type || !pipe || PyModule_AddObjectRef(m, "Client", client) ||
-        PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || PyModule_AddObjectRef(m, "Pipe", pipe)) {
+        PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || PyModule_AddObjectRef(m, "Pipe", pipe) ||
+        async_add(m)) {
         Py_DECREF(m);
         return NULL;
     }

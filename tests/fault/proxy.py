@@ -36,13 +36,25 @@ class DroppingProxy:
                 pass
             sock.close()
 
+    def cut(self) -> None:
+        """Ends every connection that there is."""
+        for sock in self._sockets[:]:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
     def _accept(self) -> None:
         while True:
             try:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self.target)
+            try:
+                server = socket.create_connection(self.target)
+            except OSError:  # the target is away: so are we
+                client.close()
+                continue
             self._sockets += [client, server]
             threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
 

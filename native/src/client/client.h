@@ -153,7 +153,7 @@ uint32_t crail_lane_grants_drop(struct crail_lane *lane, struct crail_extent *ou
  * the rest is the transfer's own. crail_io_run() until it gives 0 or an error, then crail_io_end() in any case. */
 struct crail_io {
     crail_client *client;
-    struct crail_lane *lane;
+    struct crail_lane *lane; /* NULL: through shared memory only */
     const struct crail_extent *extents;
     uint32_t extents_count;
     bool is_write;
@@ -161,8 +161,9 @@ struct crail_io {
     uint64_t offset; /* in the value */
     uint64_t length; /* offset + length <= value_bytes */
     uint8_t *buffer;
-    int64_t deadline_ns; /* CLOCK_MONOTONIC */
-    uint64_t whole;      /* bytes of all that this is a part of: the way to copy is chosen by that */
+    int64_t deadline_ns;  /* CLOCK_MONOTONIC */
+    uint64_t piece_bytes; /* copied before the caller comes up for air; 0: CRAIL_COPY_PIECE */
+    uint64_t whole;       /* bytes of all that this is a part of: the way to copy is chosen by that */
 
     uint64_t done;
     uint32_t server; /* what a need or an error is about */

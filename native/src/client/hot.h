@@ -4,6 +4,7 @@
 #define CRAIL_HOT_H
 
 #include "client.h"
+#include "flow.h"
 
 #define CRAIL_HOT_FUNCTIONS(X) \
     X(lane_checkout)           \
@@ -30,6 +31,20 @@
     X(client_unref)            \
     X(client_find)             \
     X(lane_has_data)           \
+    X(now_ns)                  \
+    X(flow_init)               \
+    X(flow_free)               \
+    X(flow_op)                 \
+    X(flow_attach)             \
+    X(flow_detach)             \
+    X(flow_flush)              \
+    X(flow_receive)            \
+    X(flow_reply)              \
+    X(flow_next)               \
+    X(flow_find)               \
+    X(flow_remove)             \
+    X(flow_frame_free)         \
+    X(flow_silent_since)       \
     X(pipe_open)               \
     X(pipe_close)              \
     X(pipe_is_ours)            \

@@ -73,8 +73,9 @@ static int copy_piece(struct crail_io *io, struct crail_attachment *a, uint32_t 
     if (rc)
         return rc;
     uint64_t n = run_length(io, i, within, io->length - io->done);
-    if (n > CRAIL_COPY_PIECE)
-        n = CRAIL_COPY_PIECE;
+    uint64_t piece = io->piece_bytes ? io->piece_bytes : CRAIL_COPY_PIECE;
+    if (n > piece)
+        n = piece;
     struct crail_client_region *r = &a->region[e->region];
     struct crail_mapping *m = io->is_write ? &r->writable : &r->readable;
     uint64_t at = (uint64_t)e->granule * CRAIL_GRANULE + within;
@@ -296,6 +297,8 @@ int crail_io_run(struct crail_io *io) {
     int rc;
     if (a)
         rc = copy_piece(io, a, i, within);
+    else if (!io->lane)
+        return CRAIL_NEED_SERVER;
     else
         rc = io->is_write ? tcp_write_piece(io, i, within) : tcp_read_piece(io, i, within);
     if (rc)
@@ -305,7 +308,7 @@ int crail_io_run(struct crail_io *io) {
 
 void crail_io_restart(struct crail_io *io) {
     leave_slot(io);
-    for (uint32_t i = 0; i < io->extents_count; i++)
+    for (uint32_t i = 0; io->lane && i < io->extents_count; i++)
         data_close(io->lane, io->extents[i].server);
     io->tcp_asked = io->done;
     io->was_restarted = true;

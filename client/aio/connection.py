@@ -1,0 +1,249 @@
+"""The ground of an asynchronous store: what it is connected to, and how a request goes there and
+comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import warnings
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from crailpy import native
+from crailpy.errors import (
+    ClosedError,
+    CrailError,
+    DeadlineError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+
+from .. import requests
+from ..connection import TRANSPORTS
+from ..session import Address
+from .session import AsyncSession
+from .transfer import Transfers
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+    from types import TracebackType
+    from typing import Self, TypeVar
+
+    from ..requests import Request, Result
+
+    T = TypeVar("T")
+
+RECORDED_FIRST, HOLDS_FIRST = 16, 48  # operations that carry a sequence number (wire.h)
+
+
+class AsyncConnection:
+    """What every part of `AsyncStore` stands on. Connected by `await`, or by `async with`."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None,
+        timeout: float,
+        transport: str | None,
+        namespace: str,
+    ) -> None:
+        if transport not in TRANSPORTS:
+            raise InvalidArgumentError(f"transport {transport!r} is none of {TRANSPORTS}")
+        if not timeout >= 0:
+            raise InvalidArgumentError(f"timeout {timeout!r} is no number of seconds")
+        try:
+            self._address = Address(address)
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from None
+        self._secret = token
+        self._transport = transport
+        self._timeout = timeout
+        self._prefix = namespace.rstrip("/")
+        self._closed = False
+        self._opened: AsyncSession | None = None
+        self._tokens = count(1)
+
+    # -- life ----------------------------------------------------------------------
+
+    async def _connect(self) -> Self:
+        if self._closed:
+            raise ClosedError("the store is closed")
+        if self._opened is not None:
+            return self
+        self._opened = AsyncSession(
+            self._address,
+            token=self._secret,
+            transport=self._transport,
+            timeout=self._timeout,
+            prefix=self._prefix.encode(),
+        )
+        # What every call uses; bound here, so that it costs one attribute.
+        self._reads = self._opened.reads.native
+        self._changes = self._opened.changes.native
+        self._transfers = Transfers(self._opened)
+        try:
+            await self._run(requests.ping())
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._connect()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the session; calls under way get ClosedError. May be called twice; views that are
+        alive stay readable."""
+        self._closed = True
+        if self._opened is not None:
+            await self._opened.close()
+
+    def __del__(self) -> None:
+        opened = getattr(self, "_opened", None)
+        if opened is not None and not opened.closed:
+            opened.abort()
+            if opened.is_of_this_process:
+                warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
+
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else ""
+        return (
+            f"<crailpy.aio.{type(self).__name__} {self._address.text}{self._prefix or '/'}{state}>"
+        )
+
+    @property
+    def address(self) -> str:
+        """The address that this store was connected to."""
+        return self._address.text
+
+    @property
+    def _session(self) -> AsyncSession:
+        if self._opened is None:
+            raise ClosedError("the store is not connected: `await` it, or use `async with`")
+        return self._opened
+
+    # -- requests ---------------------------------------------------------------------
+
+    async def _run(self, request: Request, timeout: float | None = None) -> Any:
+        """Sends the request and gives what its answer means."""
+        try:
+            if request.wait is None:
+                result = await self._call(request, 0, timeout)
+            else:
+                result = await self._wait(
+                    lambda ms, timeout: self._call(request, ms, timeout), request.wait, timeout
+                )
+        except NotFoundError:
+            if request.absent is requests.RAISE:
+                raise
+            return request.absent
+        return request.decode(result)
+
+    async def _call(self, r: Request, wait_ms: int, timeout: float | None) -> Result:
+        """One request; `wait_ms`: how long the namenode may set it aside."""
+        session = self._session
+        recorded = RECORDED_FIRST <= r.code < HOLDS_FIRST
+        lane = session.changes.native if recorded else session.reads.native
+        flags = r.flags | (requests.WAIT if wait_ms else 0)
+        future, frame = lane.call(
+            r.code,
+            flags,
+            r.path,
+            r.data,
+            r.options,
+            wait_ms or r.count,
+            r.arg0,
+            r.arg1,
+            wait_ms > 0,
+            timeout,
+        )
+        if not wait_ms:
+            return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            lane.cancel(frame)
+            raise
+
+    async def _wait(
+        self, ask: Callable[[int, float], Awaitable[T]], seconds: float, timeout: float | None
+    ) -> T:
+        """Calls `ask(milliseconds to be set aside, timeout)` until it does not raise DeadlineError,
+        or until `seconds` are over. `timeout` comes on top: for the way there and back."""
+        limit = self._timeout if timeout is None else timeout
+        pieces = requests.WaitPieces(seconds)
+        while True:
+            ms = pieces.next_ms()
+            try:
+                return await ask(ms, ms / 1000 + limit)
+            except DeadlineError as error:
+                pieces.over(error)
+
+    def _post(self, request: Request) -> None:
+        """Sends a change whose answer nobody waits for."""
+        post(self._session.changes.native, request)
+
+    def _token(self) -> int:
+        """A number for a hold: unique in this store, so also in its session."""
+        return next(self._tokens)
+
+    def _limit(self, deadline: float, path: str) -> Limit:
+        return Limit(deadline, path)
+
+    def _deadline(self, timeout: float | None) -> float:
+        limit = self._timeout if timeout is None else timeout
+        if not limit >= 0:
+            raise ValueError("timeout must be a number of seconds, 0 or more")
+        return self._session.loop.time() + limit
+
+    async def _delivered(self, key: str, version: int) -> None:
+        """All of a value that goes when it was read has been read: it goes, unless another took
+        its place. At least once: where that cannot be said, it stays for another reader."""
+        try:
+            await self._run(requests.delivered(key, version), 1.0)
+        except CrailError:
+            pass
+
+
+def post(lane: native.AsyncLane, r: Request) -> None:
+    """Sends a change whose answer nobody waits for; where that cannot be, it is not made."""
+    try:
+        lane.post(r.code, r.flags, r.path, r.data, r.options, r.count, r.arg0, r.arg1)
+    except (CrailError, RuntimeError):
+        pass  # closed, it or its loop
+
+
+class Limit:
+    """`async with Limit(deadline, key)`: ends what takes longer, with DeadlineError."""
+
+    __slots__ = ("_key", "_timeout")
+
+    def __init__(self, deadline: float, key: str) -> None:
+        self._timeout = asyncio.timeout_at(deadline if deadline < math.inf else None)
+        self._key = key
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, value, trace)
+        except TimeoutError:
+            raise DeadlineError(path=self._key) from value

@@ -1,0 +1,338 @@
+"""Values by key: put and get in all their ways, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from os import getpid
+from typing import TYPE_CHECKING, Any
+
+from crailpy import native
+from crailpy.errors import (
+    CrailError,
+    DeadlineError,
+    InvalidArgumentError,
+    NotFoundError,
+    ProtocolError,
+)
+
+from .. import requests
+from ..requests import RAISE
+from ..values import all_or_batch_error
+from .connection import AsyncConnection, Limit, post
+from .transfer import OutOfDate, extents_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from ..requests import Buffer, Result
+
+
+class AsyncValues(AsyncConnection):
+    """The part of an `AsyncStore` that puts and gets. Arguments, results and errors are those of
+    `Store`. A cancelled call leaves nothing behind; a put that was sent may have happened."""
+
+    # -- writing -----------------------------------------------------------------------
+
+    async def put(
+        self,
+        key: str,
+        data: Buffer,
+        *,
+        if_absent: bool = False,
+        if_version: int | None = None,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> int:
+        """Stores `data` under `key`, atomically; see `Store.put`. Do not change `data` before it
+        returns."""
+        flags = requests.PARENTS if parents else 0
+        if if_absent:
+            flags |= requests.IF_ABSENT
+        if if_version is not None:
+            flags |= requests.IF_VERSION
+        options, wait = self._placed(placement) if placement else (b"", 0.0)
+        return await self._put(key, data, flags, options, if_version or 0, wait, timeout)
+
+    async def _put(
+        self,
+        key: str,
+        data: Buffer,
+        flags: int,
+        options: bytes,
+        if_version: int,
+        wait_space: float,
+        timeout: float | None,
+    ) -> int:
+        version = self._changes.put(key, data, flags, options, if_version, timeout)
+        if version is not None:
+            return await version
+        return await self._put_large(key, data, flags, options, if_version, wait_space, timeout)
+
+    async def _put_large(
+        self,
+        key: str,
+        data: Buffer,
+        flags: int,
+        options: bytes,
+        if_version: int,
+        wait_space: float,
+        timeout: float | None,
+    ) -> int:
+        deadline = self._deadline(timeout) + wait_space
+        flat = native.Flat(data, False)
+        with memoryview(flat) as view:
+            size = view.nbytes
+        async with Limit(deadline, key):
+            return await self._transfers.put(
+                key, flat, size, flags, options, if_version, wait_space, deadline
+            )
+
+    @staticmethod
+    def _placed(placement: Mapping[str, Any]) -> tuple[bytes, float]:
+        from ..placement import pack
+
+        return pack(**placement)
+
+    async def put_many(
+        self,
+        items: Mapping[str, Buffer] | Iterable[tuple[str, Buffer]],
+        *,
+        if_absent: bool = False,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> list[int]:
+        """Puts every (key, data) in order; see `Store.put_many`."""
+        pairs = list(items.items() if hasattr(items, "items") else items)
+        flags = (requests.PARENTS if parents else 0) | (requests.IF_ABSENT if if_absent else 0)
+        options, wait = self._placed(placement) if placement else (b"", 0.0)
+        results: list[Any] = []
+        while True:
+            future, _ = self._changes.put_many(pairs, len(results), flags, options, timeout)
+            results += await future
+            if len(results) == len(pairs):
+                return all_or_batch_error(results)
+            try:  # a value too large to travel in a vector
+                key, data = pairs[len(results)]
+                results.append(await self._put_large(key, data, flags, options, 0, wait, timeout))
+            except CrailError as error:
+                results.append(error)
+
+    async def incr(
+        self,
+        key: str,
+        by: int = 1,
+        *,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> int:
+        """Adds to the counter at `key`, exactly once, and returns the sum; see `Store.incr`."""
+        options, _ = self._placed(placement) if placement else (b"", 0.0)
+        total: int = await self._run(requests.incr(key, by, parents, options), timeout)
+        return total
+
+    async def put_object(self, key: str, obj: Any, **options: Any) -> int:
+        """Stores any object that pickles; options as of `put`; see `Store.put_object`."""
+        from ..objects import dump
+
+        return await self.put(key, b"".join(dump(obj)), **options)
+
+    async def get_object(
+        self, key: str, *, wait: float | None = None, timeout: float | None = None
+    ) -> Any:
+        """What `put_object` stored; see `Store.get_object`. Read only what you trust."""
+        from ..objects import load
+
+        with await self.get_view(key, wait=wait, timeout=timeout) as view:
+            return load(view)
+
+    async def delete(
+        self, key: str, *, missing_ok: bool = False, timeout: float | None = None
+    ) -> None:
+        """Deletes a value; see `Store.delete`."""
+        await self._run(requests.delete(key, missing_ok), timeout)
+
+    async def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
+        """Deletes every key; see `Store.delete_many`."""
+        each = requests.delete("", missing_ok=True)
+        results = await self._changes.call_many(each.code, each.flags, list(keys), timeout)
+        all_or_batch_error([None if isinstance(r, NotFoundError) else r for r in results])
+
+    # -- reading ---------------------------------------------------------------------------
+
+    async def get(
+        self,
+        key: str,
+        *,
+        wait: float | None = None,
+        default: Any = RAISE,
+        timeout: float | None = None,
+    ) -> Any:
+        """The value of `key` as bytes; see `Store.get`."""
+        try:
+            if wait is not None:
+                return await self._wait(
+                    lambda ms, timeout: self._find(key, ms, timeout, self._bytes), wait, timeout
+                )
+            found = await self._reads.get(key, False, timeout)
+            if type(found) is bytes:
+                return found
+            return await self._read(key, found, found[6], self._bytes)
+        except NotFoundError:
+            if default is RAISE:
+                raise
+            return default
+        except DeadlineError:
+            if wait is None or default is RAISE:
+                raise
+            return default
+
+    async def get_view(
+        self, key: str, *, wait: float | None = None, timeout: float | None = None
+    ) -> native.View:
+        """The value as a read-only buffer; see `Store.get_view`."""
+        view: native.View
+        if wait is None:
+            view = await self._find(key, 0, timeout, self._view)
+        else:
+            view = await self._wait(
+                lambda ms, timeout: self._find(key, ms, timeout, self._view), wait, timeout
+            )
+        if view.goes_when_read:
+            view.on_end(_ViewEnd(self._changes, key, view.version))
+        return view
+
+    async def get_into(
+        self, key: str, buffer: Any, *, offset: int = 0, timeout: float | None = None
+    ) -> int:
+        """Copies the value from byte `offset` on into `buffer`; see `Store.get_into`."""
+        if offset < 0:
+            raise InvalidArgumentError(path=key)
+        flat = native.Flat(buffer, True)
+
+        async def fill(result: Result, deadline: float) -> int:
+            with memoryview(flat) as room:
+                n = result[1] - offset
+                if n < 0 or n > room.nbytes:
+                    raise InvalidArgumentError(path=key)
+                if result[3] & requests.INLINE:
+                    room[:n] = result[5][offset:]
+                else:
+                    await self._transfers.read(extents_of(result), offset, flat, n, deadline)
+            return n
+
+        count: int = await self._find(key, 0, timeout, fill)
+        return count
+
+    async def get_range(
+        self, key: str, offset: int, length: int, *, timeout: float | None = None
+    ) -> bytes:
+        """Up to `length` bytes of the value from `offset` on; see `Store.get_range`."""
+        if offset < 0 or length < 0:
+            raise InvalidArgumentError(path=key)
+
+        async def part(result: Result, deadline: float) -> bytes:
+            return await self._slice(result, offset, length, deadline)
+
+        data: bytes = await self._find(key, 0, timeout, part, is_whole=False)
+        return data
+
+    async def get_many(
+        self, keys: Iterable[str], *, missing: str = "raise", timeout: float | None = None
+    ) -> list[Any]:
+        """The values of `keys` in order, as bytes; see `Store.get_many`."""
+        if missing not in ("raise", "none"):
+            raise InvalidArgumentError(f'missing={missing!r}: "raise" or "none"')
+        keys = list(keys)  # ours: the caller may change his own meanwhile
+        values = await self._reads.get_many(keys, missing == "none", timeout)
+        for i, found in enumerate(values):
+            if type(found) is not tuple:
+                continue
+            try:
+                values[i] = await self._read(keys[i], found, found[6], self._bytes)
+            except NotFoundError as error:
+                values[i] = None if missing == "none" else error
+            except CrailError as error:
+                values[i] = error
+        return all_or_batch_error(values)
+
+    # -- how a value is found, and what is made of it -------------------------------------------
+
+    async def _find(
+        self,
+        key: str,
+        wait_ms: int,
+        timeout: float | None,
+        make: Callable[[Result, float], Awaitable[Any]],
+        *,
+        is_whole: bool = True,
+    ) -> Any:
+        """What `make(result, deadline)` makes of the value at `key`."""
+        deadline = self._deadline(timeout)
+        result = await self._call(requests.Request(requests.GET, key), wait_ms, timeout)
+        return await self._read(key, result, deadline, make, is_whole=is_whole)
+
+    async def _read(
+        self,
+        key: str,
+        result: Result,
+        deadline: float,
+        make: Callable[[Result, float], Awaitable[Any]],
+        *,
+        is_whole: bool = True,
+    ) -> Any:
+        async with Limit(deadline, key):
+            while True:
+                try:
+                    made = await make(result, deadline)
+                    break
+                except OutOfDate:
+                    await asyncio.sleep(0)
+                result = await self._call(requests.Request(requests.GET, key), 0, None)
+        if is_whole and result[3] & requests.DELETE_AFTER_READ and type(made) is not native.View:
+            await self._delivered(key, result[0])
+        return made
+
+    async def _bytes(self, result: Result, deadline: float) -> bytes:
+        return await self._slice(result, 0, result[1], deadline)
+
+    async def _slice(self, result: Result, offset: int, length: int, deadline: float) -> bytes:
+        size = result[1]
+        n = max(0, min(length, size - offset))
+        if result[3] & requests.INLINE:
+            if len(result[5]) != size:
+                raise ProtocolError("a value is not as long as it is said to be")
+            return result[5][offset : offset + n]
+        if n == 0:
+            return b""
+        landing = native.Landing(n)
+        await self._transfers.read(extents_of(result), offset, landing, n, deadline)
+        return landing.take()
+
+    async def _view(self, result: Result, deadline: float) -> native.View:
+        goes = bool(result[3] & requests.DELETE_AFTER_READ)
+        if not result[3] & requests.INLINE:
+            view = await self._transfers.pin(result, goes, deadline)
+            if view is not None:
+                return view
+        return native.view(await self._bytes(result, deadline), result[0], goes)
+
+
+class _ViewEnd:
+    """What the end of a view over a value that goes when it was read has to do. In a forked child
+    the view is not the one that was given out."""
+
+    __slots__ = ("_key", "_lane", "_pid", "_version")
+
+    def __init__(self, lane: native.AsyncLane, key: str, version: int) -> None:
+        self._lane = lane
+        self._key = key
+        self._version = version
+        self._pid = getpid()
+
+    def __call__(self) -> None:
+        if self._pid != getpid():
+            return
+        post(self._lane, requests.delivered(self._key, self._version))
