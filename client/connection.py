@@ -12,7 +12,7 @@ from _thread import LockType, allocate_lock
 from itertools import count
 from os import getpid
 
-from crailpy import native
+from crailpy import hello, native
 from crailpy.errors import (
     CrailError,
     DeadlineError,
@@ -77,6 +77,7 @@ class Connection:
         self._prefix = prefix
         self._closed = False
         self._tokens = count(1)
+        self._tiers: dict[int, str] = {}
         self._fork_locks: dict[
             int, LockType
         ] = {}  # by process: a child's is never held at its fork
@@ -121,6 +122,16 @@ class Connection:
     def _describe(self, server: int, timeout: float) -> bytes:
         description: bytes = self._run(requests.describe_server(server), timeout)
         return description
+
+    def _tier_of(self, server: int) -> str | None:
+        """The name of its tier; None if nobody can say."""
+        if server not in self._tiers:
+            try:
+                about = hello.unpack(self._describe(server, self._timeout))
+            except CrailError:
+                return None
+            self._tiers[server] = about["tier"]
+        return self._tiers[server]
 
     def _token(self) -> int:
         """A number for a hold: unique in this store, so also in its session."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from crailpy.model import Event, NodeInfo
 
+    from .listing import TierOf
+
     Buffer = bytes | bytearray | memoryview
     #: version, size, kind, flags, count, data of a result
     Result = tuple[int, int, int, int, int, bytes]
@@ -144,8 +146,9 @@ def bye() -> Request:
 # ---- one node -----------------------------------------------------------------------------------
 
 
-def stat(path: str) -> Request:
-    return Request(STAT, path, decode=lambda r: listing.node_info(path, r[5]))
+def stat(path: str, tier_of: TierOf | None = None) -> Request:
+    """NodeInfo. `tier_of` names the tier of a server, by its number."""
+    return Request(STAT, path, decode=lambda r: listing.node_info(path, r[5], tier_of))
 
 
 def exists(path: str) -> Request:
@@ -355,9 +358,11 @@ def _unsigned(value: int, what: str) -> int:
 # ---- many nodes at once -------------------------------------------------------------------------
 
 
-def node_infos(paths: list[str], results: list[tuple[Any, ...]]) -> list[NodeInfo | None]:
+def node_infos(
+    paths: list[str], results: list[tuple[Any, ...]], tier_of: TierOf | None = None
+) -> list[NodeInfo | None]:
     """What a vector of STATs answered (status before the rest of each result)."""
     return [
-        None if r[0] else listing.node_info(path, r[6])
+        None if r[0] else listing.node_info(path, r[6], tier_of)
         for path, r in zip(paths, results, strict=True)
     ]

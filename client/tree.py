@@ -26,7 +26,7 @@ class Tree(Connection):
 
     def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
         """Facts about a node. Raises NotFoundError."""
-        info: NodeInfo = self._run(requests.stat(path), timeout)
+        info: NodeInfo = self._run(requests.stat(path, self._tier_of), timeout)
         return info
 
     def stat_many(
@@ -36,7 +36,7 @@ class Tree(Connection):
         paths = list(paths)
         each = requests.stat("")
         return requests.node_infos(
-            paths, self._hot.call_many(each.code, each.flags, paths, timeout)
+            paths, self._hot.call_many(each.code, each.flags, paths, timeout), self._tier_of
         )
 
     def mkdir(

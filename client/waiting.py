@@ -58,8 +58,8 @@ class Waiting(Connection):
         token = self._token()
         try:
             opened: int = self._run(requests.enter(path, n, token, seconds))
-        finally:
-            self._end(token)  # until then, asking again has the same answer
+        finally:  # opened, broken, or this member gives up: it leaves, and breaks nothing by that
+            self._end(token)
         return opened
 
     def _end(self, token: int) -> None:

@@ -2,11 +2,12 @@
 #include <errno.h>
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "door.h"
 
 #define RESEND_NS_FIRST 1000000000ll /* a reply this late may have been lost: ask again on a new connection */
-#define LOOK_AT_SIGNALS_NS 50000000ll
+#define LOOK_AT_SIGNALS_NS 100000000ll
 #define LATE_CALLS 16 /* so many calls of a lane give the lock up at once after a late reply */
 
 int64_t call_deadline(struct call *c) {
@@ -268,6 +269,12 @@ static int send_request(struct call *c) {
     }
 }
 
+/* Signals are the main thread's. One that comes just before a system call, or to another thread, interrupts nothing: so
+ * the main thread never sleeps for long. */
+static bool takes_signals(void) {
+    return gettid() == getpid();
+}
+
 /* Gives 0, -EPIPE (reconnect), -EAGAIN (so late that it may have been lost), or -1 with an exception set. */
 static int await_reply(struct call *c, int64_t resend_ns) {
     struct crail_lane *lane = c->lane;
@@ -276,12 +283,13 @@ static int await_reply(struct call *c, int64_t resend_ns) {
         rc = T->lane_receive(lane, 0);
     if (rc == 0 || rc == -EPIPE)
         return rc;
-    /* Without the lock: one more tick by the bare receive, which costs no poll, then as long as it takes; but a signal
-     * that came between two receives interrupted none, so they do not take for ever. */
-    int64_t left = time_left(c), resend_at = left - resend_ns, wait = 0;
-    while (left > 0 && left > resend_at) {
+    /* Without the lock: one more tick by the bare receive, which costs no poll, then as long as it takes. */
+    int64_t left = time_left(c), resend_at = left - resend_ns;
+    int64_t nap = takes_signals() ? LOOK_AT_SIGNALS_NS : INT64_MAX;
+    for (int64_t wait = 0; left > 0 && left > resend_at; wait = left - (resend_at > 0 ? resend_at : 0)) {
         if (PyErr_CheckSignals())
             return -1;
+        wait = wait < nap ? wait : nap;
         Py_BEGIN_ALLOW_THREADS rc = T->lane_receive(lane, wait);
         Py_END_ALLOW_THREADS if (rc == 0) {
             lane->patience = lane->patience ? lane->patience - 1 : LATE_CALLS;
@@ -294,8 +302,6 @@ static int await_reply(struct call *c, int64_t resend_ns) {
             return -1;
         }
         left = time_left(c);
-        wait = left - (resend_at > 0 ? resend_at : 0);
-        wait = wait < LOOK_AT_SIGNALS_NS ? wait : LOOK_AT_SIGNALS_NS;
     }
     return left > 0 ? -EAGAIN : call_fail(c, CRAIL_E_DEADLINE, 0);
 }

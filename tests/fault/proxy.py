@@ -7,17 +7,20 @@ import struct
 import threading
 
 HELLO = b"CRAILPY1"
+CODE = struct.Struct("<H")  # of the first operation
+HOLDS_FIRST = 48
 FRAME = struct.Struct("<IIIIQQ")  # magic, size, count, flags, id, seq (native/include/crail/wire.h)
 
 
 class DroppingProxy:
-    """Forwards every connection to `target`; of the replies to requests that change something,
-    every `k`-th is dropped, in turn by silence and by cutting the connection."""
+    """Forwards every connection to `target`; of the replies to requests that change something
+    or make a hold, every `k`-th is dropped, in turn by silence and by cutting the connection."""
 
     def __init__(self, target: tuple[str, int], k: int) -> None:
         self.target = target
         self.k = k
         self.mutations = 0
+        self.silent = 0  # so many of the next replies are dropped in silence, whatever they are to
         self.dropped = 0
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
@@ -76,7 +79,13 @@ class DroppingProxy:
         request, seq = _frame(client)
         server.sendall(request)
         reply, _ = _frame(server)
-        if seq:
+        if self.silent:
+            with self._lock:
+                self.silent -= 1
+                self.dropped += 1
+            return True
+        (code,) = CODE.unpack_from(request, FRAME.size)
+        if seq or code >= HOLDS_FIRST:
             with self._lock:
                 self.mutations += 1
                 drop = self.mutations % self.k == 0
