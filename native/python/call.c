@@ -285,11 +285,13 @@ static int await_reply(struct call *c, int64_t resend_ns) {
         return rc;
     /* Without the lock: one more tick by the bare receive, which costs no poll, then as long as it takes. */
     int64_t left = time_left(c), resend_at = left - resend_ns;
-    int64_t nap = takes_signals() ? LOOK_AT_SIGNALS_NS : INT64_MAX;
+    int64_t nap = 0; /* at once; 0: not known yet, for asking costs two system calls */
     for (int64_t wait = 0; left > 0 && left > resend_at; wait = left - (resend_at > 0 ? resend_at : 0)) {
         if (PyErr_CheckSignals())
             return -1;
-        wait = wait < nap ? wait : nap;
+        if (wait > LOOK_AT_SIGNALS_NS && !nap)
+            nap = takes_signals() ? LOOK_AT_SIGNALS_NS : INT64_MAX;
+        wait = wait > LOOK_AT_SIGNALS_NS && wait > nap ? nap : wait;
         Py_BEGIN_ALLOW_THREADS rc = T->lane_receive(lane, wait);
         Py_END_ALLOW_THREADS if (rc == 0) {
             lane->patience = lane->patience ? lane->patience - 1 : LATE_CALLS;

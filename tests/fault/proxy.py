@@ -7,20 +7,22 @@ import struct
 import threading
 
 HELLO = b"CRAILPY1"
-CODE = struct.Struct("<H")  # of the first operation
-HOLDS_FIRST = 48
 FRAME = struct.Struct("<IIIIQQ")  # magic, size, count, flags, id, seq (native/include/crail/wire.h)
+OP = struct.Struct("<HH")  # code, flags: the start of an operation
+HOLDS_FIRST = 48
+WAIT = 1 << 8
 
 
 class DroppingProxy:
-    """Forwards every connection to `target`; of the replies to requests that change something
-    or make a hold, every `k`-th is dropped, in turn by silence and by cutting the connection."""
+    """Forwards every connection to `target`; of the replies to requests that change something or
+    make a hold (or, with `waits`, that may wait) every `k`-th is dropped, in turn by silence and by
+    cutting the connection."""
 
-    def __init__(self, target: tuple[str, int], k: int) -> None:
+    def __init__(self, target: tuple[str, int], k: int, *, waits: bool = False) -> None:
         self.target = target
         self.k = k
+        self.waits = waits
         self.mutations = 0
-        self.silent = 0  # so many of the next replies are dropped in silence, whatever they are to
         self.dropped = 0
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
@@ -79,13 +81,8 @@ class DroppingProxy:
         request, seq = _frame(client)
         server.sendall(request)
         reply, _ = _frame(server)
-        if self.silent:
-            with self._lock:
-                self.silent -= 1
-                self.dropped += 1
-            return True
-        (code,) = CODE.unpack_from(request, FRAME.size)
-        if seq or code >= HOLDS_FIRST:
+        code, flags = OP.unpack_from(request, FRAME.size)
+        if flags & WAIT if self.waits else (seq or code >= HOLDS_FIRST):
             with self._lock:
                 self.mutations += 1
                 drop = self.mutations % self.k == 0
