@@ -17,10 +17,19 @@ JOBS = "/jobs"
 SESSIONS = "/sessions"
 
 
-def check_job(name: str) -> None:
-    """Raises InvalidArgumentError for what is no name of a job."""
+def job_options(name: str, ttl: float, placement: dict[str, Any]) -> bytes:
+    """Options of a job. Raises InvalidArgumentError for what is no name of one, and for placement:
+    its directory holds no bytes."""
+    from .placement import pack
+
     if not name or "/" in name:
         raise InvalidArgumentError(f"job({name!r}): a name without a slash")
+    if pack(**placement)[0]:
+        raise InvalidArgumentError(
+            f"job({name!r}): {', '.join(placement)} say nothing of a directory",
+            hint="say it where values are put",
+        )
+    return pack(ttl=ttl)[0]
 
 
 def check_attributes(path: str, attributes: dict[str, Any]) -> bytes:
@@ -58,10 +67,7 @@ class Lifetimes(Waiting):
         `ttl` seconds after the last session that had one has ended. `quota_bytes` and `quota_nodes`
         limit what lies there (QuotaExceededError); the last who says them decides. Raises
         InvalidArgumentError, ExistsError (something else is there)."""
-        from .placement import pack
-
-        check_job(name)
-        options, _ = pack(ttl=ttl, **placement)
+        options = job_options(name, ttl, placement)
         return Job(self, f"{JOBS}/{name}", options, quota_bytes, quota_nodes, timeout)
 
     def session_path(self, *, timeout: float | None = None) -> str:

@@ -10,6 +10,7 @@ from .connection import Connection
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Any
 
     from crailpy.model import NodeInfo
 
@@ -45,10 +46,19 @@ class Tree(Connection):
         *,
         parents: bool = False,
         exist_ok: bool = False,
+        ttl: float | None = None,
+        job: Any = None,
         timeout: float | None = None,
     ) -> None:
-        """Makes a directory. Raises ExistsError, NotFoundError (no parent), NotContainerError."""
-        self._run(requests.mkdir(path, parents=parents, exist_ok=exist_ok), timeout)
+        """Makes a directory. It goes, with all below it, `ttl` seconds after it was made, or with a
+        `job`. Raises ExistsError, NotFoundError (no parent, no such job), NotContainerError."""
+        options = b""
+        if ttl is not None or job is not None:
+            from .placement import pack
+
+            options, _ = pack(ttl=ttl, job=job)
+        made = requests.mkdir(path, parents=parents, exist_ok=exist_ok, options=options)
+        self._run(made, timeout)
 
     def rename(
         self, src: str, dst: str, *, overwrite: bool = False, timeout: float | None = None

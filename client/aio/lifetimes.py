@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import requests
-from ..lifetimes import JOBS, SESSIONS, check_attributes, check_job
+from ..lifetimes import JOBS, SESSIONS, check_attributes, job_options
 from .waiting import AsyncWaiting
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ class AsyncLifetimes(AsyncWaiting):
         **placement: Any,
     ) -> AsyncJob:
         """A share in the job `name`, by `await` or `async with`; see `Store.job`."""
-        from ..placement import pack
-
-        check_job(name)
-        options, _ = pack(ttl=ttl, **placement)
+        options = job_options(name, ttl, placement)
         token, path = self._token(), f"{JOBS}/{name}"
         request = requests.job(path, token, quota_bytes, quota_nodes, options)
         return AsyncJob(self, path, token, request, timeout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crailpy.errors import CrailError, NotContainerError, NotFoundError
 
@@ -49,10 +49,18 @@ class AsyncTree(AsyncConnection):
         *,
         parents: bool = False,
         exist_ok: bool = False,
+        ttl: float | None = None,
+        job: Any = None,
         timeout: float | None = None,
     ) -> None:
         """Makes a directory; see `Store.mkdir`."""
-        await self._run(requests.mkdir(path, parents=parents, exist_ok=exist_ok), timeout)
+        options = b""
+        if ttl is not None or job is not None:
+            from ..placement import pack
+
+            options, _ = pack(ttl=ttl, job=job)
+        made = requests.mkdir(path, parents=parents, exist_ok=exist_ok, options=options)
+        await self._run(made, timeout)
 
     async def rename(
         self, src: str, dst: str, *, overwrite: bool = False, timeout: float | None = None

@@ -181,6 +181,16 @@ def test_ttl_of_a_container_takes_all_below_along(store):
     assert gone(store, "/life/dir/a/b")
 
 
+def test_a_directory_is_made_with_its_end(store):
+    store.mkdir("/life/brief", ttl=0.2)
+    store.put("/life/brief/x", b"")
+    with store.job("dirs") as job:
+        store.mkdir("/life/of-job", job=job)
+        assert store.stat("/life/of-job").lease == f"job {job.number}"
+        store.wait("/life/brief", absent=True, timeout=30)
+    store.wait("/life/of-job", absent=True, timeout=30)
+
+
 def test_setattr_sets_and_takes_away_a_ttl(store):
     store.put("/life/ttl", b"")
     store.setattr("/life/ttl", ttl=3600)
@@ -318,6 +328,8 @@ def test_a_job_needs_a_name_and_a_directory(store):
     for name in ("", "a/b"):
         with pytest.raises(errors.InvalidArgumentError):
             store.job(name)
+    with pytest.raises(errors.InvalidArgumentError):
+        store.job("placed", tier="dram")
     store.put("/jobs/file", b"")
     with pytest.raises(errors.CrailError):
         store.job("file")
