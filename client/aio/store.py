@@ -23,6 +23,7 @@ from .values import AsyncValues
 if TYPE_CHECKING:
     from .containers import AsyncQueue, AsyncTable
     from .files import AsyncFile
+    from .multifile import AsyncMultiFile
 
 
 class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
@@ -102,6 +103,16 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
 
         await open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout)
         return AsyncQueue(self, path, timeout, placement)
+
+    async def multifile(
+        self, path: str, create: bool = True, *, timeout: float | None = None, **placement: Any
+    ) -> AsyncMultiFile:
+        """The multifile at `path`; see `Store.multifile`."""
+        from .containers import open_container
+        from .multifile import AsyncMultiFile
+
+        await open_container(self, path, create, requests.MULTIFILE, "multifile", timeout)
+        return AsyncMultiFile(self, path, timeout, placement)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Facts about the whole store: namenode counters, servers, sessions."""

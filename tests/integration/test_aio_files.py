@@ -198,3 +198,29 @@ async def test_cancelled_writers_leave_no_granule_behind(cluster, aio):
         assert settled()[0] == before[0]
         assert held or settled() == before
         assert aio.client_stats()["slots_used"] == 0
+
+
+async def test_parts_of_a_multifile_read_as_one_stream(aio):
+    many = await aio.multifile("/af/many")
+    expected = b""
+    for i, n in enumerate((10, 0, 300_000, 4096, 70_000)):
+        async with await many.writer() as part:
+            await part.write(bytes([i]) * n)
+        expected += bytes([i]) * n
+    assert [part.size for part in await many.parts()] == [10, 0, 300_000, 4096, 70_000]
+    async with await many.reader() as reader:
+        pieces = []
+        while piece := await reader.read(50_000):
+            pieces.append(piece)
+        assert all(len(piece) == 50_000 for piece in pieces[:-1])
+        assert b"".join(pieces) == expected
+    async with await many.reader() as reader:
+        buffer = bytearray(100_000)
+        assert await reader.readinto(buffer) == 10
+        gone = (await many.parts())[2]
+        await aio.remove(gone.path)
+        assert await reader.read() == expected[300_010:]
+    with pytest.raises(errors.ClosedError):
+        await reader.read()
+    with pytest.raises(errors.ExistsError):
+        await many.writer((await many.parts())[0].name)

@@ -270,3 +270,10 @@ def test_a_store_that_outlives_its_loop_leaves_nothing_open(cluster, transport):
         del store
         gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_it_has_every_call_of_the_synchronous_face():
+    def names(face) -> set[str]:
+        return {name for name in dir(face) if not name.startswith("_")}
+
+    assert names(crailpy.Store) == names(crailpy.aio.AsyncStore)
