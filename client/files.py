@@ -335,12 +335,13 @@ class File(io.RawIOBase):
         if at > self._size:
             self._fill(at)
         end = at + data.nbytes
-        if self._memory is not None and end > MEMORY_BYTES_MAX:
+        if self._memory is None:
+            self._reserve(end)
+        elif end > MEMORY_BYTES_MAX:
             self._leave_memory(end)
         if self._memory is not None:
             self._memory[at:end] = data  # type: ignore[index]
         else:
-            self._reserve(end)
             self._put_bytes(data, at)
         self._dirty = True
         self._size = max(self._size, end)
@@ -397,6 +398,8 @@ class File(io.RawIOBase):
         self._size = size
         self._fixed = 0
         self._tail_closed = False
+        self._end_hold(self._stream_token)  # who follows reads what is given back now
+        self._stream_token = self._announced = 0
         self._give_back(old, granted)
 
     def _move(self, source: Pipe, extents: bytes, start: int, end: int, to: int) -> None:
@@ -426,12 +429,16 @@ class File(io.RawIOBase):
     def _leave_memory(self, end: int) -> None:
         """What was in memory goes on in extents, with room up to `end`."""
         memory = self._memory
+        new = self._allot(end, 0, 0)
+        if new is None:
+            raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
         self._memory = None
+        self._extend(new)
         try:
-            self._reserve(end)
             if memory:
                 self._put_bytes(memory, 0)
         except BaseException:
+            self._close_pipe()
             self._give_back(self._extents, self._granted)
             self._extents, self._granted, self._room = b"", 0, 0
             self._memory = memory

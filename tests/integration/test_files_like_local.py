@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from crailpy import errors
-from crailpy.client.files import BUFFER_BYTES
+from crailpy.client import files
 
 STEPS = 4000  # operations of each life
 SIZE_MAX = 700_000  # past what is held in memory and past the first extent
@@ -34,7 +34,7 @@ class Both:
         self.mode = f"{mode} buffering={buffering}"
         self.trace: list[object] = []  # for the message of a difference
         # where tell() is, when what was appended is not flushed, depends on the buffer
-        size = BUFFER_BYTES if buffering == -1 else buffering
+        size = files.BUFFER_BYTES if buffering == -1 else buffering
         self.here = open(local, mode, size, **text)  # noqa: SIM115
         self.there = store.open(remote, mode, buffering=buffering, **text)
 
@@ -146,7 +146,10 @@ def a_life(rng: random.Random, store, tmp_path, steps: int) -> None:
                 file.truncate(1000)
 
 
+@pytest.mark.parametrize("extents", [files.EXTENTS_MAX, 2])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_random_operations_make_no_difference(store, tmp_path, seed):
+def test_random_operations_make_no_difference(store, tmp_path, monkeypatch, extents, seed):
+    """Also where so few extents are allowed that files have to move to larger ones."""
     print(f"CRAILPY_SEED={seed}")
+    monkeypatch.setattr(files, "EXTENTS_MAX", extents)
     a_life(random.Random(seed), store, tmp_path, STEPS)
