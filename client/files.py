@@ -45,8 +45,8 @@ ZEROS = bytes(MEMORY_BYTES_MAX)
 GIVE_BACK_S = 1.0
 
 # operation codes and flags (native/include/crail/wire.h)
-_COMMIT, _RELEASE, _OPEN, _APPEND, _STREAM, _FOLLOW = 17, 19, 48, 51, 53, 54
-_ONE_EXTENT, _GROW, _TAIL_CLOSED = 128, 1 << 11, 16
+_COMMIT, _RELEASE, OPEN, APPEND, STREAM, FOLLOW = 17, 19, 48, 51, 53, 54
+_ONE_EXTENT, GROW, TAIL_CLOSED = 128, 1 << 11, 16
 _EXTENT_BYTES = 32
 _GRANULE = 4096
 _STRIPE_AT = 23  # in struct crail_options
@@ -127,6 +127,7 @@ class File(io.RawIOBase):
         self._announced = 0
         self._extent_min = EXTENT_BYTES_MIN
         self._closing = False
+        self._is_broken = False
         if mode.creates:
             if mode.exclusive and store.exists(path, timeout=timeout):
                 raise ExistsError(path=path)
@@ -177,15 +178,15 @@ class File(io.RawIOBase):
             self._extents = data
             self._room = _capacity(data)
             self._fixed = self._size if self._mode.appends else sys.maxsize
-            self._tail_closed = bool(self._flags & _TAIL_CLOSED)
+            self._tail_closed = bool(self._flags & TAIL_CLOSED)
 
     def _ask_to_open(self, token: int) -> tuple[Any, ...]:
-        return self._call(_OPEN, arg0=token)
+        return self._call(OPEN, arg0=token)
 
     def _ask_for_append(self, token: int) -> tuple[Any, ...]:
         while True:
             try:
-                return self._call_waiting(_APPEND, arg0=token)
+                return self._call_waiting(APPEND, arg0=token)
             except NotFoundError:
                 try:
                     self._store.put(
@@ -320,9 +321,9 @@ class File(io.RawIOBase):
     def write(self, data: Any) -> int:
         self._check_may(self._mode.writes, "writable")
         with memoryview(data) as view, view.cast("B") as flat:
-            if self._mode.appends:
-                self._at = self._size
             if flat.nbytes:
+                if self._mode.appends:
+                    self._at = self._size
                 self._write_at(flat, self._at)
                 self._at += flat.nbytes
             return flat.nbytes
@@ -333,21 +334,24 @@ class File(io.RawIOBase):
         if at > self._size:
             self._fill(at)
         end = at + data.nbytes
-        if self._memory is not None and end > MEMORY_BYTES_MAX:
+        if self._memory is None:
+            self._reserve(end)
+        elif end > MEMORY_BYTES_MAX:
             self._leave_memory(end)
         if self._memory is not None:
             self._memory[at:end] = data  # type: ignore[index]
         else:
-            self._reserve(end)
             self._put_bytes(data, at)
         self._dirty = True
         self._size = max(self._size, end)
 
     def _put_bytes(self, data: Any, at: int) -> None:
+        self._is_broken = True  # a failure may be about what was written before
         try:
             self._moves().write(self._extents, at, data, self._timeout)
         except StaleLocationError as error:
             raise self._lost() from error
+        self._is_broken = False
 
     def _fill(self, until: int) -> None:
         """Zeros from the end on."""
@@ -385,6 +389,7 @@ class File(io.RawIOBase):
                 self._close_pipe()
                 self._give_back(new, self._granted)
                 self._pipe, self._extents, self._granted = source, old, granted
+                self._is_broken = False  # all is as it was
                 raise
             source.close()
         self._memory = memory
@@ -392,6 +397,8 @@ class File(io.RawIOBase):
         self._size = size
         self._fixed = 0
         self._tail_closed = False
+        self._end_hold(self._stream_token)  # who follows reads what is given back now
+        self._stream_token = self._announced = 0
         self._give_back(old, granted)
 
     def _move(self, source: Pipe, extents: bytes, start: int, end: int, to: int) -> None:
@@ -406,24 +413,35 @@ class File(io.RawIOBase):
                 self._put_bytes(part, to + at - start)
 
     def _settle(self) -> None:
+        if self._is_broken:
+            raise DataLostError(
+                "an earlier write failed, so that bytes are missing", path=self.name
+            )
         if self._pipe is not None:
+            self._is_broken = True
             try:
                 self._pipe.settle(self._timeout)
             except StaleLocationError as error:
                 raise self._lost() from error
+            self._is_broken = False
 
     def _leave_memory(self, end: int) -> None:
         """What was in memory goes on in extents, with room up to `end`."""
         memory = self._memory
+        new = self._allot(end, 0, 0)
+        if new is None:
+            raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
         self._memory = None
+        self._extend(new)
         try:
-            self._reserve(end)
             if memory:
                 self._put_bytes(memory, 0)
         except BaseException:
+            self._close_pipe()
             self._give_back(self._extents, self._granted)
             self._extents, self._granted, self._room = b"", 0, 0
             self._memory = memory
+            self._is_broken = False
             raise
 
     def _reserve(self, end: int) -> None:
@@ -493,6 +511,7 @@ class File(io.RawIOBase):
         except BaseException:
             self._give_back(self._extents, self._granted)
             self._extents, self._granted, self._room = whole, 0, _capacity(whole)
+            self._is_broken = False
             raise
         finally:
             source.close()
@@ -516,7 +535,7 @@ class File(io.RawIOBase):
         self._settle()
         self._stream_token = self._stream_token or self._store._token()
         self._call(
-            _STREAM, data=self._extents, count=len(self._extents) // _EXTENT_BYTES,
+            STREAM, data=self._extents, count=len(self._extents) // _EXTENT_BYTES,
             arg0=self._stream_token, arg1=self._size,
         )  # fmt: skip
         self._announced = self._size
@@ -573,7 +592,7 @@ class File(io.RawIOBase):
             return
         self._settle()
         if self._fixed:
-            flags, arg0, kept = _GROW, self._token, self._granted
+            flags, arg0, kept = GROW, self._token, self._granted
         else:
             flags, arg0, kept = requests.PARENTS, 0, len(self._extents) // _EXTENT_BYTES
             if self._mode.exclusive:
@@ -645,21 +664,30 @@ class Following(File):
     """A File that reads what is still being written, as far as its writer has shown it."""
 
     def _ask_to_open(self, token: int) -> tuple[Any, ...]:
-        return self._call_waiting(_FOLLOW, arg0=token)
+        return self._call_waiting(FOLLOW, arg0=token)
 
     def _has_more(self) -> bool:
         """At the end of what was shown: waits until there is more. False: that was all."""
         if not self._flags & requests.MORE:
             return False
-        self._opened(self._call_waiting(_FOLLOW, arg0=self._token, arg1=self._size))
+        try:
+            self._opened(self._call_waiting(FOLLOW, arg0=self._token, arg1=self._size))
+        except DataLostError as error:
+            raise self._discarded() from error
         return True
+
+    def _discarded(self) -> DataLostError:
+        return DataLostError(
+            "what was being written was discarded by its writer, or by its writer's end",
+            path=self.name,
+        )
 
     def _lost(self) -> DataLostError:
         """What a location that is out of date means: mostly that the writer discarded it."""
         try:
-            self._call(_FOLLOW, arg0=self._token)
-        except DataLostError as error:
-            return error
+            self._call(FOLLOW, arg0=self._token)
+        except DataLostError:
+            return self._discarded()
         except CrailError:
             pass
         return super()._lost()
@@ -694,9 +722,16 @@ class _OverFile:
 
     def close(self) -> None:
         try:
-            self._file()._closing = True  # what flushes now is shown by the commit
+            file = self._file()
         except (ValueError, AttributeError):  # detached
-            pass
+            file = None
+        if file is not None and not file.closed:
+            file._closing = True  # what flushes now is shown by the commit
+            try:
+                self.flush()  # type: ignore[attr-defined]
+            except BaseException:  # what is not all there is not published
+                file.discard()
+                raise
         super().close()  # type: ignore[misc]
 
     def __exit__(
@@ -784,10 +819,14 @@ def open_file(
         return file
     size = buffering if buffering > 1 else BUFFER_BYTES
     layer = Random if taken.reads and taken.writes else Reader if taken.reads else Writer
-    buffered = layer(file, size)
-    if not taken.text:
-        return buffered
-    return Text(buffered, encoding, errors, newline, line_buffering=buffering == 1)
+    try:
+        buffered = layer(file, size)
+        if not taken.text:
+            return buffered
+        return Text(buffered, encoding, errors, newline, line_buffering=buffering == 1)
+    except BaseException:  # no such encoding
+        file.discard()
+        raise
 
 
 __all__ = ["AnyFile", "File", "Random", "Reader", "Text", "Writer", "open_file"]

@@ -17,6 +17,35 @@ JOBS = "/jobs"
 SESSIONS = "/sessions"
 
 
+def job_options(name: str, ttl: float, placement: dict[str, Any]) -> bytes:
+    """Options of a job. Raises InvalidArgumentError for what is no name of one, and for placement:
+    its directory holds no bytes."""
+    from .placement import pack
+
+    if not name or "/" in name:
+        raise InvalidArgumentError(f"job({name!r}): a name without a slash")
+    if pack(**placement)[0]:
+        raise InvalidArgumentError(
+            f"job({name!r}): {', '.join(placement)} say nothing of a directory",
+            hint="say it where values are put",
+        )
+    return pack(ttl=ttl)[0]
+
+
+def check_attributes(path: str, attributes: dict[str, Any]) -> bytes:
+    """Takes `ttl` out of what setattr() was given: the options that say it. Raises
+    InvalidArgumentError for a name that is no attribute."""
+    from .placement import ttl_only
+
+    options = b""
+    if "ttl" in attributes:
+        options = ttl_only(attributes.pop("ttl"))
+    for name in attributes:
+        if not name.startswith("user.") or name == "user.":
+            raise InvalidArgumentError(f"{name!r} is no attribute: ttl, or user.NAME", path=path)
+    return options
+
+
 class Lifetimes(Waiting):
     """The part of a `Store` that knows when nodes go."""
 
@@ -38,11 +67,7 @@ class Lifetimes(Waiting):
         `ttl` seconds after the last session that had one has ended. `quota_bytes` and `quota_nodes`
         limit what lies there (QuotaExceededError); the last who says them decides. Raises
         InvalidArgumentError, ExistsError (something else is there)."""
-        from .placement import pack
-
-        if not name or "/" in name:
-            raise InvalidArgumentError(f"job({name!r}): a name without a slash")
-        options, _ = pack(ttl=ttl, **placement)
+        options = job_options(name, ttl, placement)
         return Job(self, f"{JOBS}/{name}", options, quota_bytes, quota_nodes, timeout)
 
     def session_path(self, *, timeout: float | None = None) -> str:
@@ -64,16 +89,7 @@ class Lifetimes(Waiting):
         """Changes attributes of a node, all at once: `ttl=` seconds after its last commit (None: no
         limit), and user attributes, `**{"user.NAME": bytes}` (None takes one away), together at
         most 64 KiB a node. Raises NotFoundError, InvalidArgumentError."""
-        from .placement import ttl_only
-
-        options = b""
-        if "ttl" in attributes:
-            options = ttl_only(attributes.pop("ttl"))
-        for name in attributes:
-            if not name.startswith("user.") or name == "user.":
-                raise InvalidArgumentError(
-                    f"{name!r} is no attribute: ttl, or user.NAME", path=path
-                )
+        options = check_attributes(path, attributes)
         self._run(requests.set_attributes(path, attributes, options), timeout)
 
     def attributes(self, path: str, *, timeout: float | None = None) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from .connection import Connection, all_or_batch_error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Any
 
     from crailpy.model import NodeInfo
 
@@ -26,7 +27,7 @@ class Tree(Connection):
 
     def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
         """Facts about a node. Raises NotFoundError."""
-        info: NodeInfo = self._run(requests.stat(path), timeout)
+        info: NodeInfo = self._run(requests.stat(path, self._tier_of), timeout)
         return info
 
     def stat_many(
@@ -37,7 +38,8 @@ class Tree(Connection):
         paths = list(paths)
         each = requests.stat("")
         results = self._hot.call_many(each.code, each.flags, paths, timeout)
-        return all_or_batch_error(requests.node_infos(paths, results, self._error))
+        found = requests.node_infos(paths, results, self._error, self._tier_of)
+        return all_or_batch_error(found)
 
     def mkdir(
         self,
@@ -45,10 +47,19 @@ class Tree(Connection):
         *,
         parents: bool = False,
         exist_ok: bool = False,
+        ttl: float | None = None,
+        job: Any = None,
         timeout: float | None = None,
     ) -> None:
-        """Makes a directory. Raises ExistsError, NotFoundError (no parent), NotContainerError."""
-        self._run(requests.mkdir(path, parents=parents, exist_ok=exist_ok), timeout)
+        """Makes a directory. It goes, with all below it, `ttl` seconds after it was made, or with a
+        `job`. Raises ExistsError, NotFoundError (no parent, no such job), NotContainerError."""
+        options = b""
+        if ttl is not None or job is not None:
+            from .placement import pack
+
+            options, _ = pack(ttl=ttl, job=job)
+        made = requests.mkdir(path, parents=parents, exist_ok=exist_ok, options=options)
+        self._run(made, timeout)
 
     def rename(
         self, src: str, dst: str, *, overwrite: bool = False, timeout: float | None = None

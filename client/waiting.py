@@ -50,10 +50,10 @@ class Waiting(Connection):
         """Waits until `n` have come here, each with its own call; returns how often the barrier has
         opened, which is the same for all of them. It can be used again and again.
 
-        `timeout` seconds at most (None: the store's): DeadlineError, and who gives up so leaves the
-        others waiting. Raises BarrierBrokenError for all when a member died or was interrupted, and
-        from then on, until `remove(path)`; InvalidArgumentError for another `n` than the others'.
-        """
+        `timeout` seconds at most (None: the store's): DeadlineError, and who gives up so, or by
+        Ctrl-C, leaves the others waiting. Raises BarrierBrokenError for all when the session of a
+        member died, and from then on, until `remove(path)`; InvalidArgumentError for another `n`
+        than the others'."""
         seconds = self._timeout if timeout is None else timeout
         token = self._token()
         try:

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from crailpy import aio as aio
     from crailpy import errors as errors
     from crailpy.client.store import Store as Store
     from crailpy.client.store import connect as connect
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 version = __version__
 
-__all__ = ["LocalCluster", "Store", "connect", "errors", "version"]
+__all__ = ["LocalCluster", "Store", "aio", "connect", "errors", "version"]
 
 # name -> (module, name in it; "" for the module itself)
 _HANDED_ON = {
@@ -31,6 +32,7 @@ _HANDED_ON = {
     "Store": ("crailpy.client.store", "Store"),
     "LocalCluster": ("crailpy.server.local", "LocalCluster"),
     "errors": ("crailpy.errors", ""),
+    "aio": ("crailpy.aio", ""),
 }
 
 

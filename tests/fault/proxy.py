@@ -16,15 +16,15 @@ from .rings import RingEnd
 
 HELLO = b"CRAILPY1"
 FRAME = struct.Struct("<IIIIQQ")  # magic, size, count, flags, id, seq (native/include/crail/wire.h)
-
-
-WAIT = 1 << 8  # of the flags of an operation, which are two bytes after its code
+OP = struct.Struct("<HH")  # code, flags: the start of an operation
+HOLDS_FIRST = 48
+WAIT = 1 << 8
 
 
 class DroppingProxy:
-    """Forwards every connection to `target`; of the replies to requests that change something (or,
-    with `waits`, that may wait) every `k`-th is dropped, in turn by silence and by cutting the
-    connection."""
+    """Forwards every connection to `target`; of the replies to requests that change something or
+    make a hold (or, with `waits`, that may wait) every `k`-th is dropped, in turn by silence and by
+    cutting the connection."""
 
     def __init__(self, target: tuple[str, int], k: int, *, waits: bool = False) -> None:
         self.target = target
@@ -104,8 +104,9 @@ class DroppingProxy:
     def _verdict(self, request: bytes) -> str:
         """What becomes of the reply: "pass", "silence" (the client has to notice by itself) or
         "cut"."""
-        (flags,) = struct.unpack_from("<H", request, FRAME.size + 2)
-        if not (flags & WAIT if self.waits else FRAME.unpack_from(request)[5]):
+        code, flags = OP.unpack_from(request, FRAME.size)
+        changes = FRAME.unpack_from(request)[5] or code >= HOLDS_FIRST
+        if not (flags & WAIT if self.waits else changes):
             return "pass"
         with self._lock:
             self.mutations += 1

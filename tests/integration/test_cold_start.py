@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -37,15 +38,21 @@ def test_the_sync_path_imports_nothing_that_it_does_not_need(cluster):
     assert third_party - ours - {"_distutils_hack"} <= {"msgpack", "_cffi_backend"}
 
 
-def test_connect_and_get_cost_at_most_40_ms_over_a_bare_interpreter(cluster):
+def test_connect_and_get_cost_at_most_40_ms_over_a_bare_interpreter(cluster, tmp_path):
     with cluster.connect() as store:
         store.put("/cold", b"x" * 100)
         store.put("/cold-bulk", b"y" * 100_000)
 
+    # as installed: pip compiles what it installs
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
     def run(*arguments: str) -> float:
+        command = [sys.executable, *arguments]
         start = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
         return time.perf_counter() - start
 
+    run("-c", PROGRAM, cluster.address)
     extra = [run("-c", PROGRAM, cluster.address) - run("-c", "pass") for _ in range(9)]
     assert statistics.median(extra) < 0.040, f"{statistics.median(extra) * 1000:.1f} ms"
