@@ -20,7 +20,6 @@ from . import listing, requests
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
     from typing import Any
 
     from .requests import Buffer, Result
@@ -218,12 +217,7 @@ class Item:
     def __enter__(self) -> Item:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self.release()
         elif not self._done:

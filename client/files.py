@@ -738,12 +738,7 @@ class _OverFile:
                 raise
         super().close()  # type: ignore[misc]
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self.discard()
         self.close()

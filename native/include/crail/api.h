@@ -42,7 +42,7 @@ typedef struct {
     uint64_t background_pending;
     /* connections */
     uint64_t sessions, lanes, rings; /* rings: lanes that speak through one */
-    uint64_t waiters, watches; /* requests that were set aside until something changes; WATCH */
+    uint64_t waiters, watches;       /* requests that were set aside until something changes; WATCH */
     /* since the start */
     uint64_t requests;   /* frames answered */
     uint64_t operations; /* in them */
