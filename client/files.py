@@ -347,6 +347,7 @@ class File(io.RawIOBase):
         self._size = max(self._size, end)
 
     def _put_bytes(self, data: Any, at: int) -> None:
+        self._check_whole()
         self._is_broken = True  # a failure may be about what was written before
         try:
             self._moves().write(self._extents, at, data, self._timeout)
@@ -413,11 +414,14 @@ class File(io.RawIOBase):
                     raise self._lost() from error
                 self._put_bytes(part, to + at - start)
 
-    def _settle(self) -> None:
+    def _check_whole(self) -> None:
         if self._is_broken:
             raise DataLostError(
                 "an earlier write failed, so that bytes are missing", path=self.name
             )
+
+    def _settle(self) -> None:
+        self._check_whole()
         if self._pipe is not None:
             self._is_broken = True
             try:

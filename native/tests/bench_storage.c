@@ -5,7 +5,7 @@
  * all else.
  *
  *   gcc -std=gnu11 -D_GNU_SOURCE -O2 -pthread -Inative/include -Inative/src native/tests/bench_storage.c \
- *       native/src/data/[a-z]*.c native/src/base/siphash.c -o /tmp/bench_storage && /tmp/bench_storage */
+ *       native/src/data/[a-z]*.c native/src/base/[a-z]*.c -o /tmp/bench_storage && /tmp/bench_storage */
 #include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>

@@ -3,6 +3,7 @@
 #define CRAIL_TEST_META_KIT_H
 
 #include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@
 #include "base/buf.h"
 #include "base/siphash.h"
 #include "crail/status.h"
-#include "meta/meta.h"
+#include "meta/engine.h"
 
 struct kit {
     struct crail_meta *m;

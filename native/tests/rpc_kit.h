@@ -1,18 +1,19 @@
-/* What the tests of the namenode's loop share: a namenode, clients over socketpairs, and requests by hand. */
+/* What the tests and the benchmark of the rpc room share: a namenode's loop, and clients and storage servers as small
+ * as possible at the other end of socketpairs. */
 #ifndef CRAIL_TEST_RPC_KIT_H
 #define CRAIL_TEST_RPC_KIT_H
 
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/siphash.h"
 #include "rpc/rpc.h"
-
-#define KIT __attribute__((unused)) static
 
 #define CHECK(x)                                                    \
     do {                                                            \
@@ -27,13 +28,13 @@
 static struct crail_rpc_tuning tuning;
 static crail_namenode *nn;
 
-KIT void start(uint64_t grace_ms) {
+static inline void start(uint64_t grace_ms) {
     crail_namenode_options o = {.arena_bytes_max = 1u << 30, .session_grace_ms = grace_ms};
     memset(o.mac_key, 7, sizeof o.mac_key);
     CHECK(crail_rpc_start(&o, &tuning, &nn) == 0);
 }
 
-KIT void end(void) {
+static inline void end(void) {
     char why[256] = "";
     int rc = crail_namenode_check(nn, why, sizeof why);
     if (rc)
@@ -44,20 +45,20 @@ KIT void end(void) {
     tuning = crail_rpc_tuning_default;
 }
 
-KIT crail_namenode_stats stats(void) {
+static inline crail_namenode_stats stats(void) {
     crail_namenode_stats st;
     CHECK(crail_namenode_stats_read(nn, &st) == 0);
     return st;
 }
 
-KIT int attach(uint64_t session, uint32_t lane) {
+static inline int attach(uint64_t session, uint32_t lane) {
     int fd[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);
     CHECK(crail_namenode_lane_attach(nn, fd[1], session, lane) == 0);
     return fd[0];
 }
 
-KIT int client(uint64_t session) {
+static inline int client(uint64_t session) {
     CHECK(crail_namenode_session_open(nn, session) == 0);
     return attach(session, 0);
 }
@@ -66,13 +67,17 @@ struct request {
     struct crail_buf b;
 };
 
-KIT void frame(struct request *r, uint64_t id, uint64_t seq) {
+static inline void frame(struct request *r, uint64_t id, uint64_t seq) {
     struct crail_frame head = {.magic = CRAIL_FRAME_MAGIC, .id = id, .seq = seq};
     r->b.len = 0;
     CHECK(crail_buf_append_padded(&r->b, &head, sizeof head) == 0);
 }
 
-KIT void op_full(struct request *r, struct crail_op op, const char *path, const void *data, uint32_t n) {
+static inline struct crail_frame *head_of(struct request *r) {
+    return (void *)r->b.data;
+}
+
+static inline void op_full(struct request *r, struct crail_op op, const char *path, const void *data, uint32_t n) {
     op.path_len = (uint16_t)strlen(path);
     op.data_len = n;
     size_t bytes = crail_pad8((uint32_t)sizeof op + op.path_len + n);
@@ -89,11 +94,11 @@ KIT void op_full(struct request *r, struct crail_op op, const char *path, const 
     head->size = (uint32_t)r->b.len;
 }
 
-KIT void op(struct request *r, uint16_t code, const char *path, const void *data, uint32_t n) {
+static inline void op(struct request *r, uint16_t code, const char *path, const void *data, uint32_t n) {
     op_full(r, (struct crail_op){.code = code, .flags = code == CRAIL_OP_PUT ? CRAIL_OPF_PARENTS : 0}, path, data, n);
 }
 
-KIT void send_all(int fd, const void *data, size_t n) {
+static inline void send_all(int fd, const void *data, size_t n) {
     for (const uint8_t *p = data; n;) {
         ssize_t k = send(fd, p, n, MSG_NOSIGNAL);
         CHECK(k > 0);
@@ -102,7 +107,7 @@ KIT void send_all(int fd, const void *data, size_t n) {
     }
 }
 
-KIT bool recv_all(int fd, void *data, size_t n) {
+static inline bool recv_all(int fd, void *data, size_t n) {
     for (uint8_t *p = data; n;) {
         ssize_t k = recv(fd, p, n, 0);
         if (k <= 0)
@@ -119,7 +124,7 @@ struct reply {
 };
 
 /* False: the connection has been closed. */
-KIT bool take(int fd, struct reply *r) {
+static inline bool take(int fd, struct reply *r) {
     if (!recv_all(fd, &r->head, sizeof r->head))
         return false;
     CHECK(r->head.magic == CRAIL_FRAME_MAGIC && r->head.size % 8 == 0);
@@ -130,7 +135,7 @@ KIT bool take(int fd, struct reply *r) {
     return true;
 }
 
-KIT struct crail_result *result(struct reply *r, uint32_t i) {
+static inline struct crail_result *result(struct reply *r, uint32_t i) {
     size_t at = 0;
     for (uint32_t k = 0; k < i; k++)
         at += sizeof(struct crail_result) + crail_pad8(((struct crail_result *)(void *)(r->b.data + at))->data_len);
@@ -138,14 +143,14 @@ KIT struct crail_result *result(struct reply *r, uint32_t i) {
     return (void *)(r->b.data + at);
 }
 
-KIT void call(int fd, struct request *q, struct reply *r) {
+static inline void call(int fd, struct request *q, struct reply *r) {
     send_all(fd, q->b.data, q->b.len);
     CHECK(take(fd, r));
     CHECK(r->head.id == ((struct crail_frame *)(void *)q->b.data)->id);
     CHECK(r->head.count == ((struct crail_frame *)(void *)q->b.data)->count);
 }
 
-KIT int one(int fd, uint64_t seq, uint16_t code, const char *path, const void *data, uint32_t n) {
+static inline int one(int fd, uint64_t seq, uint16_t code, const char *path, const void *data, uint32_t n) {
     struct request q = {0};
     struct reply r = {0};
     frame(&q, seq + 1000, seq);
@@ -157,14 +162,14 @@ KIT int one(int fd, uint64_t seq, uint16_t code, const char *path, const void *d
     return status;
 }
 
-KIT bool closed(int fd) {
+static inline bool closed(int fd) {
     struct pollfd p = {fd, POLLIN, 0};
     CHECK(poll(&p, 1, 5000) == 1);
     char c;
     return recv(fd, &c, 1, MSG_DONTWAIT) <= 0;
 }
 
-KIT crail_namenode_event event(void) {
+static inline crail_namenode_event event(void) {
     struct pollfd p = {crail_namenode_event_fd(nn), POLLIN, 0};
     CHECK(poll(&p, 1, 5000) == 1);
     crail_namenode_event e;
@@ -175,8 +180,92 @@ KIT crail_namenode_event event(void) {
 static struct request Q;
 static struct reply R;
 
-KIT struct crail_frame *head_of(struct request *r) {
-    return (void *)r->b.data;
+/* ---- storage servers ------------------------------------------------------ */
+
+static inline uint32_t server(uint32_t granules, int *channel) {
+    uint32_t number;
+    CHECK(crail_namenode_server_add(nn, 1, &granules, NULL, 0, 0, "where", 5, &number) == 0);
+    if (channel) {
+        int fd[2];
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);
+        CHECK(crail_namenode_server_channel(nn, number, fd[1]) == 0);
+        *channel = fd[0];
+    }
+    return number;
+}
+
+/* One frame of orders. False: closed. */
+static inline bool orders(int fd, struct crail_buf *b) {
+    struct crail_retire_frame head;
+    if (!recv_all(fd, &head, sizeof head))
+        return false;
+    CHECK(head.magic == CRAIL_RETIRE_MAGIC && head.count && head.count <= CRAIL_RETIRES_MAX);
+    CHECK(head.size == sizeof head + head.count * sizeof(struct crail_retire));
+    b->len = 0;
+    CHECK(crail_buf_append_padded(b, &head, sizeof head) == 0 && crail_buf_reserve(b, head.size) == 0);
+    CHECK(recv_all(fd, b->data + b->len, head.size - sizeof head));
+    b->len = head.size;
+    return true;
+}
+
+static inline void *confirms_all(void *arg) {
+    int fd = *(int *)arg;
+    struct crail_buf b = {0};
+    while (orders(fd, &b))
+        send_all(fd, b.data, b.len);
+    crail_buf_free(&b);
+    close(fd);
+    return NULL;
+}
+
+static struct crail_extent X[CRAIL_EXTENTS_MAX];
+
+static inline int alloc(int fd, uint64_t seq, uint64_t bytes, uint32_t *n) {
+    frame(&Q, seq, seq);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_ALLOC, .arg1 = bytes}, "", NULL, 0);
+    call(fd, &Q, &R);
+    *n = result(&R, 0)->count;
+    memcpy(X, result(&R, 0) + 1, *n * sizeof *X);
+    return result(&R, 0)->status;
+}
+
+static inline int commit(int fd, uint64_t seq, const char *path, uint64_t bytes, uint32_t n) {
+    frame(&Q, seq, seq);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_COMMIT, .count = n, .arg1 = bytes}, path, X,
+            (uint32_t)(n * sizeof *X));
+    call(fd, &Q, &R);
+    return result(&R, 0)->status;
+}
+
+static inline int release(int fd, uint64_t seq, uint32_t n) {
+    frame(&Q, seq, seq);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_RELEASE, .count = n}, "", X, (uint32_t)(n * sizeof *X));
+    call(fd, &Q, &R);
+    return result(&R, 0)->status;
+}
+
+/* ---- running --------------------------------------------------------------- */
+
+struct rpc_test {
+    const char *name;
+    void (*run)(void);
+};
+#define T(name) {#name, name}
+
+/* All of them, or those with the program's argument in their name. */
+static inline int run_tests(const struct rpc_test *tests, size_t n, int argc, char **argv) {
+    tuning = crail_rpc_tuning_default;
+    for (size_t i = 0; i < n; i++) {
+        if (argc > 1 && !strstr(tests[i].name, argv[1]))
+            continue;
+        printf("%s\n", tests[i].name);
+        fflush(stdout);
+        tests[i].run();
+    }
+    printf("all passed\n");
+    crail_buf_free(&Q.b);
+    crail_buf_free(&R.b);
+    return 0;
 }
 
 #endif

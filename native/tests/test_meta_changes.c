@@ -1,5 +1,4 @@
 /* Who listens is told each change; what waits is not answered before it holds. sources: meta base */
-#include "meta/engine.h"
 #include "meta_kit.h"
 
 static char told[4096];

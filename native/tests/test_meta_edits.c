@@ -1,5 +1,4 @@
 /* What the namenode does to a value or its attributes by itself: INCR, TRUNCATE, SETATTR. sources: meta base */
-#include "meta/engine.h"
 #include "meta_kit.h"
 
 /* ---- counters ------------------------------------------------------------------------- */

@@ -1,5 +1,4 @@
 /* Holds: found by session and token, ended by END, with their session, with their node. sources: meta base */
-#include "meta/engine.h"
 #include "meta_kit.h"
 
 static crail_ref node_of(struct kit *k, const char *path) {

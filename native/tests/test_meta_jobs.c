@@ -1,5 +1,4 @@
 /* Jobs: who holds one, when it ends, what it is charged with. sources: meta base */
-#include "meta/engine.h"
 #include "meta_kit.h"
 
 #define SECOND (1000000000ll)

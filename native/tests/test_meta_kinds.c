@@ -1,5 +1,4 @@
 /* What each kind of node takes, refuses and becomes. sources: meta base */
-#include "meta/engine.h"
 #include "meta_kit.h"
 
 static const enum crail_kind containers[] = {CRAIL_KIND_DIRECTORY, CRAIL_KIND_TABLE, CRAIL_KIND_MULTIFILE,

@@ -1,5 +1,4 @@
 /* Nodes that end by themselves: by time, with their session, when space is short. sources: meta base */
-#include "meta/engine.h"
 #include "meta_kit.h"
 
 #define SECOND (1000000000ll)

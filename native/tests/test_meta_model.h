@@ -1,5 +1,5 @@
 /* A random life of the meta room against the simplest model there is: a flat array of paths, and a byte per granule
- * that says whether it was handed out and not yet confirmed free. Part of test_meta.c. */
+ * that says whether it was handed out and not yet confirmed free. Part of test_meta_life.c. */
 
 #define MODEL_MAX 3000u
 #define MODEL_SERVERS 40u

@@ -1,5 +1,4 @@
 /* Where grants come from: classes, locations, stripes. sources: meta base */
-#include "meta/engine.h"
 #include "meta_kit.h"
 
 #define HERE 11u
