@@ -128,6 +128,7 @@ class File(io.RawIOBase):
         self._announced = 0
         self._extent_min = EXTENT_BYTES_MIN
         self._closing = False
+        self._is_broken = False
         if mode.creates:
             if mode.exclusive and store.exists(path, timeout=timeout):
                 raise ExistsError(path=path)
@@ -321,9 +322,9 @@ class File(io.RawIOBase):
     def write(self, data: Any) -> int:
         self._check_may(self._mode.writes, "writable")
         with memoryview(data) as view, view.cast("B") as flat:
-            if self._mode.appends:
-                self._at = self._size
             if flat.nbytes:
+                if self._mode.appends:
+                    self._at = self._size
                 self._write_at(flat, self._at)
                 self._at += flat.nbytes
             return flat.nbytes
@@ -345,10 +346,12 @@ class File(io.RawIOBase):
         self._size = max(self._size, end)
 
     def _put_bytes(self, data: Any, at: int) -> None:
+        self._is_broken = True  # a failure may be about what was written before
         try:
             self._moves().write(self._extents, at, data, self._timeout)
         except StaleLocationError as error:
             raise self._lost() from error
+        self._is_broken = False
 
     def _fill(self, until: int) -> None:
         """Zeros from the end on."""
@@ -386,6 +389,7 @@ class File(io.RawIOBase):
                 self._close_pipe()
                 self._give_back(new, self._granted)
                 self._pipe, self._extents, self._granted = source, old, granted
+                self._is_broken = False  # all is as it was
                 raise
             source.close()
         self._memory = memory
@@ -407,11 +411,17 @@ class File(io.RawIOBase):
                 self._put_bytes(part, to + at - start)
 
     def _settle(self) -> None:
+        if self._is_broken:
+            raise DataLostError(
+                "an earlier write failed, so that bytes are missing", path=self.name
+            )
         if self._pipe is not None:
+            self._is_broken = True
             try:
                 self._pipe.settle(self._timeout)
             except StaleLocationError as error:
                 raise self._lost() from error
+            self._is_broken = False
 
     def _leave_memory(self, end: int) -> None:
         """What was in memory goes on in extents, with room up to `end`."""
@@ -425,6 +435,7 @@ class File(io.RawIOBase):
             self._give_back(self._extents, self._granted)
             self._extents, self._granted, self._room = b"", 0, 0
             self._memory = memory
+            self._is_broken = False
             raise
 
     def _reserve(self, end: int) -> None:
@@ -494,6 +505,7 @@ class File(io.RawIOBase):
         except BaseException:
             self._give_back(self._extents, self._granted)
             self._extents, self._granted, self._room = whole, 0, _capacity(whole)
+            self._is_broken = False
             raise
         finally:
             source.close()
@@ -657,15 +669,24 @@ class Following(File):
         """At the end of what was shown: waits until there is more. False: that was all."""
         if not self._flags & requests.MORE:
             return False
-        self._opened(self._call_waiting(_FOLLOW, arg0=self._token, arg1=self._size))
+        try:
+            self._opened(self._call_waiting(_FOLLOW, arg0=self._token, arg1=self._size))
+        except DataLostError as error:
+            raise self._discarded() from error
         return True
+
+    def _discarded(self) -> DataLostError:
+        return DataLostError(
+            "what was being written was discarded by its writer, or by its writer's end",
+            path=self.name,
+        )
 
     def _lost(self) -> DataLostError:
         """What a location that is out of date means: mostly that the writer discarded it."""
         try:
             self._call(_FOLLOW, arg0=self._token)
-        except DataLostError as error:
-            return error
+        except DataLostError:
+            return self._discarded()
         except CrailError:
             pass
         return super()._lost()
@@ -700,9 +721,16 @@ class _OverFile:
 
     def close(self) -> None:
         try:
-            self._file()._closing = True  # what flushes now is shown by the commit
+            file = self._file()
         except (ValueError, AttributeError):  # detached
-            pass
+            file = None
+        if file is not None and not file.closed:
+            file._closing = True  # what flushes now is shown by the commit
+            try:
+                self.flush()  # type: ignore[attr-defined]
+            except BaseException:  # what is not all there is not published
+                file.discard()
+                raise
         super().close()  # type: ignore[misc]
 
     def __exit__(
@@ -790,10 +818,14 @@ def open_file(
         return file
     size = buffering if buffering > 1 else BUFFER_BYTES
     layer = Random if taken.reads and taken.writes else Reader if taken.reads else Writer
-    buffered = layer(file, size)
-    if not taken.text:
-        return buffered
-    return Text(buffered, encoding, errors, newline, line_buffering=buffering == 1)
+    try:
+        buffered = layer(file, size)
+        if not taken.text:
+            return buffered
+        return Text(buffered, encoding, errors, newline, line_buffering=buffering == 1)
+    except BaseException:  # no such encoding
+        file.discard()
+        raise
 
 
 __all__ = ["AnyFile", "File", "Random", "Reader", "Text", "Writer", "open_file"]

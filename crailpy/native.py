@@ -172,10 +172,19 @@ class Namenode(_Handle):
         )
         return int(number[0])
 
-    def server_describe(self, number: int, description: bytes) -> None:
-        """Replaces what clients are told about the server."""
+    def server_describe(
+        self, number: int, storage_class: int, location: str, description: bytes
+    ) -> None:
+        """Replaces its rank, its location class and what clients are told about it."""
         check(
-            lib.crail_namenode_server_describe(self._open, number, description, len(description)),
+            lib.crail_namenode_server_describe(
+                self._open,
+                number,
+                storage_class,
+                location_number(location) if location else 0,
+                description,
+                len(description),
+            ),
             server=number,
         )
 

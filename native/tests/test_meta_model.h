@@ -4,6 +4,7 @@
 #define MODEL_MAX 3000u
 #define MODEL_SERVERS 40u
 #define MODEL_GRANULES 300u
+#define MODEL_SECOND 1000000000ll
 
 struct entry {
     char path[400];
@@ -11,6 +12,11 @@ struct entry {
     bool is_inline;
     uint64_t version, size;
     uint8_t fill;
+    uint64_t filled; /* bytes of an inline value that are `fill`; zeros follow */
+    bool is_number;  /* made by INCR */
+    int64_t number;
+    int64_t ttl, expires; /* 0: none, never */
+    bool owned;           /* by the session */
     uint32_t extents_n;
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
 };
@@ -65,10 +71,43 @@ static int above(struct model *w, const char *path) {
         const struct entry *e = model_find(w, dir);
         if (!e)
             return E(NOT_FOUND);
-        if (e->kind != CRAIL_KIND_DIRECTORY)
+        if (e->kind == CRAIL_KIND_FILE)
             return E(NOT_CONTAINER);
     }
     return OK;
+}
+
+/* What the container that holds it, or would hold what is missing above it, says to a node of this kind. */
+static int taken_in(struct model *w, const char *path, int kind) {
+    char dir[400];
+    snprintf(dir, sizeof(dir), "%.*s", (int)(strrchr(path, '/') - path), path);
+    while (*dir && !model_find(w, dir)) {
+        *strrchr(dir, '/') = 0;
+        kind = CRAIL_KIND_DIRECTORY;
+    }
+    int in = *dir ? model_find(w, dir)->kind : CRAIL_KIND_DIRECTORY;
+    bool fine = in == CRAIL_KIND_DIRECTORY || (in != CRAIL_KIND_QUEUE && kind == CRAIL_KIND_FILE);
+    return fine ? OK : E(INVALID_ARGUMENT);
+}
+
+/* The next operation says this of the node's end; now and then nothing. */
+static struct crail_options random_life(struct model *w) {
+    struct crail_options o = {.storage_class = CRAIL_CLASS_ANY};
+    if (pick(w, 6) == 0) {
+        o.flags |= CRAIL_OPTION_TTL;
+        o.ttl_ns = (1 + pick(w, 3)) * (uint64_t)MODEL_SECOND;
+    }
+    if (pick(w, 20) == 0)
+        o.flags |= CRAIL_OPTION_SESSION;
+    if (o.flags)
+        kit_with(&w->k, o);
+    return o;
+}
+
+static void model_life(struct model *w, struct entry *e, const struct crail_options *o) {
+    e->owned = o->flags & CRAIL_OPTION_SESSION;
+    e->ttl = (int64_t)o->ttl_ns;
+    e->expires = e->ttl ? w->k.now_ns + e->ttl : 0;
 }
 
 static struct entry *model_add(struct model *w, const char *path, int kind) {
@@ -91,6 +130,14 @@ static void model_add_parents(struct model *w, const char *path) {
 
 static void model_remove(struct model *w, struct entry *e) {
     *e = w->entry[--w->n];
+}
+
+static void model_remove_tree(struct model *w, const char *top) {
+    char path[400];
+    strcpy(path, top);
+    for (uint32_t i = w->n; i--;)
+        if (strcmp(w->entry[i].path, path) == 0 || is_below(w->entry[i].path, path))
+            model_remove(w, &w->entry[i]);
 }
 
 /* One to four components of few names, one of them long; or a name in the wide directory. */
@@ -122,8 +169,10 @@ static int publish_status(struct model *w, const char *path, int flags, uint64_t
     int rc = above(w, path);
     if (rc && !(rc == E(NOT_FOUND) && flags & CRAIL_OPF_PARENTS))
         return rc;
-    if (e && e->kind == CRAIL_KIND_DIRECTORY)
+    if (e && e->kind != CRAIL_KIND_FILE)
         return E(IS_CONTAINER);
+    if (!e && taken_in(w, path, CRAIL_KIND_FILE))
+        return taken_in(w, path, CRAIL_KIND_FILE);
     if (e && flags & CRAIL_OPF_IF_ABSENT)
         return E(EXISTS);
     if (flags & CRAIL_OPF_IF_VERSION && (e ? e->version : 0) != version)
@@ -151,6 +200,8 @@ static struct entry *published(struct model *w, const char *path, const struct a
     assert(r.version > e->version);
     e->version = r.version;
     e->size = size;
+    e->is_number = false;
+    e->number = 0;
     return e;
 }
 
@@ -163,14 +214,85 @@ static void do_put(struct model *w) {
     memset(value, fill, sizeof(value));
     int flags = publish_flags(w, path, &version);
     int want = publish_status(w, path, flags, version);
+    struct crail_options life = random_life(w);
     struct answer a = kit_op(&w->k, CRAIL_OP_PUT, flags, path, value, size, 0, version, 0);
     WANT(a, want);
     if (want)
         return;
     struct entry *e = published(w, path, &a, size);
+    model_life(w, e, &life);
     e->is_inline = true;
     e->fill = fill;
+    e->filled = size;
     e->extents_n = 0;
+}
+
+/* What keeps what was said of the node's end begins its time again. */
+static void renewed(struct model *w, struct entry *e, const struct answer *a) {
+    assert(a->r.version > e->version);
+    e->version = a->r.version;
+    e->expires = e->ttl ? w->k.now_ns + e->ttl : 0;
+}
+
+static void do_incr(struct model *w) {
+    char path[400];
+    random_path(w, path);
+    struct entry *e = model_find(w, path);
+    int want = publish_status(w, path, 0, 0);
+    if (!want && e && !(e->is_inline && e->is_number))
+        return; /* what the bytes of others say is a matter of luck */
+    int64_t by = (int64_t)pick(w, 2000) - 1000, got;
+    struct answer a = kit_op(&w->k, CRAIL_OP_INCR, 0, path, NULL, 0, 0, (uint64_t)by, 0);
+    WANT(a, want);
+    if (want)
+        return;
+    if (!e)
+        e = model_add(w, path, CRAIL_KIND_FILE);
+    renewed(w, e, &a);
+    e->number += by;
+    e->is_number = e->is_inline = true;
+    e->size = a.r.size;
+    memcpy(&got, a.data, sizeof(got));
+    assert(got == e->number);
+}
+
+static void do_truncate(struct model *w) {
+    char path[400];
+    random_path(w, path);
+    struct entry *e = model_find(w, path);
+    uint64_t size = pick(w, 5) ? pick(w, 40) : pick(w, CRAIL_INLINE_MAX + 100);
+    int want = above(w, path) ? above(w, path) : publish_status(w, path, 0, 0);
+    if (!want && !e)
+        want = E(NOT_FOUND);
+    if (!want && (size > CRAIL_INLINE_MAX || (!e->is_inline && size)))
+        want = E(INVALID_ARGUMENT);
+    struct answer a = kit_op(&w->k, CRAIL_OP_TRUNCATE, 0, path, NULL, 0, 0, 0, size);
+    WANT(a, want);
+    if (want)
+        return;
+    renewed(w, e, &a);
+    if (e->is_number) { /* of its digits nothing is left */
+        size = 0;
+        a = kit_op(&w->k, CRAIL_OP_TRUNCATE, 0, path, NULL, 0, 0, 0, size);
+        WANT(a, OK);
+        renewed(w, e, &a);
+    }
+    e->is_number = false;
+    e->is_inline = true;
+    e->extents_n = 0;
+    e->filled = e->filled < size ? e->filled : size;
+    e->size = size;
+}
+
+/* Seconds pass, and what has expired goes with all below. */
+static void do_time(struct model *w) {
+    kit_pass(&w->k, (1 + pick(w, 2)) * MODEL_SECOND);
+    for (uint32_t i = 0; i < w->n; i++) {
+        if (w->entry[i].expires && w->entry[i].expires <= w->k.now_ns) {
+            model_remove_tree(w, w->entry[i].path);
+            i = UINT32_MAX; /* again from the first */
+        }
+    }
 }
 
 static void do_alloc(struct model *w) {
@@ -213,11 +335,13 @@ static void do_commit(struct model *w) {
     struct grant g = w->grant[i];
     random_path(w, path);
     int flags = publish_flags(w, path, &version);
+    struct crail_options life = {0};
     uint64_t size = pick(w, 3) ? g.bytes : 1 + pick(w, (uint32_t)g.bytes);
     bool lost = on_lost(w, g.e, g.n);
     int want = lost ? E(STALE_LOCATION) : publish_status(w, path, flags, version);
     if (pick(w, 4) == 0)
         flags |= CRAIL_OPF_GRANT_AGAIN;
+    life = random_life(w);
     struct answer a = kit_commit(&w->k, flags, path, g.e, g.n, version, size);
     WANT(a, want);
     if (lost || !want)
@@ -232,6 +356,7 @@ static void do_commit(struct model *w) {
     }
     struct entry *e = published(w, path, &a, size);
     e->is_inline = false;
+    model_life(w, e, &life);
     a = kit_get(&w->k, path);
     e->extents_n = a.r.count;
     for (uint32_t x = 0; x < e->extents_n; x++) {
@@ -257,7 +382,7 @@ static void do_get(struct model *w) {
         WANT(a, above(w, path) ? above(w, path) : E(NOT_FOUND));
         return;
     }
-    if (e->kind == CRAIL_KIND_DIRECTORY) {
+    if (e->kind != CRAIL_KIND_FILE) {
         WANT(a, E(IS_CONTAINER));
         return;
     }
@@ -269,7 +394,9 @@ static void do_get(struct model *w) {
     assert(a.r.version == e->version && a.r.size == e->size && a.r.kind == CRAIL_KIND_FILE);
     assert(!!(a.r.flags & CRAIL_RESF_INLINE) == e->is_inline && a.r.count == e->extents_n);
     for (uint32_t i = 0; e->is_inline && i < e->size; i++)
-        assert(a.data[i] == e->fill);
+        assert(e->is_number || a.data[i] == (i < e->filled ? e->fill : 0));
+    if (e->is_number)
+        assert(strtoll(memcpy((char[32]){0}, a.data, e->size), NULL, 10) == e->number);
     if (!e->is_inline)
         assert(memcmp(a.data, e->extents, e->extents_n * sizeof(e->extents[0])) == 0);
     WANT(kit_stat(&w->k, path), OK);
@@ -283,17 +410,24 @@ static void do_mkdir(struct model *w) {
     int want = above(w, path);
     if (want == E(NOT_FOUND) && flags & CRAIL_OPF_PARENTS)
         want = OK;
-    if (!want && e && !(e->kind == CRAIL_KIND_DIRECTORY && flags & CRAIL_OPF_EXIST_OK))
+    int kind = pick(w, 2) ? CRAIL_KIND_DIRECTORY : (int)(CRAIL_KIND_DIRECTORY + pick(w, 4));
+    if (!want && e && !(e->kind == kind && flags & CRAIL_OPF_EXIST_OK))
         want = E(EXISTS);
-    struct answer a = kit_mkdir(&w->k, flags, path);
+    if (!want && !e)
+        want = taken_in(w, path, kind);
+    struct crail_options life = random_life(w);
+    struct answer a = kit_make(&w->k, flags, (enum crail_kind)kind, path);
     WANT(a, want);
     if (want)
         return;
     if (e)
         assert(a.r.version == e->version);
     model_add_parents(w, path);
-    if (!e)
-        model_add(w, path, CRAIL_KIND_DIRECTORY)->version = a.r.version;
+    if (!e) {
+        e = model_add(w, path, kind);
+        e->version = a.r.version;
+        model_life(w, e, &life);
+    }
 }
 
 static void do_remove(struct model *w) {
@@ -316,9 +450,8 @@ static void do_rmtree(struct model *w) {
         random_path(w, path);
     int want = model_find(w, path) ? OK : above(w, path) ? above(w, path) : E(NOT_FOUND);
     WANT(kit_rmtree(&w->k, path), want);
-    for (uint32_t i = want ? 0 : w->n; i--;)
-        if (strcmp(w->entry[i].path, path) == 0 || is_below(w->entry[i].path, path))
-            model_remove(w, &w->entry[i]);
+    if (!want)
+        model_remove_tree(w, path);
 }
 
 static int rename_status(struct model *w, const char *from, const char *to, int flags) {
@@ -329,14 +462,16 @@ static int rename_status(struct model *w, const char *from, const char *to, int 
         return above(w, to);
     if (f == t)
         return OK;
-    if (is_below(to, from))
+    if (is_below(to, from) || taken_in(w, to, f->kind))
         return E(INVALID_ARGUMENT);
     if (!t)
         return OK;
     if (!(flags & CRAIL_OPF_OVERWRITE))
         return E(EXISTS);
+    if ((f->kind == CRAIL_KIND_FILE) != (t->kind == CRAIL_KIND_FILE))
+        return f->kind == CRAIL_KIND_FILE ? E(IS_CONTAINER) : E(NOT_CONTAINER);
     if (f->kind != t->kind)
-        return f->kind == CRAIL_KIND_DIRECTORY ? E(NOT_CONTAINER) : E(IS_CONTAINER);
+        return E(EXISTS);
     return children(w, to) ? E(NOT_EMPTY) : OK;
 }
 
@@ -381,7 +516,7 @@ static void do_list(struct model *w) {
     if (pick(w, 2))
         random_path(w, path);
     const struct entry *dir = model_find(w, path);
-    if (!dir || dir->kind != CRAIL_KIND_DIRECTORY)
+    if (!dir || dir->kind == CRAIL_KIND_FILE)
         return;
     if (pick(w, 2)) { /* only begins to build the index */
         struct crail_op op = {.code = CRAIL_OP_LIST, .path_len = (uint16_t)strlen(path)};
@@ -454,6 +589,17 @@ static void do_session(struct model *w) {
     crail_meta_session_end(w->k.m, w->k.s);
     assert(crail_meta_session_open(w->k.m, ++w->k.next_session, &w->k.s) == 0);
     w->grants_n = 0;
+    bool owns = false;
+    for (uint32_t i = 0; i < w->n; i++)
+        owns |= w->entry[i].owned;
+    if (owns) /* else what is left to do is done whenever it may be */
+        kit_settle(&w->k);
+    for (uint32_t i = 0; i < w->n; i++) {
+        if (w->entry[i].owned) {
+            model_remove_tree(w, w->entry[i].path);
+            i = UINT32_MAX;
+        }
+    }
 }
 
 /* Everything goes; nothing may stay behind. */
@@ -476,10 +622,11 @@ static void model_end(struct model *w) {
 
 static void a_random_life_agrees_with_the_model(uint64_t seed, uint32_t steps) {
     static void (*const likely[])(struct model *) = {
-        do_put, do_put, do_put,   do_put,    do_alloc,  do_alloc, do_commit, do_commit, do_commit, do_get,
-        do_get, do_get, do_mkdir, do_remove, do_remove, do_list,  do_retire, do_retire, do_rename, do_release,
+        do_put,    do_put,    do_put,    do_put,     do_alloc, do_alloc,    do_commit, do_commit,
+        do_commit, do_get,    do_get,    do_get,     do_mkdir, do_remove,   do_remove, do_list,
+        do_retire, do_retire, do_rename, do_release, do_incr,  do_truncate,
     };
-    static void (*const rare[])(struct model *) = {do_rmtree, do_servers, do_session, do_servers, do_rename};
+    static void (*const rare[])(struct model *) = {do_rmtree, do_servers, do_session, do_servers, do_rename, do_time};
     struct model *w = calloc(1, sizeof(*w));
     assert(w);
     w->seed = seed | 1;
@@ -488,9 +635,9 @@ static void a_random_life_agrees_with_the_model(uint64_t seed, uint32_t steps) {
     w->state[w->servers_n] = CRAIL_SERVER_UP;
     for (uint32_t i = 0; i < steps; i++) {
         if (pick(w, 25) == 0)
-            rare[pick(w, 5)](w);
+            rare[pick(w, 6)](w);
         else
-            likely[pick(w, 20)](w);
+            likely[pick(w, 22)](w);
         if (pick(w, 3) == 0)
             crail_meta_step(w->k.m, 0);
         if (pick(w, 8) == 0)

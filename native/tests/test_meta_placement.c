@@ -56,11 +56,20 @@ static void a_location_is_preferred_within_the_class(void) {
         assert(server_of(&k, where(CRAIL_CLASS_ANY, HERE, 0, 0), 1) == dram_here);
         assert(server_of(&k, where(CRAIL_CLASS_ANY, THERE, 0, 0), 1) == dram_there);
     }
-    assert(server_of(&k, where(CRAIL_CLASS_ANY, HERE, 0, 0), 8) == file_here); /* the location counts more */
+    struct answer a = alloc(&k, where(CRAIL_CLASS_ANY, HERE, 0, 0), 8);
+    struct crail_extent last = extent_at(&a, 0);
+    assert(last.server == file_here); /* the location counts more */
     assert(server_of(&k, where(0, HERE, 0, 0), 4) == dram_here);
     assert(server_of(&k, where(0, HERE, 0, 0), 4) == dram_there); /* than the class that was asked for */
     WANT(alloc(&k, where(0, HERE, 0, CRAIL_OPTION_STRICT), 1), E(OUT_OF_SPACE));
     WANT(alloc(&k, where(CRAIL_CLASS_ANY, 33, 0, CRAIL_OPTION_STRICT), 1), E(OUT_OF_SPACE));
+    assert(crail_meta_server_place(k.m, file_here, (struct crail_meta_place){33, 7}) == 0); /* it came back so */
+    kit_retire(&k, file_here);
+    assert(crail_meta_server_place(k.m, 9, (struct crail_meta_place){33, 7}) == -ENOENT);
+    assert(crail_meta_server_place(k.m, file_here, (struct crail_meta_place){33, CRAIL_CLASS_ANY}) == -EINVAL);
+    WANT(kit_release(&k, &last, 1), OK);
+    kit_retire(&k, file_here);
+    assert(server_of(&k, where(7, 33, 0, CRAIL_OPTION_STRICT), 8) == file_here);
     kit_check(&k);
     kit_close(&k);
 }

@@ -696,6 +696,153 @@ static void test_watches_go_with_their_session(void) {
     end();
 }
 
+/* ---- queues and barriers -------------------------------------------------- */
+
+static void q_make(int fd, uint64_t seq, const char *path) {
+    frame(&Q, 1, seq);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_MKDIR, .arg0 = CRAIL_KIND_QUEUE}, path, NULL, 0);
+    call(fd, &Q, &R);
+    CHECK(result(&R, 0)->status == 0);
+}
+
+static void q_put(int fd, uint64_t seq, const char *path, const char *text) {
+    frame(&Q, 1, seq);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_PUT, .flags = CRAIL_OPF_QUEUE}, path, text, (uint32_t)strlen(text));
+    call(fd, &Q, &R);
+    CHECK(result(&R, 0)->status == 0);
+}
+
+static void ask_take(int fd, uint64_t id, const char *path, uint64_t token) {
+    struct crail_op o = waits(CRAIL_OP_TAKE, LONG_MS);
+    o.arg0 = token;
+    ask(fd, id, o, path);
+}
+
+static bool is_item(const char *text) {
+    const struct crail_result *r = result(&R, 0);
+    return r->status == 0 && r->data_len == 8 + strlen(text) &&
+           !memcmp((const uint8_t *)(r + 1) + 8, text, r->data_len - 8);
+}
+
+static void test_takers_are_served_in_the_order_of_their_arrival(void) {
+    start(5000);
+    enum { N = 2000 };
+    int fd[3] = {client(1), client(2), client(3)}, other = client(4);
+    char text[16];
+    q_make(other, 1, "/q");
+    for (uint64_t i = 0; i < N; i++) {
+        ask_take(fd[i % 3], i, "/q", i);
+        until_waiters(i + 1); /* the connections are read in any order: so one after the other */
+    }
+    uint64_t operations = stats().operations;
+    for (uint64_t i = 0; i < N; i++) {
+        snprintf(text, sizeof text, "%d", (int)i);
+        q_put(other, i + 2, "/q", text);
+        CHECK(answered(fd[i % 3], i) == 0 && is_item(text));
+    }
+    CHECK(stats().operations - operations == 2 * N && stats().waiters == 0);
+    for (int i = 0; i < 3; i++)
+        close(fd[i]);
+    close(other);
+    end();
+}
+
+static void test_an_item_of_a_session_that_ends_goes_to_who_waits(void) {
+    start(30);
+    int dies = client(1), fd = client(2), other = client(3);
+    q_make(other, 1, "/q");
+    q_put(other, 2, "/q", "a");
+    q_put(other, 3, "/q", "b");
+    ask_take(dies, 1, "/q", 1);
+    CHECK(answered(dies, 1) == 0 && is_item("a"));
+    ask_take(dies, 2, "/q", 2);
+    CHECK(answered(dies, 2) == 0 && is_item("b"));
+    ask_take(fd, 1, "/q", 1);
+    ask_take(fd, 2, "/q", 2);
+    ask_take(fd, 3, "/q", 3);
+    until_waiters(3);
+    close(dies);
+    CHECK(answered(fd, 1) == 0 && is_item("a"));
+    CHECK(answered(fd, 2) == 0 && is_item("b"));
+    end_hold(fd, 1, 1, 0); /* gives it back: the third has it now */
+    CHECK(answered(fd, 3) == 0 && is_item("a"));
+    ask_take(fd, 4, "/q", 4);
+    until_waiters(1);
+    CHECK(one(other, 4, CRAIL_OP_RMTREE, "/q", NULL, 0) == 0);
+    CHECK(answered(fd, 4) == CRAIL_E_NOT_FOUND);
+    close(fd);
+    close(other);
+    end();
+}
+
+static void ask_enter(int fd, uint64_t id, uint64_t token, uint64_t n) {
+    struct crail_op o = waits(CRAIL_OP_ENTER, LONG_MS);
+    o.flags |= CRAIL_OPF_PARENTS;
+    o.arg0 = token;
+    o.arg1 = n;
+    ask(fd, id, o, "/b");
+}
+
+static void test_a_barrier_of_ten_thousand(void) {
+    start(5000);
+    int fd = client(1), other = client(2);
+    for (uint64_t round = 1; round <= 2; round++) {
+        for (uint64_t i = 0; i + 1 < CROWD; i++)
+            ask_enter(fd, i, round * CROWD + i, CROWD);
+        until_waiters(CROWD - 1);
+        CHECK(silent(fd));
+        ask_enter(other, 1, round, CROWD);
+        CHECK(answered(other, 1) == 0 && result(&R, 0)->version == round);
+        for (uint64_t i = 0; i + 1 < CROWD; i++)
+            CHECK(answered(fd, i) == 0 && result(&R, 0)->version == round);
+    }
+    close(fd);
+    close(other);
+    end();
+}
+
+static void test_a_barrier_breaks_for_all_when_a_session_ends(void) {
+    start(30);
+    int dies = client(1), fd = client(2), other = client(3);
+    ask_enter(dies, 1, 1, 4);
+    ask_enter(fd, 1, 1, 4);
+    ask_enter(fd, 2, 2, 4);
+    until_waiters(3);
+    close(dies);
+    CHECK(answered(fd, 1) == CRAIL_E_BARRIER_BROKEN && answered(fd, 2) == CRAIL_E_BARRIER_BROKEN);
+    ask_enter(other, 1, 1, 4);
+    CHECK(answered(other, 1) == CRAIL_E_BARRIER_BROKEN);
+    CHECK(one(other, 1, CRAIL_OP_REMOVE, "/b", NULL, 0) == 0);
+    ask_enter(other, 2, 2, 2);
+    until_waiters(1);
+    CHECK(one(fd, 1, CRAIL_OP_REMOVE, "/b", NULL, 0) == 0); /* while one waits */
+    CHECK(answered(other, 2) == CRAIL_E_BARRIER_BROKEN);
+    close(fd);
+    close(other);
+    end();
+}
+
+static void test_who_gave_up_at_a_barrier_does_not_come_back(void) {
+    start(5000);
+    int fd = client(1), other = client(2);
+    ask_enter(fd, 1, 1, 2); /* its client gives up: END, while the request still waits */
+    until_waiters(1);
+    end_hold(fd, 1, 1, 0);
+    ask_enter(other, 1, 1, 2);
+    until_waiters(2);
+    ask_enter(other, 2, 2, 2);
+    CHECK(answered(other, 2) == 0 && result(&R, 0)->version == 1);
+    CHECK(answered(other, 1) == 0);
+    CHECK(answered(fd, 1) == CRAIL_E_CLOSED);
+    ask_enter(other, 3, 3, 2);
+    until_waiters(1);
+    ask(fd, 2, (struct crail_op){.code = CRAIL_OP_STAT}, "/b");
+    CHECK(answered(fd, 2) == 0 && silent(other));
+    close(fd);
+    close(other);
+    end();
+}
+
 /* ---- all at once --------------------------------------------------------- */
 
 /* Connections that wait, cancel, change, watch and die, at random; at the end nothing is left of it. */
@@ -808,6 +955,11 @@ int main(int argc, char **argv) {
         TEST(test_a_watch_that_is_not_read_loses_the_oldest_and_says_so),
         TEST(test_a_watch_below_what_comes_and_goes),
         TEST(test_watches_go_with_their_session),
+        TEST(test_takers_are_served_in_the_order_of_their_arrival),
+        TEST(test_an_item_of_a_session_that_ends_goes_to_who_waits),
+        TEST(test_a_barrier_of_ten_thousand),
+        TEST(test_a_barrier_breaks_for_all_when_a_session_ends),
+        TEST(test_who_gave_up_at_a_barrier_does_not_come_back),
         TEST(test_a_random_life),
     };
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {

@@ -30,7 +30,9 @@ class Core(Protocol):
     def server_add(
         self, regions: list[int], storage_class: int, location: str, description: bytes
     ) -> int: ...
-    def server_describe(self, number: int, description: bytes) -> None: ...
+    def server_describe(
+        self, number: int, storage_class: int, location: str, description: bytes
+    ) -> None: ...
     def server_set(self, number: int, state: int) -> None: ...
     def server_stats(self, number: int) -> dict[str, int]: ...
 
@@ -67,7 +69,9 @@ class Members:
                 member.channel.close()
                 member.channel = None
             member.registration = new
-            self._core.server_describe(member.number, new.description())
+            self._core.server_describe(
+                member.number, new.storage_class, new.location, new.description()
+            )
             self._set(member, UP)
             log.info("storage server %s (%d) is back", new.server, member.number)
             self.seen(member)

@@ -111,13 +111,18 @@ int crail_namenode_server_add(crail_namenode *nn, uint32_t regions, const uint32
 
 static int server_describe(crail_namenode *nn, void *args) {
     const struct server *s = args;
-    return crail_rpc_server_describe(nn, s->number, s->description, s->description_size);
+    int rc = crail_rpc_server_describe(nn, s->number, s->description, s->description_size);
+    return rc ? rc : crail_meta_server_place(nn->meta, s->number, s->place);
 }
 
-int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size) {
-    if ((size && !description) || size > CRAIL_RPC_DESCRIPTION_MAX)
+int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, uint32_t storage_class, uint32_t location,
+                                   const void *description, uint32_t size) {
+    if ((size && !description) || size > CRAIL_RPC_DESCRIPTION_MAX || storage_class >= CRAIL_CLASS_ANY)
         return -CRAIL_E_INVALID_ARGUMENT;
-    struct server s = {.number = number, .description = description, .description_size = size};
+    struct server s = {.number = number,
+                       .place = {location, (uint8_t)storage_class},
+                       .description = description,
+                       .description_size = size};
     return crail_rpc_post(nn, server_describe, &s);
 }
 

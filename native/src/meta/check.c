@@ -67,11 +67,14 @@ static int check_runs(struct fsck *f, const struct crail_node *n) {
     return 0;
 }
 
-static int check_leaf(struct fsck *f, const struct crail_node *n) {
+static int check_leaf(struct fsck *f, crail_ref ref, const struct crail_node *n) {
     CHECK(f, crail_node_is_leaf(n) || n->kind == CRAIL_KIND_BARRIER, "node %llu is of no kind", (ull)n->id);
     f->files++;
-    if (!crail_node_is_leaf(n))
+    if (!crail_node_is_leaf(n)) {
+        const char *why = crail_barrier_check(f->m, ref);
+        CHECK(f, !why, "barrier %llu: %s", (ull)n->id, why);
         return 0;
+    }
     if (n->extents) {
         f->bytes += n->data ? crail_arena_cost(n->extents * (uint32_t)sizeof(struct crail_run)) : 0;
         return check_runs(f, n);
@@ -114,6 +117,8 @@ static int check_container(struct fsck *f, crail_ref ref, const struct crail_nod
         prev = c;
         children++;
     }
+    const char *why = n->kind == CRAIL_KIND_QUEUE ? crail_queue_check(f->m, ref) : NULL;
+    CHECK(f, !why, "queue %llu: %s", (ull)n->id, why);
     CHECK(f, children == n->size, "node %llu has %llu children, not %llu", (ull)n->id, (ull)children, (ull)n->size);
     return n->index ? check_index(f, ref, n) : 0;
 }
@@ -173,7 +178,7 @@ static int check_node(struct fsck *f, crail_ref ref) {
     if (rc)
         return rc;
     count_in_jobs(f, n);
-    return crail_node_is_container(n) ? check_container(f, ref, n) : check_leaf(f, n);
+    return crail_node_is_container(n) ? check_container(f, ref, n) : check_leaf(f, ref, n);
 }
 
 /* A node and all below, without recursion: down by first child, on by sibling, up by parent. */

@@ -24,6 +24,16 @@ enum crail_node_flags {
     CRAIL_NODE_ITEM = 1 << 1,         /* of a leaf: it lies in a queue, where only the queue's operations touch it */
     CRAIL_NODE_IN_JOB = 1 << 2,       /* it lies below the directory of a job */
     CRAIL_NODE_TAIL_CLOSED = 1 << 3,  /* of a leaf: nobody may write behind its bytes any more, see opens.c */
+    CRAIL_NODE_BROKEN = 1 << 4,       /* of a barrier: a member died before it opened */
+};
+
+/* The state of an item, behind its name. */
+enum crail_item_state { CRAIL_ITEM_FRESH = 1, CRAIL_ITEM_RETURNED, CRAIL_ITEM_TAKEN };
+struct crail_item {
+    char digits[24];
+    crail_ref left, right, up; /* in the heap of those that came back */
+    uint8_t rank;
+    uint8_t state; /* enum crail_item_state */
 };
 
 /* A node never moves: children name their parent by its ref. The first cache line is all that a lookup that passes
@@ -38,7 +48,8 @@ struct crail_node {
     uint8_t flags;   /* enum crail_node_flags */
     union {
         char name[CRAIL_NODE_NAME];
-        crail_ref name_ref; /* of a name that does not fit */
+        crail_ref name_ref;     /* of a name that does not fit */
+        struct crail_item item; /* of an item of a queue */
     };
 
     uint64_t id;
@@ -55,6 +66,13 @@ struct crail_node {
         uint8_t tiny[CRAIL_NODE_TINY];
         struct crail_run run; /* of a file of one extent */
         crail_ref index;      /* of a container: struct crail_index, or 0 */
+        struct {
+            crail_ref index, fresh, returned;
+        } queue; /* see queue.c */
+        struct {
+            uint64_t rounds;        /* how often it has opened */
+            uint32_t members, here; /* of the present round: wanted, and waiting */
+        } barrier;
     };
 };
 _Static_assert(sizeof(struct crail_node) == 128, "two cache lines");
@@ -497,6 +515,24 @@ static inline bool crail_node_is_held(const struct crail_meta *m, const struct c
 bool crail_holds_node_gone(struct crail_meta *m, crail_ref node, uint32_t max);
 int crail_op_end(struct crail_call *c);
 
+/* ---- queue.c, barrier.c ------------------------------------------------------------- */
+
+/* A walk to a queue. */
+int crail_queue_walk(struct crail_call *c, struct crail_walk *w);
+/* PUT and COMMIT with QUEUE: a walk to the item that the operation will make. */
+int crail_queue_walk_item(struct crail_call *c, struct crail_walk *w);
+void crail_queue_added(struct crail_meta *m, crail_ref item);   /* it was just made */
+void crail_queue_leaving(struct crail_meta *m, crail_ref item); /* it still is in its queue */
+void crail_item_hold_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
+int crail_op_take(struct crail_call *c);
+int crail_op_ack(struct crail_call *c);
+void crail_member_hold_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
+void crail_member_hold_orphaned(struct crail_meta *m, struct crail_hold *h, crail_ref node);
+int crail_op_enter(struct crail_call *c);
+/* fsck: NULL, or what is wrong. */
+const char *crail_queue_check(const struct crail_meta *m, crail_ref queue);
+const char *crail_barrier_check(const struct crail_meta *m, crail_ref barrier);
+
 /* ---- opens.c, streams.c ------------------------------------------------------------- */
 
 /* A version that somebody reads, or a stream: a record of the arena. */
@@ -612,6 +648,7 @@ struct crail_call {
     int64_t now_ns;
     struct crail_result *r; /* in the reply; reserved with CRAIL_REPLY_BYTES_MAX of data after it */
     uint8_t *out;           /* that data */
+    char item_name[24];     /* of an item that the operation makes */
 };
 #define CRAIL_REPLY_BYTES_MAX (CRAIL_INLINE_MAX + 8u) /* a value, or the number and the value of an item */
 
@@ -630,7 +667,9 @@ int crail_result_append(struct crail_buf *reply, uint32_t bytes, struct crail_re
 
 /* The grants stop being grants: the first `kept` become the node's, the rest is retired. */
 void crail_grants_turn(struct crail_call *c, const struct crail_extent *e, uint32_t n, uint32_t kept);
-/* PUT and COMMIT: may the value be published at the end of this walk? `walked` is the walk's status. */
+/* PUT and COMMIT: where the value goes. 0 or a status; *walked is the walk's. */
+int crail_leaf_find(struct crail_call *c, int *walked, struct crail_walk *w);
+/* May a value be published at the end of this walk? `walked` is the walk's status. */
 int crail_leaf_allowed(const struct crail_call *c, int walked, const struct crail_walk *w);
 /* Publishes it, with what the options say of its end. On an error (NO_MEMORY, QUOTA_EXCEEDED, or what is wrong with the
  * options) nothing changed and the value is still the caller's. */
@@ -641,6 +680,10 @@ int crail_leaf_publish_or_discard(struct crail_call *c, int walked, struct crail
 int crail_create_allowed(const struct crail_call *c, int walked, const struct crail_walk *w, enum crail_kind kind);
 /* A new node at the end of the walk, with the directories above where they are missing. 0 without memory. */
 crail_ref crail_node_make(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind);
+/* The same of a node without a value, with what the options say of its end. Tells the listener. 0 or a status. */
+int crail_node_make_empty(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind);
+/* The answer of GET: the value of a leaf behind what is in the result already, or its locations. 0 or DATA_LOST. */
+int crail_leaf_answer(struct crail_call *c, const struct crail_node *n);
 /* A walk to something that must exist. */
 int crail_walk_existing(struct crail_call *c, struct crail_walk *w);
 

@@ -184,8 +184,8 @@ int crail_op_commit(struct crail_call *c) {
         rc = CRAIL_E_INVALID_ARGUMENT;
     if (rc)
         return rc;
-    int walked = crail_path_walk(c->m, c->path, c->op->path_len, &w);
-    rc = crail_leaf_allowed(c, walked, &w);
+    int walked;
+    rc = crail_leaf_find(c, &walked, &w);
     uint32_t kept_n = kept_runs(e, n, size, kept);
     if (!rc)
         rc = crail_value_runs(c->m, kept, kept_n, size, &v);

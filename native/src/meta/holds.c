@@ -21,8 +21,8 @@ struct hold_rules {
 
 static const struct hold_rules kinds[CRAIL_HOLD_KINDS] = {
     [CRAIL_HOLD_OPEN] = {crail_open_ended, NULL},
-    [CRAIL_HOLD_ITEM] = {NULL, NULL},
-    [CRAIL_HOLD_MEMBER] = {NULL, NULL},
+    [CRAIL_HOLD_ITEM] = {crail_item_hold_ended, NULL},
+    [CRAIL_HOLD_MEMBER] = {crail_member_hold_ended, crail_member_hold_orphaned},
     [CRAIL_HOLD_APPEND] = {crail_append_ended, NULL},
     [CRAIL_HOLD_WATCH] = {NULL, NULL},
     [CRAIL_HOLD_STREAM] = {crail_stream_ended, NULL},

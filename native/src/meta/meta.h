@@ -44,6 +44,10 @@ void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s);
 /* The request has CRAIL_OPF_WAIT and what it waits for is not there: nothing was written to `reply`; call again when
  * something changed at its path, and answer CRAIL_E_DEADLINE when its time is over. */
 #define CRAIL_META_WAIT 2
+/* Among the flags of such a request when it is called again. */
+#define CRAIL_META_OPF_AGAIN (1u << 15)
+/* A change that is no event: but who waits at the path should look again. */
+#define CRAIL_CHANGE_NONE ((enum crail_event_kind)0)
 
 /* Executes one operation and appends exactly one struct crail_result, its data and padding, to `reply`. Bad input
  * of every kind becomes a status in that result. Returns 0, CRAIL_META_AGAIN (only for CRAIL_OP_LIST) or
@@ -60,7 +64,8 @@ void crail_meta_prefetch(struct crail_meta *m, const struct crail_op *op, const 
 /* Somebody who wants to know what changes. Called within crail_meta_execute(), crail_meta_step() and
  * crail_meta_session_end(), after each change; must not call back into the engine. The path is not terminated and
  * lasts as long as the call. Of a tree that goes only the top is told; a rename tells the DELETE of the source and the
- * PUT of the target. A node below so long a path that no operation can name it is not told. */
+ * PUT of the target; CRAIL_CHANGE_NONE means that those who wait there should look again. A node below so long a path
+ * that no operation can name it is not told. */
 struct crail_meta_listener {
     void *ctx;
     void (*changed)(void *ctx, enum crail_event_kind kind, const char *path, uint32_t len, uint64_t version);
@@ -95,6 +100,9 @@ struct crail_meta_place {
  * ever. -ENOMEM, -EINVAL (no region, or more than 64; no storage class). */
 int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *regions, uint32_t n,
                           const uint64_t *const *generations, struct crail_meta_place place, uint32_t *number);
+
+/* It lies elsewhere now, or its medium is another. -ENOENT for an unknown number, -EINVAL for no storage class. */
+int crail_meta_server_place(struct crail_meta *m, uint32_t number, struct crail_meta_place place);
 
 enum crail_meta_server_state {
     CRAIL_SERVER_UP = 1,   /* grants come from it */

@@ -33,6 +33,14 @@ int crail_leaf_allowed(const struct crail_call *c, int walked, const struct crai
     return 0;
 }
 
+int crail_leaf_find(struct crail_call *c, int *walked, struct crail_walk *w) {
+    *walked = 0;
+    if (crail_flag(c, CRAIL_OPF_QUEUE))
+        return crail_queue_walk_item(c, w);
+    *walked = crail_path_walk(c->m, c->path, c->op->path_len, w);
+    return crail_leaf_allowed(c, *walked, w);
+}
+
 /* Tells of the `made` directories that end with `dir`, from above. */
 static void tell_made(struct crail_meta *m, crail_ref dir, uint32_t made) {
     char path[CRAIL_PATH_MAX];
@@ -80,6 +88,8 @@ int crail_leaf_publish(struct crail_call *c, int walked, struct crail_walk *w, c
     crail_say(c, n);
     if (!plain)
         crail_life_apply(c, w->node, &life);
+    if (crail_flag(c, CRAIL_OPF_QUEUE))
+        crail_queue_added(c->m, w->node);
     crail_changed_node(c->m, CRAIL_CHANGE_PUT, w->node);
     return 0;
 }
@@ -121,14 +131,7 @@ static uint32_t lost_server(const struct crail_meta *m, const struct crail_node 
 
 /* ---- handlers ------------------------------------------------------------------ */
 
-int crail_op_get(struct crail_call *c) {
-    struct crail_walk w;
-    int rc = crail_walk_existing(c, &w);
-    if (rc)
-        return absent(c, rc);
-    const struct crail_node *n = crail_node_at(c->m, w.node);
-    if (!crail_node_is_leaf(n))
-        return CRAIL_E_IS_CONTAINER;
+int crail_leaf_answer(struct crail_call *c, const struct crail_node *n) {
     c->r->server = lost_server(c->m, n);
     if (c->r->server)
         return CRAIL_E_DATA_LOST;
@@ -140,9 +143,18 @@ int crail_op_get(struct crail_call *c) {
         return 0;
     }
     c->r->flags |= CRAIL_RESF_INLINE;
-    c->r->data_len = (uint32_t)n->size;
-    memcpy(c->out, crail_value_bytes(c->m, n), n->size);
+    memcpy(c->out + c->r->data_len, crail_value_bytes(c->m, n), n->size);
+    c->r->data_len += (uint32_t)n->size;
     return 0;
+}
+
+int crail_op_get(struct crail_call *c) {
+    struct crail_walk w;
+    int rc = crail_walk_existing(c, &w);
+    if (rc)
+        return absent(c, rc);
+    const struct crail_node *n = crail_node_at(c->m, w.node);
+    return crail_node_is_leaf(n) ? crail_leaf_answer(c, n) : CRAIL_E_IS_CONTAINER;
 }
 
 static void stat_extra(const struct crail_meta *m, const struct crail_node *n, struct crail_stat *st) {
@@ -197,14 +209,13 @@ static int op_put(struct crail_call *c) {
     struct crail_value v;
     if (c->op->data_len > CRAIL_INLINE_MAX)
         return CRAIL_E_INVALID_ARGUMENT;
-    int walked = crail_path_walk(c->m, c->path, c->op->path_len, &w);
-    int rc = crail_leaf_allowed(c, walked, &w);
+    int walked = 0, rc = crail_leaf_find(c, &walked, &w);
     if (!rc)
         rc = crail_value_inline(c->m, c->data, c->op->data_len, &v);
     return rc ? rc : crail_leaf_publish_or_discard(c, walked, &w, &v);
 }
 
-static int container_make(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind) {
+int crail_node_make_empty(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind) {
     struct crail_life life;
     int rc = crail_create_allowed(c, walked, w, kind);
     if (!rc)
@@ -232,7 +243,7 @@ static int op_mkdir(struct crail_call *c) {
     bool same = w.node && crail_node_at(c->m, w.node)->kind == kind;
     if (w.node && !(same && crail_flag(c, CRAIL_OPF_EXIST_OK)))
         return CRAIL_E_EXISTS;
-    int rc = same ? 0 : container_make(c, walked, &w, (enum crail_kind)kind);
+    int rc = same ? 0 : crail_node_make_empty(c, walked, &w, (enum crail_kind)kind);
     if (!rc)
         crail_say(c, crail_node_at(c->m, w.node));
     return rc;
@@ -258,9 +269,9 @@ static const struct rule rules[] = {
     [CRAIL_OP_GET] = {crail_op_get, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
     [CRAIL_OP_STAT] = {op_stat, CRAIL_OPF_WAIT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_ABSENT, true, NO_DATA, false, NULL},
     [CRAIL_OP_LIST] = {NULL, 0, true, BYTES, false, crail_op_list},
-    [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS, true, BYTES, true, NULL},
-    [CRAIL_OP_COMMIT] = {crail_op_commit, PUBLISH_FLAGS | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND, true, EXTENTS, true,
-                         NULL},
+    [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS | CRAIL_OPF_QUEUE, true, BYTES, true, NULL},
+    [CRAIL_OP_COMMIT] = {crail_op_commit, PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND,
+                         true, EXTENTS, true, NULL},
     [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT | CRAIL_OPF_WAIT, false, NO_DATA, true, NULL},
     [CRAIL_OP_RELEASE] = {crail_op_release, 0, false, EXTENTS, false, NULL},
     [CRAIL_OP_MKDIR] = {op_mkdir, CRAIL_OPF_PARENTS | CRAIL_OPF_EXIST_OK, true, NO_DATA, true, NULL},
@@ -272,6 +283,10 @@ static const struct rule rules[] = {
     [CRAIL_OP_ATTRIBUTES] = {NULL, 0, true, NO_DATA, false, crail_op_attributes},
     [CRAIL_OP_TRUNCATE] = {crail_op_truncate, CRAIL_OPF_IF_VERSION, true, NO_DATA, false, NULL},
     [CRAIL_OP_JOB] = {crail_op_job, CRAIL_OPF_PARENTS, true, BYTES, true, NULL},
+    [CRAIL_OP_TAKE] = {crail_op_take, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
+    [CRAIL_OP_ACK] = {crail_op_ack, 0, false, NO_DATA, false, NULL},
+    [CRAIL_OP_ENTER] = {crail_op_enter, CRAIL_OPF_WAIT | CRAIL_OPF_PARENTS | CRAIL_META_OPF_AGAIN, true, NO_DATA, false,
+                        NULL},
     [CRAIL_OP_END] = {crail_op_end, 0, false, NO_DATA, false, NULL},
     [CRAIL_OP_OPEN] = {crail_op_open, 0, true, NO_DATA, false, NULL},
     [CRAIL_OP_APPEND] = {crail_op_append, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
@@ -331,20 +346,34 @@ static int begin(struct crail_call *c, struct crail_buf *reply) {
     return 0;
 }
 
-static int run(struct crail_call *c, const struct rule *rule, struct crail_buf *reply) {
-    int rc = rule->run ? rule->run(c) : rule->append(c, reply);
-    bool unanswered = rc < 0 || rc == CRAIL_META_AGAIN || rc == CRAIL_META_WAIT;
-    if (unanswered || (rule->append && rc == 0))
+/* An answer that is not due yet, or for which there is no memory: nothing is appended. */
+static bool unanswered(int rc) {
+    return rc && rc < CRAIL_STATUS_BASE;
+}
+
+static int run_append(struct crail_call *c, const struct rule *rule, struct crail_buf *reply) {
+    int rc = rule->append(c, reply);
+    if (rc == 0 || unanswered(rc))
         return rc;
-    if (rule->append && begin(c, reply)) /* the reply may have moved */
+    if (begin(c, reply)) /* the reply may have moved */
         return -ENOMEM;
+    finish(c, rc, reply);
+    return 0;
+}
+
+static int run(struct crail_call *c, const struct rule *rule, struct crail_buf *reply) {
+    if (rule->append)
+        return run_append(c, rule, reply);
+    int rc = rule->run(c);
+    if (unanswered(rc))
+        return rc;
     finish(c, rc, reply);
     return 0;
 }
 
 int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op, const char *path,
                        const void *options, const void *data, int64_t now_ns, struct crail_buf *reply) {
-    struct crail_call c = {m, s, op, path, data, NO_OPTIONS, now_ns, NULL, NULL};
+    struct crail_call c = {m, s, op, path, data, NO_OPTIONS, now_ns, NULL, NULL, ""};
     const struct rule *rule = rule_of(op);
     if (begin(&c, reply))
         return -ENOMEM;

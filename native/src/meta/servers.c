@@ -284,6 +284,15 @@ out_of_memory:
     return -ENOMEM;
 }
 
+int crail_meta_server_place(struct crail_meta *m, uint32_t number, struct crail_meta_place place) {
+    struct crail_server *sv = crail_server_find(m, number);
+    if (!sv || place.storage_class == CRAIL_CLASS_ANY)
+        return sv ? -EINVAL : -ENOENT;
+    sv->storage_class = place.storage_class;
+    sv->location = place.location;
+    return 0;
+}
+
 /* Unconfirmed orders are due again, in their old sequence. */
 static void orders_again(struct crail_server *sv) {
     for (uint32_t i = 0; i < sv->regions_n; i++) {

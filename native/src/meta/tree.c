@@ -47,6 +47,8 @@ void crail_tree_detach(struct crail_meta *m, crail_ref ref) {
     struct crail_node *dir = crail_node_at(m, n->parent);
     crail_ref job = crail_job_around(m, n);
     assert(n->parent && crail_node_is_container(dir));
+    if (n->flags & CRAIL_NODE_ITEM)
+        crail_queue_leaving(m, ref);
     if (dir->index)
         crail_index_removing(m, dir, ref);
     crail_names_remove(m, ref);

@@ -220,6 +220,8 @@ int crail_rpc_wait_begin(crail_namenode *nn, struct crail_rpc_conn *c, uint64_t 
         .op = *op,
     };
     memcpy(waiter + 1, op + 1, op->path_len);
+    if (op->code == CRAIL_OP_ENTER) /* it is a member by now; if that is ended meanwhile, it does not come back */
+        waiter->op.flags |= CRAIL_META_OPF_AGAIN;
     if (enroll(nn, waiter)) {
         crail_rpc_spot_unref(nn, spot);
         free(waiter);
