@@ -12,7 +12,7 @@ from _thread import LockType, allocate_lock
 from itertools import count
 from os import getpid
 
-from crailpy import native
+from crailpy import hello, native
 from crailpy.errors import (
     BatchError,
     CrailError,
@@ -78,6 +78,7 @@ class Connection:
         self._prefix = prefix
         self._closed = False
         self._tokens = count(1)
+        self._tiers: dict[int, str] = {}
         self._fork_locks: dict[
             int, LockType
         ] = {}  # by process: a child's is never held at its fork
@@ -122,6 +123,16 @@ class Connection:
     def _describe(self, server: int, timeout: float) -> bytes:
         description: bytes = self._run(requests.describe_server(server), timeout)
         return description
+
+    def _tier_of(self, server: int) -> str | None:
+        """The name of its tier; None if nobody can say."""
+        if server not in self._tiers:
+            try:
+                about = hello.unpack(self._describe(server, self._timeout))
+            except CrailError:
+                return None
+            self._tiers[server] = about["tier"]
+        return self._tiers[server]
 
     def _token(self) -> int:
         """A number for a hold: unique in this store, so also in its session."""
@@ -214,7 +225,15 @@ class Connection:
         try:
             if r.wait is None:
                 result = self._call(
-                    r.code, r.flags, r.path, r.data, r.arg0, r.arg1, timeout, options=r.options
+                    r.code,
+                    r.flags,
+                    r.path,
+                    r.data,
+                    r.arg0,
+                    r.arg1,
+                    timeout,
+                    count=r.count,
+                    options=r.options,
                 )
             else:
                 result = self._wait(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .requests import Buffer, Result
     from .store import Store
 
-_NUMBER = Struct("<Q")
+ITEM_NUMBER = Struct("<Q")
 
 
 def open_container(
@@ -37,6 +37,15 @@ def open_container(
         store._run(requests.mkdir(path, parents=True, exist_ok=True, kind=kind), timeout)
     elif store._run(requests.stat(path), timeout).kind != name:
         raise NotContainerError(f"the node is no {name}", path=path)
+
+
+def table_key(path: str, key: str) -> str:
+    """The path of a table's item. Raises InvalidPathError."""
+    if not isinstance(key, str):
+        raise TypeError(f"a key is a str, not {type(key).__name__}")
+    if not key or "/" in key:
+        raise InvalidPathError("a key is one component of a path", path=key)
+    return f"{path}/{key}"
 
 
 class Table(MutableMapping[str, bytes]):
@@ -53,11 +62,7 @@ class Table(MutableMapping[str, bytes]):
         self.path = path
 
     def _key(self, key: str) -> str:
-        if not isinstance(key, str):
-            raise TypeError(f"a key is a str, not {type(key).__name__}")
-        if not key or "/" in key:
-            raise InvalidPathError("a key is one component of a path", path=key)
-        return f"{self.path}/{key}"
+        return table_key(self.path, key)
 
     def __getitem__(self, key: str) -> bytes:
         value: bytes = self._store.get(self._key(key), timeout=self._timeout)
@@ -164,8 +169,8 @@ class Queue:
 
     def _item(self, token: int, result: Result, timeout: float | None) -> Item:
         version, size, _, flags, _, data = result
-        (number,) = _NUMBER.unpack_from(data)
-        body = data[_NUMBER.size :]
+        (number,) = ITEM_NUMBER.unpack_from(data)
+        body = data[ITEM_NUMBER.size :]
         if not flags & requests.INLINE:
             pipe = self._store._hot.pipe(self.path)
             try:

@@ -46,8 +46,8 @@ ZEROS = bytes(MEMORY_BYTES_MAX)
 GIVE_BACK_S = 1.0
 
 # operation codes and flags (native/include/crail/wire.h)
-_COMMIT, _RELEASE, _OPEN, _APPEND, _STREAM, _FOLLOW = 17, 19, 48, 51, 53, 54
-_ONE_EXTENT, _GROW, _TAIL_CLOSED = 128, 1 << 11, 16
+_COMMIT, _RELEASE, OPEN, APPEND, STREAM, FOLLOW = 17, 19, 48, 51, 53, 54
+_ONE_EXTENT, GROW, TAIL_CLOSED = 128, 1 << 11, 16
 _EXTENT_BYTES = 32
 _GRANULE = 4096
 _STRIPE_AT = 23  # in struct crail_options
@@ -179,15 +179,15 @@ class File(io.RawIOBase):
             self._extents = data
             self._room = _capacity(data)
             self._fixed = self._size if self._mode.appends else sys.maxsize
-            self._tail_closed = bool(self._flags & _TAIL_CLOSED)
+            self._tail_closed = bool(self._flags & TAIL_CLOSED)
 
     def _ask_to_open(self, token: int) -> tuple[Any, ...]:
-        return self._call(_OPEN, arg0=token)
+        return self._call(OPEN, arg0=token)
 
     def _ask_for_append(self, token: int) -> tuple[Any, ...]:
         while True:
             try:
-                return self._call_waiting(_APPEND, arg0=token)
+                return self._call_waiting(APPEND, arg0=token)
             except NotFoundError:
                 try:
                     self._store.put(
@@ -529,7 +529,7 @@ class File(io.RawIOBase):
         self._settle()
         self._stream_token = self._stream_token or self._store._token()
         self._call(
-            _STREAM, data=self._extents, count=len(self._extents) // _EXTENT_BYTES,
+            STREAM, data=self._extents, count=len(self._extents) // _EXTENT_BYTES,
             arg0=self._stream_token, arg1=self._size,
         )  # fmt: skip
         self._announced = self._size
@@ -586,7 +586,7 @@ class File(io.RawIOBase):
             return
         self._settle()
         if self._fixed:
-            flags, arg0, kept = _GROW, self._token, self._granted
+            flags, arg0, kept = GROW, self._token, self._granted
         else:
             flags, arg0, kept = requests.PARENTS, 0, len(self._extents) // _EXTENT_BYTES
             if self._mode.exclusive:
@@ -663,14 +663,14 @@ class Following(File):
     """A File that reads what is still being written, as far as its writer has shown it."""
 
     def _ask_to_open(self, token: int) -> tuple[Any, ...]:
-        return self._call_waiting(_FOLLOW, arg0=token)
+        return self._call_waiting(FOLLOW, arg0=token)
 
     def _has_more(self) -> bool:
         """At the end of what was shown: waits until there is more. False: that was all."""
         if not self._flags & requests.MORE:
             return False
         try:
-            self._opened(self._call_waiting(_FOLLOW, arg0=self._token, arg1=self._size))
+            self._opened(self._call_waiting(FOLLOW, arg0=self._token, arg1=self._size))
         except DataLostError as error:
             raise self._discarded() from error
         return True
@@ -684,7 +684,7 @@ class Following(File):
     def _lost(self) -> DataLostError:
         """What a location that is out of date means: mostly that the writer discarded it."""
         try:
-            self._call(_FOLLOW, arg0=self._token)
+            self._call(FOLLOW, arg0=self._token)
         except DataLostError:
             return self._discarded()
         except CrailError:

@@ -17,6 +17,26 @@ JOBS = "/jobs"
 SESSIONS = "/sessions"
 
 
+def check_job(name: str) -> None:
+    """Raises InvalidArgumentError for what is no name of a job."""
+    if not name or "/" in name:
+        raise InvalidArgumentError(f"job({name!r}): a name without a slash")
+
+
+def check_attributes(path: str, attributes: dict[str, Any]) -> bytes:
+    """Takes `ttl` out of what setattr() was given: the options that say it. Raises
+    InvalidArgumentError for a name that is no attribute."""
+    from .placement import ttl_only
+
+    options = b""
+    if "ttl" in attributes:
+        options = ttl_only(attributes.pop("ttl"))
+    for name in attributes:
+        if not name.startswith("user.") or name == "user.":
+            raise InvalidArgumentError(f"{name!r} is no attribute: ttl, or user.NAME", path=path)
+    return options
+
+
 class Lifetimes(Waiting):
     """The part of a `Store` that knows when nodes go."""
 
@@ -40,8 +60,7 @@ class Lifetimes(Waiting):
         InvalidArgumentError, ExistsError (something else is there)."""
         from .placement import pack
 
-        if not name or "/" in name:
-            raise InvalidArgumentError(f"job({name!r}): a name without a slash")
+        check_job(name)
         options, _ = pack(ttl=ttl, **placement)
         return Job(self, f"{JOBS}/{name}", options, quota_bytes, quota_nodes, timeout)
 
@@ -64,16 +83,7 @@ class Lifetimes(Waiting):
         """Changes attributes of a node, all at once: `ttl=` seconds after its last commit (None: no
         limit), and user attributes, `**{"user.NAME": bytes}` (None takes one away), together at
         most 64 KiB a node. Raises NotFoundError, InvalidArgumentError."""
-        from .placement import ttl_only
-
-        options = b""
-        if "ttl" in attributes:
-            options = ttl_only(attributes.pop("ttl"))
-        for name in attributes:
-            if not name.startswith("user.") or name == "user.":
-                raise InvalidArgumentError(
-                    f"{name!r} is no attribute: ttl, or user.NAME", path=path
-                )
+        options = check_attributes(path, attributes)
         self._run(requests.set_attributes(path, attributes, options), timeout)
 
     def attributes(self, path: str, *, timeout: float | None = None) -> dict[str, bytes]:

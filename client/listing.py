@@ -8,18 +8,21 @@ from crailpy.model import NodeInfo, NodeKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    TierOf = Callable[[int], str | None]
 
 # id, version, size, mtime_ns, expires_ns, job, kind, extents, flags
 _STAT = Struct("<QQQqqQIHH")
 _EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
 _DIRENT = Struct("<QQqHBBI")  # version, size, mtime_ns, name_len, kind, is_inline, -
 _GRANULE = 4096
+_SESSION = 1  # of the flags
 
 
-def node_info(path: str, data: bytes) -> NodeInfo:
-    """A STAT answer."""
-    _, version, size, mtime_ns, _, _, kind, extents, _ = _STAT.unpack_from(data)
+def node_info(path: str, data: bytes, tier_of: TierOf | None = None) -> NodeInfo:
+    """A STAT answer. `tier_of` names the tier of a server, by its number."""
+    _, version, size, mtime_ns, expires_ns, job, kind, extents, flags = _STAT.unpack_from(data)
     locations = tuple(
         {"server": server, "region": region, "offset": granule * _GRANULE, "bytes": n * _GRANULE}
         for server, region, granule, n, _, _ in _EXTENT.iter_unpack(
@@ -32,7 +35,9 @@ def node_info(path: str, data: bytes) -> NodeInfo:
         size=size,
         version=version,
         mtime=mtime_ns / 1e9,
-        tier="dram" if extents else None,
+        tier=tier_of(locations[0]["server"]) if locations and tier_of else None,
+        lease=f"job {job}" if job else "session" if flags & _SESSION else None,
+        expires=expires_ns / 1e9 if expires_ns else None,
         locations=locations,
     )
 

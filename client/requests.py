@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from crailpy.errors import CrailError
     from crailpy.model import Event, NodeInfo
 
+    from .listing import TierOf
+
     Buffer = bytes | bytearray | memoryview
     #: version, size, kind, flags, count, data of a result
     Result = tuple[int, int, int, int, int, bytes]
@@ -75,7 +77,8 @@ class Request:
     says how long at once. `absent` is the value instead of NotFoundError."""
 
     __slots__ = (
-        "code", "flags", "path", "data", "arg0", "arg1", "options", "wait", "decode", "absent",
+        "code", "flags", "path", "data", "arg0", "arg1", "count", "options", "wait", "decode",
+        "absent",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +90,7 @@ class Request:
         data: Buffer = b"",
         arg0: int = 0,
         arg1: int = 0,
+        count: int = 0,
         options: bytes = b"",
         wait: float | None = None,
         decode: Callable[[Result], Any] = _nothing,
@@ -98,6 +102,7 @@ class Request:
         self.data = data
         self.arg0 = arg0
         self.arg1 = arg1
+        self.count = count
         self.options = options
         self.wait = wait
         self.decode = decode
@@ -148,8 +153,9 @@ def bye() -> Request:
 # ---- one node -----------------------------------------------------------------------------------
 
 
-def stat(path: str) -> Request:
-    return Request(STAT, path, decode=lambda r: listing.node_info(path, r[5]))
+def stat(path: str, tier_of: TierOf | None = None) -> Request:
+    """NodeInfo. `tier_of` names the tier of a server, by its number."""
+    return Request(STAT, path, decode=lambda r: listing.node_info(path, r[5], tier_of))
 
 
 def exists(path: str) -> Request:
@@ -365,12 +371,13 @@ def node_infos(
     paths: list[str],
     results: list[tuple[Any, ...]],
     error: Callable[[int, str, int], CrailError],
+    tier_of: TierOf | None = None,
 ) -> list[NodeInfo | CrailError | None]:
     """What a vector of STATs answered (status before the rest of each result); None for what is
     absent, `error` makes the others."""
     absent = NotFoundError.status
     return [
-        listing.node_info(path, r[6])
+        listing.node_info(path, r[6], tier_of)
         if not r[0]
         else None
         if -r[0] == absent

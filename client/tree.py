@@ -26,7 +26,7 @@ class Tree(Connection):
 
     def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
         """Facts about a node. Raises NotFoundError."""
-        info: NodeInfo = self._run(requests.stat(path), timeout)
+        info: NodeInfo = self._run(requests.stat(path, self._tier_of), timeout)
         return info
 
     def stat_many(
@@ -37,7 +37,8 @@ class Tree(Connection):
         paths = list(paths)
         each = requests.stat("")
         results = self._hot.call_many(each.code, each.flags, paths, timeout)
-        return all_or_batch_error(requests.node_infos(paths, results, self._error))
+        found = requests.node_infos(paths, results, self._error, self._tier_of)
+        return all_or_batch_error(found)
 
     def mkdir(
         self,

@@ -50,19 +50,16 @@ class Waiting(Connection):
         """Waits until `n` have come here, each with its own call; returns how often the barrier has
         opened, which is the same for all of them. It can be used again and again.
 
-        `timeout` seconds at most (None: the store's): DeadlineError, and who gives up so leaves the
-        others waiting. Raises BarrierBrokenError for all when a member died or was interrupted, and
-        from then on, until `remove(path)`; InvalidArgumentError for another `n` than the others'.
-        """
+        `timeout` seconds at most (None: the store's): DeadlineError, and who gives up so, or by
+        Ctrl-C, leaves the others waiting. Raises BarrierBrokenError for all when the session of a
+        member died, and from then on, until `remove(path)`; InvalidArgumentError for another `n`
+        than the others'."""
         seconds = self._timeout if timeout is None else timeout
         token = self._token()
         try:
             opened: int = self._run(requests.enter(path, n, token, seconds))
-        except CrailError:
-            raise
-        except BaseException:  # Ctrl-C: this member will not come
+        finally:  # opened, broken, or this member gives up: it leaves, and breaks nothing by that
             self._end(token)
-            raise
         return opened
 
     def _end(self, token: int) -> None:

@@ -72,7 +72,8 @@ _set = object.__setattr__
 class NodeInfo(_Fact):
     """What `stat` and `scandir` say of a node. `size` is in bytes (of a directory: entries),
     `mtime` in seconds UTC, `locations` one dict (server, region, offset, bytes) per extent, empty
-    for what lies inside its node; `lease` the job or session it belongs to, or None."""
+    for what lies inside its node; `lease` what it belongs to: "session", "job NUMBER" or None;
+    `expires` when its ttl ends, in seconds UTC, or None."""
 
     __slots__ = (
         "path",
@@ -84,6 +85,7 @@ class NodeInfo(_Fact):
         "replicas",
         "durability",
         "lease",
+        "expires",
         "locations",
     )
 
@@ -96,6 +98,7 @@ class NodeInfo(_Fact):
     replicas: int
     durability: str
     lease: str | None
+    expires: float | None
     locations: tuple[dict[str, int], ...]
 
     def __init__(
@@ -109,6 +112,7 @@ class NodeInfo(_Fact):
         replicas: int = 1,
         durability: str = "none",
         lease: str | None = None,
+        expires: float | None = None,
         locations: tuple[dict[str, int], ...] = (),
     ) -> None:
         _set(self, "path", path)
@@ -120,6 +124,7 @@ class NodeInfo(_Fact):
         _set(self, "replicas", replicas)
         _set(self, "durability", durability)
         _set(self, "lease", lease)
+        _set(self, "expires", expires)
         _set(self, "locations", locations)
 
     @property

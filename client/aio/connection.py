@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import math
 import warnings
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from crailpy import native
 from crailpy.errors import (
     ClosedError,
     CrailError,
@@ -54,12 +56,13 @@ class AsyncConnection:
             self._address = Address(address)
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from None
-        self._token = token
+        self._secret = token
         self._transport = transport
         self._timeout = timeout
         self._prefix = namespace.rstrip("/")
         self._closed = False
         self._opened: AsyncSession | None = None
+        self._tokens = count(1)
 
     # -- life ----------------------------------------------------------------------
 
@@ -70,7 +73,7 @@ class AsyncConnection:
             return self
         self._opened = AsyncSession(
             self._address,
-            token=self._token,
+            token=self._secret,
             transport=self._transport,
             timeout=self._timeout,
             prefix=self._prefix.encode(),
@@ -155,7 +158,16 @@ class AsyncConnection:
         lane = session.changes.native if recorded else session.reads.native
         flags = r.flags | (requests.WAIT if wait_ms else 0)
         future, frame = lane.call(
-            r.code, flags, r.path, r.data, r.options, wait_ms, r.arg0, r.arg1, wait_ms > 0, timeout
+            r.code,
+            flags,
+            r.path,
+            r.data,
+            r.options,
+            wait_ms or r.count,
+            r.arg0,
+            r.arg1,
+            wait_ms > 0,
+            timeout,
         )
         if not wait_ms:
             return await future
@@ -179,6 +191,17 @@ class AsyncConnection:
             except DeadlineError as error:
                 pieces.over(error)
 
+    def _post(self, request: Request) -> None:
+        """Sends a change whose answer nobody waits for."""
+        post(self._session.changes.native, request)
+
+    def _token(self) -> int:
+        """A number for a hold: unique in this store, so also in its session."""
+        return next(self._tokens)
+
+    def _limit(self, deadline: float, path: str) -> Limit:
+        return Limit(deadline, path)
+
     def _deadline(self, timeout: float | None) -> float:
         limit = self._timeout if timeout is None else timeout
         if not limit >= 0:
@@ -192,6 +215,14 @@ class AsyncConnection:
             await self._run(requests.delivered(key, version), 1.0)
         except CrailError:
             pass
+
+
+def post(lane: native.AsyncLane, r: Request) -> None:
+    """Sends a change whose answer nobody waits for; where that cannot be, it is not made."""
+    try:
+        lane.post(r.code, r.flags, r.path, r.data, r.options, r.count, r.arg0, r.arg1)
+    except (CrailError, RuntimeError):
+        pass  # closed, it or its loop
 
 
 class Limit:

@@ -3,7 +3,7 @@ storage servers within reach.
 
 Three lanes, each opened at its first use. *reads* carries what changes nothing, any number of
 frames in flight. *changes* carries what is recorded: one frame in flight, and in the next all that
-became ready meanwhile, because the namenode keeps the last reply of a lane only (ADR 2). *space*
+became ready meanwhile, because the namenode keeps the last reply of a lane only (ADR 3). *space*
 is the same for grants of memory, which may wait for it and must not hold up what would free some.
 """
 

@@ -1,24 +1,107 @@
-"""`connect()` and `AsyncStore`. Its calls stand by theme in values.py and tree.py, on the ground of
-connection.py."""
+"""`connect()` and `AsyncStore`. Its calls stand by theme in values.py, tree.py, waiting.py and
+lifetimes.py, on the ground of connection.py."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crailpy.errors import CrailError
+from crailpy.errors import (
+    CrailError,
+    ExistsError,
+    InvalidArgumentError,
+    IsContainerError,
+    VersionConflictError,
+)
 
+from .. import requests
+from ..store import INLINE_MAX
 from .connection import Limit
+from .lifetimes import AsyncLifetimes
 from .tree import AsyncTree
 from .values import AsyncValues
 
+if TYPE_CHECKING:
+    from .containers import AsyncQueue, AsyncTable
+    from .files import AsyncFile
 
-class AsyncStore(AsyncValues, AsyncTree):
+
+class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
     """A connection to a store, for coroutines of one event loop: the calls of `Store`, awaited.
 
     Thousands of calls may be under way; they share three connections. No thread runs. A call may
     be cancelled at any time: it leaves nothing behind, and no other call gets its answer. Every
     call takes `timeout=` in seconds. In a forked child it is closed.
     """
+
+    async def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        *,
+        follow: bool = False,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> AsyncFile:
+        """A file whose calls are awaited: binary modes r, w, x, a, each with +; see `Store.open`
+        and `AsyncFile`. `timeout` is of each call."""
+        from .files import open_file
+
+        return await open_file(self, path, mode, follow, timeout, placement)
+
+    async def truncate(self, path: str, size: int, *, timeout: float | None = None) -> None:
+        """Cuts the value to `size` bytes, or fills it up with zeros; see `Store.truncate`."""
+        deadline = self._deadline(timeout)
+        within_node = size <= INLINE_MAX
+        while True:
+            try:
+                if within_node:
+                    await self._run(requests.truncate(path, size), timeout)
+                    return
+                async with await self.open(path, "r+b", timeout=timeout) as file:
+                    await file.truncate(size)
+                return
+            except InvalidArgumentError:
+                if not within_node:
+                    raise
+                within_node = False  # the value lies in extents
+            except VersionConflictError:  # it was changed meanwhile
+                if self._session.loop.time() >= deadline:
+                    raise
+
+    async def touch(
+        self,
+        path: str,
+        *,
+        exist_ok: bool = True,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> None:
+        """Makes an empty value where there is nothing; see `Store.touch`."""
+        try:
+            await self.put(path, b"", if_absent=True, parents=parents, timeout=timeout, **placement)
+        except (ExistsError, IsContainerError):
+            if not exist_ok:
+                raise
+            await self._run(requests.set_attributes(path, {}, b""), timeout)
+
+    async def table(
+        self, path: str, create: bool = True, *, timeout: float | None = None, **placement: Any
+    ) -> AsyncTable:
+        """The table at `path`; see `Store.table`."""
+        from .containers import AsyncTable, open_container
+
+        await open_container(self, path, create, requests.TABLE, "table", timeout)
+        return AsyncTable(self, path, timeout, placement)
+
+    async def queue(
+        self, path: str, create: bool = True, *, timeout: float | None = None, **placement: Any
+    ) -> AsyncQueue:
+        """The queue at `path`; see `Store.queue`."""
+        from .containers import AsyncQueue, open_container
+
+        await open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout)
+        return AsyncQueue(self, path, timeout, placement)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Facts about the whole store: namenode counters, servers, sessions."""

@@ -118,6 +118,13 @@ class Transfers:
         """Fills `buffer`, of `size` bytes, from byte `offset` of the value on. Raises OutOfDate."""
         await self._move(extents, offset, buffer, size, False, deadline)
 
+    async def write(
+        self, extents: list[bytes], offset: int, data: Any, size: int, deadline: float
+    ) -> None:
+        """The other way round. Raises OutOfDate. Whatever it raises, bytes may be under way over
+        TCP: the extents must be released, and not be written again."""
+        await self._move(extents, offset, data, size, True, deadline)
+
     async def _move(
         self,
         extents: list[bytes],
@@ -267,20 +274,20 @@ class Transfers:
     ) -> int:
         """Space, bytes, commit: the new version. Raises as Store.put."""
         while True:
-            extents = await self._allocate(key, size, options, wait_space)
+            extents = await self._grant(key, size, options, wait_space)
             try:
                 await self._move(extents, 0, data, size, True, deadline)
             except OutOfDate:
-                self._release(extents)
+                self.release(extents)
                 await asyncio.sleep(0)
                 continue
             except BaseException:
                 self._give_back(extents, at_rest=self._is_shared(extents))
                 raise
             try:
-                return await self._commit(key, extents, size, flags, options, if_version)
+                return await self.commit(key, extents, size, flags, options, if_version, ahead=True)
             except StaleLocationError:
-                self._release(extents)  # some of it may be ours still
+                self.release(extents)  # some of it may be ours still
                 await asyncio.sleep(0)
 
     def _is_shared(self, extents: list[bytes]) -> bool:
@@ -288,13 +295,16 @@ class Transfers:
         ended."""
         return all(self._session.core.has_server(_EXTENT.unpack(extent)[0]) for extent in extents)
 
-    async def _allocate(
-        self, key: str, size: int, options: bytes, wait_space: float
-    ) -> list[bytes]:
+    async def _grant(self, key: str, size: int, options: bytes, wait_space: float) -> list[bytes]:
         if not options:
             held = self._take_grant(size)
             if held is not None:
                 return [held]
+        return await self.allocate(key, size, options, wait_space)
+
+    async def allocate(self, key: str, size: int, options: bytes, wait_space: float) -> list[bytes]:
+        """Extents for `size` bytes, the caller's to commit or to release. Raises
+        OutOfSpaceError."""
         alone = False
         while True:
             try:
@@ -305,7 +315,7 @@ class Transfers:
             if self._grants:  # what we hold ahead goes first
                 held_ahead = self._grants[:]
                 self._grants.clear()
-                self._release(held_ahead)
+                self.release(held_ahead)
             # Alone in its frame it waits at the namenode for what is on its way back.
             alone = True
 
@@ -332,7 +342,7 @@ class Transfers:
         if not future.cancelled() and future.exception() is None:
             self._give_back(extents_of((0, 0, *future.result()[2:])), at_rest=True)
 
-    async def _commit(
+    async def commit(
         self,
         key: str,
         extents: list[bytes],
@@ -340,8 +350,12 @@ class Transfers:
         flags: int,
         options: bytes,
         if_version: int,
+        *,
+        ahead: bool = False,
     ) -> int:
-        again = size <= GRANT_AHEAD_BYTES_MAX and len(extents) == 1 and not options
+        """Publishes what was written; `ahead`: and gets a grant of that size for the next. The
+        extents are given back if that fails, but for StaleLocationError."""
+        again = ahead and size <= GRANT_AHEAD_BYTES_MAX and len(extents) == 1 and not options
         if again and self._has_room(size + size // 4 + 2 * GRANULE):
             flags |= _GRANT_AGAIN
         changes = self._session.changes.native
@@ -371,7 +385,7 @@ class Transfers:
         if error is None:
             self._take_again(future.result())
         elif isinstance(error, StaleLocationError):
-            self._release(extents)
+            self.release(extents)
         elif isinstance(error, CrailError):
             self._not_committed(error, extents)
 
@@ -408,9 +422,10 @@ class Transfers:
         ):
             self._grants += extents
         else:
-            self._release(extents)
+            self.release(extents)
 
-    def _release(self, extents: list[bytes]) -> None:
+    def release(self, extents: list[bytes]) -> None:
+        """Gives them back to the namenode, which waits for what is on its way into them."""
         if not self._session.closed:  # else they go with the session
             self._session.changes.native.post(
                 _RELEASE, 0, None, b"".join(extents), b"", len(extents), 0, 0

@@ -4,18 +4,51 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from crailpy.errors import CrailError, NotContainerError, NotFoundError
+
 from .. import listing, requests
+from ..connection import all_or_batch_error
 from .connection import AsyncConnection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from crailpy.model import NodeInfo
+
+    from ..globs import Pattern, States
 
 
 class AsyncTree(AsyncConnection):
     """The part of an `AsyncStore` that shapes the tree and lists it. Arguments, results and errors
     are those of `Store`."""
+
+    async def exists(self, key: str, *, timeout: float | None = None) -> bool:
+        """Whether there is anything at `key`."""
+        found: bool = await self._run(requests.exists(key), timeout)
+        return found
+
+    async def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
+        """Facts about a node. Raises NotFoundError."""
+        info: NodeInfo = await self._run(requests.stat(path), timeout)
+        return info
+
+    async def stat_many(
+        self, paths: Iterable[str], *, timeout: float | None = None
+    ) -> list[NodeInfo | None]:
+        """Facts about each path, in order; see `Store.stat_many`."""
+        paths = list(paths)
+        each = requests.stat("")
+        results = await self._reads.call_many(each.code, each.flags, paths, timeout)
+        return all_or_batch_error(
+            [
+                None
+                if isinstance(r, NotFoundError)
+                else r
+                if isinstance(r, CrailError)
+                else requests.stat(path).decode(r)
+                for path, r in zip(paths, results, strict=True)
+            ]
+        )
 
     async def mkdir(
         self,
@@ -56,6 +89,72 @@ class AsyncTree(AsyncConnection):
         async for page in self._pages(path, timeout):
             for entry in listing.entries(path, page):
                 yield entry
+
+    async def walk(
+        self, top: str = "/", *, topdown: bool = True, timeout: float | None = None
+    ) -> AsyncIterator[tuple[str, list[str], list[str]]]:
+        """(path, names of containers in it, names of values in it); see `Store.walk`."""
+        above: list[str | tuple[str, list[str], list[str]]] = [top]
+        while above:
+            path = above.pop()
+            if isinstance(path, tuple):
+                yield path
+                continue
+            containers: list[str] = []
+            values: list[str] = []
+            try:
+                async for entry in self.scandir(path, timeout=timeout):
+                    (containers if entry.is_dir else values).append(entry.name)
+            except (NotFoundError, NotContainerError):
+                if path == top:
+                    raise
+                continue
+            if topdown:
+                yield path, containers, values
+            else:
+                above.append((path, containers, values))
+            folder = path.rstrip("/")
+            above += [f"{folder}/{name}" for name in reversed(containers)]
+
+    async def glob(self, pattern: str, *, timeout: float | None = None) -> AsyncIterator[str]:
+        """The paths that match, in byte order of their components; see `Store.glob`."""
+        from ..globs import Pattern
+
+        matching = Pattern(pattern)
+        try:
+            info = await self.stat(matching.base, timeout=timeout)
+        except (NotFoundError, NotContainerError):
+            return
+        if matching.accepts(matching.start):
+            yield matching.base
+        if not info.is_dir or not matching.goes_on(matching.start):
+            return
+        levels = [(matching.start, self._candidates(matching, matching.start, info.path, timeout))]
+        while levels:  # the containers that we are in, and what is still to be looked at in each
+            states, entries = levels[-1]
+            entry = await anext(entries, None)
+            if entry is None:
+                levels.pop()
+                continue
+            after = matching.step(states, entry.name)
+            if matching.accepts(after):
+                yield entry.path
+            if entry.is_dir and matching.goes_on(after):
+                levels.append((after, self._candidates(matching, after, entry.path, timeout)))
+
+    async def _candidates(
+        self, matching: Pattern, states: States, path: str, timeout: float | None
+    ) -> AsyncIterator[NodeInfo]:
+        """What in `path` may match: all of it, or the one name that can; nothing if it went."""
+        name = matching.only_name(states)
+        try:
+            if name is None:
+                async for entry in self.scandir(path, timeout=timeout):
+                    yield entry
+            else:
+                yield await self.stat(f"{path.rstrip('/')}/{name}", timeout=timeout)
+        except (NotFoundError, NotContainerError):
+            return
 
     async def _pages(self, path: str, timeout: float | None) -> AsyncIterator[bytes]:
         cursor: bytes | None = b""

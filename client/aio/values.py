@@ -18,15 +18,13 @@ from crailpy.errors import (
 from .. import requests
 from ..connection import all_or_batch_error
 from ..requests import RAISE
-from .connection import AsyncConnection, Limit
+from .connection import AsyncConnection, Limit, post
 from .transfer import OutOfDate, extents_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from crailpy.model import NodeInfo
-
-    from ..requests import Buffer, Request, Result
+    from ..requests import Buffer, Result
 
 
 class AsyncValues(AsyncConnection):
@@ -54,10 +52,22 @@ class AsyncValues(AsyncConnection):
         if if_version is not None:
             flags |= requests.IF_VERSION
         options, wait = self._placed(placement) if placement else (b"", 0.0)
-        version = self._changes.put(key, data, flags, options, if_version or 0, timeout)
+        return await self._put(key, data, flags, options, if_version or 0, wait, timeout)
+
+    async def _put(
+        self,
+        key: str,
+        data: Buffer,
+        flags: int,
+        options: bytes,
+        if_version: int,
+        wait_space: float,
+        timeout: float | None,
+    ) -> int:
+        version = self._changes.put(key, data, flags, options, if_version, timeout)
         if version is not None:
             return await version
-        return await self._put_large(key, data, flags, options, if_version or 0, wait, timeout)
+        return await self._put_large(key, data, flags, options, if_version, wait_space, timeout)
 
     async def _put_large(
         self,
@@ -77,7 +87,6 @@ class AsyncValues(AsyncConnection):
             return await self._transfers.put(
                 key, flat, size, flags, options, if_version, wait_space, deadline
             )
-        raise AssertionError("a limit lets nothing pass")
 
     @staticmethod
     def _placed(placement: Mapping[str, Any]) -> tuple[bytes, float]:
@@ -109,6 +118,35 @@ class AsyncValues(AsyncConnection):
                 results.append(await self._put_large(key, data, flags, options, 0, wait, timeout))
             except CrailError as error:
                 results.append(error)
+
+    async def incr(
+        self,
+        key: str,
+        by: int = 1,
+        *,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> int:
+        """Adds to the counter at `key`, exactly once, and returns the sum; see `Store.incr`."""
+        options, _ = self._placed(placement) if placement else (b"", 0.0)
+        total: int = await self._run(requests.incr(key, by, parents, options), timeout)
+        return total
+
+    async def put_object(self, key: str, obj: Any, **options: Any) -> int:
+        """Stores any object that pickles; options as of `put`; see `Store.put_object`."""
+        from ..objects import dump
+
+        return await self.put(key, b"".join(dump(obj)), **options)
+
+    async def get_object(
+        self, key: str, *, wait: float | None = None, timeout: float | None = None
+    ) -> Any:
+        """What `put_object` stored; see `Store.get_object`. Read only what you trust."""
+        from ..objects import load
+
+        with await self.get_view(key, wait=wait, timeout=timeout) as view:
+            return load(view)
 
     async def delete(
         self, key: str, *, missing_ok: bool = False, timeout: float | None = None
@@ -285,36 +323,6 @@ class AsyncValues(AsyncConnection):
                 return view
         return native.view(await self._bytes(result, deadline), result[0], goes)
 
-    # -- facts -----------------------------------------------------------------------------------
-
-    async def exists(self, key: str, *, timeout: float | None = None) -> bool:
-        """Whether there is anything at `key`."""
-        found: bool = await self._run(requests.exists(key), timeout)
-        return found
-
-    async def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
-        """Facts about a node. Raises NotFoundError."""
-        info: NodeInfo = await self._run(requests.stat(path), timeout)
-        return info
-
-    async def stat_many(
-        self, paths: Iterable[str], *, timeout: float | None = None
-    ) -> list[NodeInfo | None]:
-        """Facts about each path, in order; see `Store.stat_many`."""
-        paths = list(paths)
-        each = requests.stat("")
-        results = await self._reads.call_many(each.code, each.flags, paths, timeout)
-        return all_or_batch_error(
-            [
-                None
-                if isinstance(r, NotFoundError)
-                else r
-                if isinstance(r, CrailError)
-                else requests.stat(path).decode(r)
-                for path, r in zip(paths, results, strict=True)
-            ]
-        )
-
 
 class _ViewEnd:
     """What the end of a view over a value that goes when it was read has to do. In a forked child
@@ -331,8 +339,4 @@ class _ViewEnd:
     def __call__(self) -> None:
         if self._pid != getpid():
             return
-        r: Request = requests.delivered(self._key, self._version)
-        try:
-            self._lane.post(r.code, r.flags, r.path, r.data, r.options, 0, r.arg0, r.arg1)
-        except (CrailError, RuntimeError):
-            pass  # closed, it or its loop: then it stays for another reader
+        post(self._lane, requests.delivered(self._key, self._version))

@@ -60,7 +60,8 @@ static int copy_init(PyObject *self, PyObject *args, PyObject *kw) {
                               .value_bytes = room,
                               .offset = within,
                               .length = n,
-                              .buffer = c->buffer.buf};
+                              .buffer = c->buffer.buf,
+                              .whole = n};
     return 0;
 }
 

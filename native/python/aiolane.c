@@ -362,7 +362,8 @@ void async_take_back(AsyncLane *l, uint64_t frame) {
     e->target = frame;
 }
 
-/* cancel(id): the caller of a call that was alone in its frame has given up */
+/* cancel(id): the caller of a call that was alone in its frame has given up. If its future is still open, it gets the
+ * answer that may be on its way already */
 static PyObject *lane_cancel(PyObject *self, PyObject *id) {
     AsyncLane *l = (AsyncLane *)self;
     uint64_t number = PyLong_AsUnsignedLongLong(id);
@@ -372,8 +373,10 @@ static PyObject *lane_cancel(PyObject *self, PyObject *id) {
     if (f && !f->is_sent && !l->busy) {
         T->flow_remove(&l->flow, f);
     } else if (f && f->waits) {
-        async_owner.forget(&f->entries[0]);
-        f->entries[0].is_dropped = true;
+        if (f->entries[0].waiter && async_owner.is_dead(&f->entries[0])) {
+            async_owner.forget(&f->entries[0]);
+            f->entries[0].is_dropped = true;
+        }
         if (f->is_sent)
             async_take_back(l, number);
     }

@@ -2,11 +2,12 @@
 #include <errno.h>
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "door.h"
 
 #define RESEND_NS_FIRST 1000000000ll /* a reply this late may have been lost: ask again on a new connection */
-#define LOOK_AT_SIGNALS_NS 50000000ll
+#define LOOK_AT_SIGNALS_NS 100000000ll
 #define LATE_CALLS 16 /* so many calls of a lane give the lock up at once after a late reply */
 
 int64_t call_deadline(struct call *c) {
@@ -271,6 +272,12 @@ static int send_request(struct call *c) {
     }
 }
 
+/* Signals are the main thread's. One that comes just before a system call, or to another thread, interrupts nothing: so
+ * the main thread never sleeps for long. */
+static bool takes_signals(void) {
+    return gettid() == getpid();
+}
+
 /* Gives 0, -EPIPE (reconnect), -EAGAIN (so late that it may have been lost), or -1 with an exception set. */
 static int await_reply(struct call *c, int64_t resend_ns) {
     struct crail_lane *lane = c->lane;
@@ -281,9 +288,11 @@ static int await_reply(struct call *c, int64_t resend_ns) {
         return rc;
     /* Without the lock: one more tick by the bare receive, which costs no poll, then as long as it takes. */
     int64_t left = time_left(c), resend_at = left - resend_ns;
+    int64_t nap = takes_signals() ? LOOK_AT_SIGNALS_NS : INT64_MAX;
     for (int64_t wait = 0; left > 0 && left > resend_at; wait = left - (resend_at > 0 ? resend_at : 0)) {
-        if (rc == -EINTR && PyErr_CheckSignals())
+        if (PyErr_CheckSignals())
             return -1;
+        wait = wait < nap ? wait : nap;
         Py_BEGIN_ALLOW_THREADS rc = T->lane_receive(lane, wait);
         Py_END_ALLOW_THREADS if (rc == 0) {
             lane->patience = lane->patience ? lane->patience - 1 : LATE_CALLS;

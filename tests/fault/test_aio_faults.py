@@ -111,7 +111,7 @@ async def test_a_change_that_may_have_been_made_in_a_lost_session_is_said_to_be_
     with DroppingProxy(target(own), k=1) as proxy:
         async with await through(proxy) as aio:
             sent = asyncio.ensure_future(aio.put("/unknown", b"1"))
-            while not proxy.dropped:
+            while not proxy.dropped:  # noqa: ASYNC110 (what we wait for is in a thread)
                 await asyncio.sleep(0.01)
             queued = asyncio.ensure_future(aio.put("/queued", b"2"))  # behind it, not sent
             proxy.k = NEVER

@@ -51,7 +51,7 @@ def descriptors() -> int:
 
 async def settled(aio) -> None:
     """Nothing of an earlier call is on its way any more."""
-    while aio._session.space.native.frames:
+    while aio._session.space.native.frames:  # noqa: ASYNC110 (nobody tells of it)
         await asyncio.sleep(0)
     await aio.put("/settled", b"")
     await aio.get("/settled")
@@ -91,7 +91,7 @@ async def test_replies_belong_to_their_calls_under_random_cancellation(own, seed
 
 
 async def test_changes_are_made_once_or_not_at_all_under_random_cancellation(own, seed):
-    cluster, watcher = own
+    cluster, _ = own
     rng = random.Random(seed)
     n = 3000
     async with crailpy.aio.connect(cluster.address) as aio:
@@ -123,7 +123,11 @@ async def test_a_change_that_was_not_sent_when_it_was_cancelled_is_never_made(ow
     cluster, _ = own
     async with crailpy.aio.connect(cluster.address) as aio:
         await settled(aio)
-        for call in (aio.put("/never", b"1"), aio.put_many([("/never", b"1")]), aio.mkdir("/never")):
+        for call in (
+            aio.put("/never", b"1"),
+            aio.put_many([("/never", b"1")]),
+            aio.mkdir("/never"),
+        ):
             task = asyncio.ensure_future(call)
             await asyncio.sleep(0)  # it has asked; the flush comes after it
             task.cancel()

@@ -243,7 +243,7 @@ async def test_a_forked_child_cannot_use_it_and_harms_nobody(aio):
     pid = os.fork()
     if pid == 0:
         os._exit(child())
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7  # noqa: ASYNC222
     assert await aio.get("/aio/f") == b"parent"
     await aio.put("/aio/f", b"still" * 10_000)
     assert await aio.get("/aio/f") == b"still" * 10_000
@@ -264,3 +264,22 @@ def test_the_face_loads_no_asyncio_before_it_is_used() -> None:
 
     code = "import sys, crailpy.aio; sys.exit('asyncio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_store_that_outlives_its_loop_leaves_nothing_open(cluster, transport):
+    async def use() -> crailpy.aio.AsyncStore:
+        store = await crailpy.aio.connect(cluster.address, transport=transport)
+        await store.put("/outlived", b"x" * 100_000)
+        await store.get("/outlived")
+        pending = asyncio.ensure_future(store.wait("/never", timeout=60))
+        await asyncio.sleep(0)
+        assert not pending.done()  # the end of the loop cancels it
+        return store
+
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    store = asyncio.run(use())
+    with pytest.warns(ResourceWarning, match="never closed"):  # noqa: PT031
+        del store
+        gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before

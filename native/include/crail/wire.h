@@ -48,8 +48,9 @@ enum crail_op_code {
     CRAIL_OP_CANCEL = 6,     /* arg0 = id of a request of this connection that waits -> size 1: it gets no reply any
                                 more; 0: its reply went out already (or it never was) */
     CRAIL_OP_ATTRIBUTES = 7, /* path -> struct crail_attribute ... : the user attributes */
-    CRAIL_OP_NEXT = 8,       /* arg0 = token of a watch, arg1 = number of the last event that arrived
-                                -> struct crail_event ..., version: the number of the last of them */
+    CRAIL_OP_NEXT = 8,       /* arg0 = token of a watch, arg1 = number of the last event that arrived (0: none did)
+                                -> struct crail_event ..., version: the number of the last of them;
+                                CRAIL_RESF_MORE: there are more. Without WAIT perhaps none */
 
     /* These are recorded: the frame carries a sequence number. */
     CRAIL_OP_PUT = 16,      /* path, data = value of at most CRAIL_INLINE_MAX bytes -> version */
@@ -75,8 +76,11 @@ enum crail_op_code {
      * changes nothing and has the same answer. So they need no sequence number. */
     CRAIL_OP_OPEN = 48,   /* path -> as GET; the extents of this version stay readable until END */
     CRAIL_OP_TAKE = 49,   /* path of a queue -> as GET, of its oldest free item, which is this session's until ACK or
-                             END. data of the result begins with the item's number (uint64) */
-    CRAIL_OP_ENTER = 50,  /* path, arg1 = members -> version: rounds that this barrier has seen. A hold until then */
+                             END. data of the result begins with the item's number (uint64), which is its version.
+                             No free item: CRAIL_E_NOT_FOUND, or WAIT */
+    CRAIL_OP_ENTER = 50,  /* path, arg1 = members -> version: rounds that this barrier has seen. The place is kept until
+                             END, also when the wait is over: a long wait is one ENTER after the other with the same
+                             token, and so is the question after a lost reply. Whoever gives up says END */
     CRAIL_OP_APPEND = 51, /* path -> as GET; the append right of the leaf. Its last extent carries a key for writing,
                              unless CRAIL_RESF_TAIL_CLOSED. Who has it waits for nobody: another gets
                              CRAIL_E_DEADLINE, or WAITs */
@@ -103,7 +107,9 @@ enum crail_op_flags {
     CRAIL_OPF_WAIT = 1 << 8,        /* alone in its frame: if the answer would be "not yet", wait for up to `count`
                                        milliseconds. GET, STAT, TAKE, ENTER, APPEND, NEXT, FOLLOW leave their lane meanwhile,
                                        and their reply may overtake or be overtaken; ALLOC keeps it. Nothing in time:
-                                       CRAIL_E_DEADLINE (ALLOC: CRAIL_E_OUT_OF_SPACE) */
+                                       CRAIL_E_DEADLINE (ALLOC: CRAIL_E_OUT_OF_SPACE). More than 65536 of them on one
+                                       connection, or 64 MiB with their paths: CRAIL_E_NO_MEMORY. The id of one that
+                                       waits is not used for another: CRAIL_E_PROTOCOL */
     CRAIL_OPF_ABSENT = 1 << 9,      /* STAT with WAIT: until nothing is there */
     CRAIL_OPF_QUEUE = 1 << 10,      /* PUT, COMMIT: path is a queue, the value becomes its youngest item */
     CRAIL_OPF_APPEND = 1 << 11,     /* COMMIT: the leaf grows to arg1 bytes; arg0 = token of the append right, which

@@ -1,0 +1,538 @@
+"""Files whose calls are awaited: `async with await store.open(...)`.
+
+An `AsyncFile` is one version of one value, as `files.File` is. What it changes is its own, in
+memory or in granted extents, until `close()` publishes it as one new version. Binary modes only;
+there is no buffer under it, but for what is small enough to stay in memory altogether.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from crailpy import native
+from crailpy.errors import (
+    ClosedError,
+    CrailError,
+    DataLostError,
+    DeadlineError,
+    ExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutOfSpaceError,
+    StaleLocationError,
+)
+
+from .. import placement as place
+from .. import requests
+from ..files import (
+    APPEND,
+    EXTENT_BYTES_MIN,
+    EXTENTS_MAX,
+    FOLLOW,
+    GROW,
+    MEMORY_BYTES_MAX,
+    OPEN,
+    STREAM,
+    TAIL_CLOSED,
+    Mode,
+)
+from .transfer import OutOfDate, room_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+    from types import TracebackType
+
+    from ..requests import Buffer, Result
+    from .store import AsyncStore
+
+COPY_BYTES = 4 << 20
+LINE_BYTES = 8192  # read at once when lines are looked for
+
+
+class AsyncFile:
+    """One version of a value as a raw file, for one task at a time; see `Store.open`. Leaving an
+    `async with` block by an exception, and `discard()`, publish nothing."""
+
+    def __init__(
+        self,
+        store: AsyncStore,
+        path: str,
+        mode: str,
+        follow: bool,
+        timeout: float | None,
+        placement: dict[str, Any],
+    ) -> None:
+        taken = Mode(mode if "b" in mode or "t" in mode else mode + "b", path)
+        if taken.text:
+            raise InvalidArgumentError(f"mode {mode!r}: files that are awaited are binary")
+        if follow and (taken.writes or not taken.reads):
+            raise InvalidArgumentError("follow=True reads: mode rb", path=path)
+        self._closed = True  # until it is open
+        self._store = store
+        self._transfers = store._transfers
+        self._timeout = timeout
+        self._placement = placement
+        self._options, self._wait_space = place.pack(**placement)
+        self._mode = taken
+        self._follow = follow
+        self.name = path
+        self.mode = mode
+        #: The version that is read, or the one that was published, after close().
+        self.version: int | None = None
+        self._at = 0
+        self._size = 0
+        self._token = 0  # of the hold that keeps what was opened; 0: none
+        self._stream_token = 0  # of what is announced to those who follow; 0: nothing was
+        self._announced = 0
+        self._flags = 0  # of the result that opened it
+        self._memory: bytes | bytearray | None = b""
+        self._extents: list[bytes] = []
+        self._room = 0  # bytes that fit into the extents
+        self._fixed = 0  # bytes from the start that may not be written: they are committed
+        self._granted = 0  # the last so many extents are grants of ours
+        self._dirty = taken.creates
+        self._broken = False  # a write was cut short: what lies where is not known
+        self._line = b""  # of what was read ahead for lines
+
+    # -- opening -----------------------------------------------------------------
+
+    async def _open(self) -> AsyncFile:
+        if self._mode.creates:
+            if self._mode.exclusive and await self._store.exists(self.name, timeout=self._timeout):
+                raise ExistsError(path=self.name)
+            self._memory = bytearray()
+        else:
+            self._token = token = self._store._token()
+            if self._mode.appends:
+                found = await self._ask_for_append(token)
+            else:
+                found = await self._ask(FOLLOW if self._follow else OPEN, self._follow)
+            self._opened(found)
+            if self._mode.appends:
+                self._at = self._size
+                if self._flags & TAIL_CLOSED:
+                    self._fixed = sys.maxsize  # its tail may not be written: copied at the first
+        self._closed = False
+        return self
+
+    async def _ask(self, code: int, waits: bool, seen: int = 0) -> Result:
+        limit = self._store._timeout if self._timeout is None else self._timeout
+        request = requests.Request(
+            code, self.name, arg0=self._token, arg1=seen, wait=limit if waits else None,
+            decode=lambda result: result,
+        )  # fmt: skip
+        result: Result = await self._store._hold(request, self._token, limit)
+        return result
+
+    async def _ask_for_append(self, token: int) -> Result:
+        while True:
+            try:
+                return await self._ask(APPEND, True)
+            except NotFoundError:
+                try:
+                    await self._store.put(
+                        self.name, b"", if_absent=True, timeout=self._timeout, **self._placement
+                    )
+                except ExistsError:
+                    pass
+
+    def _opened(self, found: Result) -> None:
+        """Takes over what OPEN, APPEND or FOLLOW found."""
+        self.version, self._size, _, self._flags, _, data = found
+        if self._flags & requests.INLINE:
+            self._memory = data
+            return
+        self._memory = None
+        self._extents = [data[i : i + 32] for i in range(0, len(data), 32)]
+        self._room = sum(map(room_of, self._extents))
+        self._fixed = self._size if self._mode.appends else sys.maxsize
+
+    # -- what it can do --------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Was it closed, or never opened?"""
+        return self._closed
+
+    def _check(self, may: bool = True, what: str = "") -> None:
+        if self._closed:
+            raise ClosedError("the file is closed", path=self.name)
+        if not may:
+            raise io.UnsupportedOperation(f"not {what}")
+        if self._broken:
+            raise DataLostError("a write to this file was cut short", path=self.name)
+
+    def readable(self) -> bool:
+        return self._mode.reads
+
+    def writable(self) -> bool:
+        return self._mode.writes
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        """Where the next read or write begins."""
+        self._check()
+        return self._at - len(self._line)
+
+    async def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to a byte; returns it. Raises InvalidArgumentError."""
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}
+        if whence not in bases or bases[whence] + offset < 0:
+            raise InvalidArgumentError(f"cannot seek to {offset} from {whence}", path=self.name)
+        self._at, self._line = bases[whence] + offset, b""
+        return self._at
+
+    async def _within(self, work: Awaitable[None]) -> None:
+        """Moves bytes within the deadline."""
+        async with self._store._limit(self._deadline(), self.name):
+            await work
+
+    def _deadline(self) -> float:
+        return self._store._deadline(self._timeout)
+
+    # -- reading -----------------------------------------------------------------------
+
+    async def _read_into(self, buffer: Any, size: int, at: int) -> None:
+        if self._memory is not None:
+            with memoryview(buffer) as to, memoryview(self._memory) as data:
+                to[:] = data[at : at + size]
+            return
+        deadline = self._deadline()
+        while True:
+            try:
+                await self._within(self._transfers.read(self._extents, at, buffer, size, deadline))
+                return
+            except OutOfDate as error:
+                if error.__cause__ is None:
+                    raise await self._lost() from error
+                if self._store._session.loop.time() >= deadline:
+                    raise DeadlineError(path=self.name) from error
+
+    async def _lost(self) -> DataLostError:
+        """What a location that is out of date means: a writer that we follow may have gone."""
+        if self._follow:
+            try:
+                await self._ask(FOLLOW, False)
+            except DataLostError as error:
+                return error
+            except CrailError:
+                pass
+        return DataLostError(
+            "the memory that this file lies in went away with its server or its session",
+            path=self.name,
+        )
+
+    async def _has_more(self) -> bool:
+        """At the end of what a writer has shown: waits until there is more. False: that was all."""
+        if not self._follow or not self._flags & requests.MORE:
+            return False
+        self._opened(await self._ask(FOLLOW, True, self._size))
+        return True
+
+    async def readinto(self, buffer: Any) -> int:
+        """Fills the buffer as far as there is something; 0 at the end."""
+        self._check(self._mode.reads, "readable")
+        await self.seek(self.tell())
+        flat = native.Flat(buffer, True)
+        with memoryview(flat) as room:
+            while not (n := min(room.nbytes, max(0, self._size - self._at))) and room.nbytes:
+                if not await self._has_more():
+                    await self._delivered()
+                    return 0
+            with room[:n] as part:
+                await self._read_into(part, n, self._at)
+        self._at += n
+        return n
+
+    async def read(self, size: int | None = -1) -> bytes:
+        """Up to `size` bytes, fewer only at the end; -1: all the rest."""
+        self._check(self._mode.reads, "readable")
+        await self.seek(self.tell())
+        parts: list[bytes] = []
+        left = sys.maxsize if size is None or size < 0 else size
+        while left:
+            n = min(left, max(0, self._size - self._at))
+            if n:
+                landing = native.Landing(n)
+                await self._read_into(landing, n, self._at)
+                parts.append(landing.take())
+                self._at += n
+                left -= n
+            elif not await self._has_more():
+                await self._delivered()
+                break
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def readline(self) -> bytes:
+        """Up to and with the next newline; b"" at the end."""
+        self._check(self._mode.reads, "readable")
+        ahead, self._line = self._line, b""
+        while (end := ahead.find(b"\n") + 1) == 0:
+            more = await self.read(LINE_BYTES)
+            if not more:
+                return ahead
+            ahead += more
+        self._line = ahead[end:]
+        return ahead[:end]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while line := await self.readline():
+            yield line
+
+    async def _delivered(self) -> None:
+        """It was read to its end: a value that goes when it was read goes now."""
+        if self._flags & requests.DELETE_AFTER_READ and not self._mode.writes:
+            self._flags &= ~requests.DELETE_AFTER_READ
+            assert self.version is not None
+            await self._store._delivered(self.name, self.version)
+
+    # -- writing -----------------------------------------------------------------------
+
+    async def write(self, data: Buffer) -> int:
+        """Writes all of `data`; returns its bytes. Do not change it meanwhile."""
+        self._check(self._mode.writes, "writable")
+        at = self._size if self._mode.appends else self.tell()
+        with memoryview(native.Flat(data, False)) as flat:
+            if flat.nbytes:
+                await self._write_at(flat, at)
+            self._at, self._line = at + flat.nbytes, b""
+            return flat.nbytes
+
+    async def _write_at(self, data: memoryview, at: int) -> None:
+        """Writes from byte `at` on; what lies between the end and `at` becomes zeros."""
+        if self._memory is None and at < self._fixed:
+            await self._take_over(self._size, at + data.nbytes)
+        if at > self._size:
+            await self._fill(at)
+        end = at + data.nbytes
+        if self._memory is not None and end > MEMORY_BYTES_MAX:
+            await self._leave_memory(end)
+        if self._memory is not None:
+            if not isinstance(self._memory, bytearray):
+                self._memory = bytearray(self._memory)
+            self._memory[at:end] = data
+        else:
+            await self._reserve(end)
+            await self._put_bytes(data, at)
+        self._dirty = True
+        self._size = max(self._size, end)
+
+    async def _put_bytes(self, data: Any, at: int) -> None:
+        n = len(data)
+        work = self._transfers.write(self._extents, at, data, n, self._deadline())
+        try:
+            await self._within(work)
+        except OutOfDate as error:
+            self._broken = True
+            raise await self._lost() from error
+        except BaseException:
+            self._broken = True
+            raise
+
+    async def _fill(self, until: int) -> None:
+        """Zeros from the end on."""
+        zeros = bytes(min(MEMORY_BYTES_MAX, until - self._size))
+        while self._size < until:
+            with memoryview(zeros)[: until - self._size] as part:
+                await self._write_at(part, self._size)
+
+    async def _take_over(self, size: int, room: int) -> None:
+        """Copies the first `size` bytes to where we may write."""
+        old, granted = self._extents, self._granted
+        memory = bytearray(size) if max(size, room) <= MEMORY_BYTES_MAX else None
+        new = [] if memory is not None else await self._allot(max(size, room), 0, 0)
+        try:
+            piece = memory if memory is not None else bytearray(min(COPY_BYTES, size))
+            for at in range(0, size, COPY_BYTES):
+                n = min(COPY_BYTES, size - at)
+                with memoryview(piece)[:n] as part:
+                    self._extents = old
+                    await self._read_into(part, n, at)
+                    if memory is None:
+                        self._extents = new
+                        await self._put_bytes(part, at)
+        except BaseException:
+            self._extents = old
+            self._give_back(new)
+            raise
+        self._memory = memory
+        self._extents, self._granted = new, len(new)
+        self._room = sum(map(room_of, new))
+        self._size = size
+        self._fixed = 0
+        self._give_back(old[len(old) - granted :])
+
+    async def _leave_memory(self, end: int) -> None:
+        """What was in memory goes on in extents, with room up to `end`."""
+        assert self._memory is not None
+        await self._reserve(end)
+        memory, self._memory = self._memory, None
+        if memory:
+            await self._put_bytes(memory, 0)
+
+    async def _reserve(self, end: int) -> None:
+        """Extents for the bytes up to `end`."""
+        if end > self._room:
+            new = await self._allot(end - self._room, self._room, len(self._extents))
+            self._extents = self._extents + new
+            self._granted += len(new)
+            self._room += sum(map(room_of, new))
+
+    async def _allot(self, missing: int, room: int, count: int) -> list[bytes]:
+        """Extents for `missing` bytes more, beside `count` that have `room`: geometrically more, so
+        that EXTENTS_MAX are enough for any size."""
+        async with self._store._limit(self._deadline() + self._wait_space, self.name):
+            new = await self._transfers.allocate(
+                self.name, max(missing, room, EXTENT_BYTES_MIN), self._options, self._wait_space
+            )
+        if count + len(new) > EXTENTS_MAX:
+            self._give_back(new)
+            raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
+        return new
+
+    def _give_back(self, extents: list[bytes]) -> None:
+        if extents:
+            self._transfers.release(extents)
+
+    async def truncate(self, size: int | None = None) -> int:
+        """Cuts it to `size` bytes, or fills it up with zeros; returns `size`."""
+        self._check(self._mode.writes, "writable")
+        size = self.tell() if size is None else size
+        if size < 0:
+            raise InvalidArgumentError(f"cannot truncate to {size}", path=self.name)
+        if size > self._size:
+            await self._fill(size)
+        elif size < self._size:
+            if self._memory is not None:
+                self._memory = bytearray(memoryview(self._memory)[:size])
+            elif size < self._fixed:
+                await self._take_over(size, size)
+            self._size = size
+            self._dirty = True
+        return size
+
+    async def flush(self) -> None:
+        """Shows what was written so far to those who follow it, where it is more than memory
+        holds."""
+        self._check()
+        if not self._mode.creates or self._memory is not None or self._size <= self._announced:
+            return
+        token = self._stream_token = self._stream_token or self._store._token()
+        await self._store._hold(
+            requests.Request(
+                STREAM, self.name, data=b"".join(self._extents), arg0=token, arg1=self._size,
+                count=len(self._extents),
+            ),
+            token,
+            self._timeout,
+        )  # fmt: skip
+        self._announced = self._size
+
+    # -- the end -----------------------------------------------------------------------
+
+    async def _publish(self) -> None:
+        base = self.version if not self._mode.creates else None
+        if self._memory is not None or self._size == 0:
+            self.version = await self._store.put(
+                self.name,
+                self._memory if self._memory is not None and self._size else b"",
+                if_absent=self._mode.exclusive,
+                if_version=base,
+                timeout=self._timeout,
+                **self._placement,
+            )
+            return
+        if self._fixed:  # appended behind what was committed
+            flags, arg0 = GROW, self._token
+        elif self._mode.exclusive:
+            flags, arg0 = requests.PARENTS | requests.IF_ABSENT, 0
+        elif base is not None:
+            flags, arg0 = requests.PARENTS | requests.IF_VERSION, base
+        else:
+            flags, arg0 = requests.PARENTS, 0
+        kept = self._extents[len(self._extents) - self._granted :]
+        self._granted = 0  # the commit's, or it gives them back
+        try:
+            async with self._store._limit(self._deadline(), self.name):
+                self.version = await self._transfers.commit(
+                    self.name, kept, self._size, flags, self._options, arg0
+                )
+        except StaleLocationError as error:
+            self._give_back(kept)
+            raise await self._lost() from error
+        self._stream_token = 0  # it ended with the commit
+        if self._fixed:
+            self._token = 0
+
+    async def close(self) -> None:
+        """Publishes what was written. May be called twice. Raises as `put`, and
+        VersionConflictError (mode r+: another version was published meanwhile)."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._dirty:
+                if self._broken:
+                    raise DataLostError("a write to this file was cut short", path=self.name)
+                await self._publish()
+        finally:
+            self._let_go()
+
+    async def discard(self) -> None:
+        """Closes without publishing anything."""
+        self._dirty = False
+        await self.close()
+
+    def _let_go(self) -> None:
+        granted, self._granted = self._granted, 0
+        if self._stream_token:
+            self._store._end(self._stream_token)
+        self._give_back(self._extents[len(self._extents) - granted :])
+        if self._token:
+            self._store._end(self._token)
+        self._token = self._stream_token = 0
+        self._memory = b""
+        self._extents = []
+
+    async def __aenter__(self) -> AsyncFile:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            await self.discard()
+        await self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True):
+            return
+        self._closed = True
+        try:
+            self._let_go()
+        except (CrailError, RuntimeError):
+            pass  # the store is closed, or its loop
+        warnings.warn(f"unclosed file {self.name!r}", ResourceWarning, stacklevel=2, source=self)
+
+
+async def open_file(
+    store: AsyncStore,
+    path: str,
+    mode: str,
+    follow: bool,
+    timeout: float | None,
+    placement: dict[str, Any],
+) -> AsyncFile:
+    """What `AsyncStore.open` does."""
+    return await AsyncFile(store, path, mode, follow, timeout, placement)._open()
+
+
+__all__ = ["AsyncFile", "open_file"]

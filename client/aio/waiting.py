@@ -1,0 +1,184 @@
+"""Waiting for others, awaited: until something is there, for what changes, for each other."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+from crailpy.errors import ClosedError, CrailError, DeadlineError, NotFoundError, SessionLostError
+
+from .. import requests
+from ..waiting import ROUND
+from .connection import AsyncConnection, Limit
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from crailpy.model import Event, NodeInfo
+
+    from ..requests import Request, Result
+
+
+class AsyncWaiting(AsyncConnection):
+    """The part of an `AsyncStore` that waits. Any number may wait on one store."""
+
+    async def wait(
+        self,
+        path: str,
+        *,
+        version: int | None = None,
+        absent: bool = False,
+        timeout: float | None = None,
+    ) -> NodeInfo | None:
+        """Waits until there is a node at `path`; see `Store.wait`."""
+        seconds = self._timeout if timeout is None else timeout
+        info: NodeInfo | None = await self._run(requests.wait(path, version, absent, seconds))
+        return info
+
+    def watch(self, prefix: str = "/", *, timeout: float | None = None) -> AsyncWatch:
+        """What changes from now on at `prefix` and below: `async with await store.watch(...)`
+        gives an asynchronous iterator of `Event`; see `Store.watch`."""
+        return AsyncWatch(self, prefix, timeout)
+
+    async def barrier(self, path: str, n: int, *, timeout: float | None = None) -> int:
+        """Waits until `n` have come here; see `Store.barrier`. A member that is cancelled has been
+        interrupted: the barrier breaks."""
+        seconds = self._timeout if timeout is None else timeout
+        token = self._token()
+        opened: int = await self._hold(requests.enter(path, n, token, seconds), token, None)
+        return opened
+
+    async def _hold(self, request: Request, token: int, timeout: float | None) -> Any:
+        """Runs a request that makes a hold. Whoever gives up leaves none behind: the request may
+        be on its way still, so that its answer is awaited before the hold is ended."""
+        try:
+            if request.wait is None:
+                result = await self._hold_once(request, token, 0, timeout)
+            else:
+                result = await self._wait(
+                    lambda ms, limit: self._hold_once(request, token, ms, limit),
+                    request.wait,
+                    timeout,
+                )
+        except NotFoundError:
+            if request.absent is requests.RAISE:
+                raise
+            return request.absent
+        return request.decode(result)
+
+    async def _hold_once(
+        self, r: Request, token: int, wait_ms: int, timeout: float | None
+    ) -> Result:
+        lane = self._session.reads.native
+        flags = r.flags | (requests.WAIT if wait_ms else 0)
+        limit = Limit(self._deadline(timeout), r.path or "")
+        future, frame = lane.call(
+            r.code,
+            flags,
+            r.path,
+            r.data,
+            r.options,
+            wait_ms or r.count,
+            r.arg0,
+            r.arg1,
+            True,
+            math.inf,
+        )
+        try:
+            async with limit:
+                return await asyncio.shield(future)
+        except (asyncio.CancelledError, DeadlineError):
+            if not future.done():
+                lane.cancel(frame)
+                future.add_done_callback(lambda done: self._nobody_holds(done, token))
+            elif not future.cancelled() and future.exception() is None:
+                self._end(token)
+            raise
+
+    def _nobody_holds(self, future: asyncio.Future[Result], token: int) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._end(token)
+
+    def _end(self, token: int) -> None:
+        """Gives a hold back; if that cannot be said, its session's end will."""
+        self._post(requests.end(token))
+
+
+class AsyncWatch:
+    """An asynchronous iterator of `Event(kind, path, version)`; see `Watch`. Begun by `await` or
+    `async with`; `close()` ends it, and who iterates comes to the end. For one reader at a time."""
+
+    def __init__(self, store: AsyncWaiting, prefix: str, timeout: float | None) -> None:
+        self._store = store
+        self._timeout = timeout
+        self._closed = False
+        self._token = 0
+        self._last = 0
+        self._ready: list[Event] = []  # in reverse
+        self._reading: asyncio.Task[Event] | None = None
+        self.prefix = prefix
+
+    async def _start(self) -> AsyncWatch:
+        token = self._store._token()
+        await self._store._hold(requests.watch(self.prefix, token), token, self._timeout)
+        self._token, self._last = token, 0
+        return self
+
+    def __await__(self) -> Any:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> AsyncWatch:
+        return self if self._token else await self._start()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def next(self, timeout: float) -> Event:
+        """The next event, within `timeout` seconds: else DeadlineError. Raises ClosedError."""
+        from crailpy.model import Event
+
+        while not self._ready:
+            if self._closed:
+                raise ClosedError("the watch is closed", path=self.prefix)
+            if not self._token:
+                await self._start()
+            request = requests.next_events(self._store._prefix, self._token, self._last, timeout)
+            try:
+                events, self._last = await self._store._run(request, self._timeout)
+            except (NotFoundError, SessionLostError):
+                if self._closed:
+                    continue
+                await self._start()  # the session went, and the watch with it
+                events = [Event("resync")]
+            self._ready = events[::-1]
+        return self._ready.pop()
+
+    def __aiter__(self) -> AsyncWatch:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            try:
+                return await self.next(ROUND)
+            except DeadlineError:
+                continue
+            except ClosedError:
+                raise StopAsyncIteration from None
+
+    async def close(self) -> None:
+        """Ends it. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._ready = []
+        if self._token:
+            try:
+                await self._store._run(requests.end(self._token), 1.0)
+            except CrailError:
+                pass  # its session's end will do it
