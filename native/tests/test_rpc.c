@@ -462,9 +462,9 @@ static void test_the_description_of_a_server(void) {
         CHECK(result(&R, 0)->status == 0 && result(&R, 0)->data_len == (round ? 7 : 5));
         CHECK(!memcmp(result(&R, 0) + 1, round ? "another" : "where", result(&R, 0)->data_len));
         CHECK(result(&R, 1)->status == -CRAIL_E_NOT_FOUND && result(&R, 2)->status == -CRAIL_E_NOT_FOUND);
-        CHECK(crail_namenode_server_describe(nn, number, "another", 7) == 0);
+        CHECK(crail_namenode_server_describe(nn, number, 0, 0, "another", 7) == 0);
     }
-    CHECK(crail_namenode_server_describe(nn, 9, "x", 1) == -ENOENT);
+    CHECK(crail_namenode_server_describe(nn, 9, 0, 0, "x", 1) == -ENOENT);
     CHECK(crail_namenode_server_set(nn, 9, 1) == -ENOENT);
     CHECK(crail_namenode_server_set(nn, number, 4) == -CRAIL_E_INVALID_ARGUMENT);
     crail_namenode_stats st;

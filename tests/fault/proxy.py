@@ -10,13 +10,18 @@ HELLO = b"CRAILPY1"
 FRAME = struct.Struct("<IIIIQQ")  # magic, size, count, flags, id, seq (native/include/crail/wire.h)
 
 
-class DroppingProxy:
-    """Forwards every connection to `target`; of the replies to requests that change something,
-    every `k`-th is dropped, in turn by silence and by cutting the connection."""
+WAIT = 1 << 8  # of the flags of an operation, which are two bytes after its code
 
-    def __init__(self, target: tuple[str, int], k: int) -> None:
+
+class DroppingProxy:
+    """Forwards every connection to `target`; of the replies to requests that change something (or,
+    with `waits`, that may wait) every `k`-th is dropped, in turn by silence and by cutting the
+    connection."""
+
+    def __init__(self, target: tuple[str, int], k: int, *, waits: bool = False) -> None:
         self.target = target
         self.k = k
+        self.waits = waits
         self.mutations = 0
         self.dropped = 0
         self._lock = threading.Lock()
@@ -76,7 +81,8 @@ class DroppingProxy:
         request, seq = _frame(client)
         server.sendall(request)
         reply, _ = _frame(server)
-        if seq:
+        (flags,) = struct.unpack_from("<H", request, FRAME.size + 2)
+        if flags & WAIT if self.waits else seq:
             with self._lock:
                 self.mutations += 1
                 drop = self.mutations % self.k == 0
