@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from crailpy.errors import ClosedError, CrailError, DeadlineError, NotFoundError, SessionLostError
 
 from .. import requests
-from ..waiting import ROUND
+from ..waiting import END_TIMEOUT, ROUND
 from .connection import AsyncConnection, Limit
 
 if TYPE_CHECKING:
@@ -42,11 +42,12 @@ class AsyncWaiting(AsyncConnection):
         return AsyncWatch(self, prefix, timeout)
 
     async def barrier(self, path: str, n: int, *, timeout: float | None = None) -> int:
-        """Waits until `n` have come here; see `Store.barrier`. A member that is cancelled has been
-        interrupted: the barrier breaks."""
+        """Waits until `n` have come here; see `Store.barrier`. A member that is cancelled leaves
+        the others waiting."""
         seconds = self._timeout if timeout is None else timeout
         token = self._token()
         opened: int = await self._hold(requests.enter(path, n, token, seconds), token, None)
+        self._end(token)  # until then, asking again has the same answer
         return opened
 
     async def _hold(self, request: Request, token: int, timeout: float | None) -> Any:
@@ -89,16 +90,38 @@ class AsyncWaiting(AsyncConnection):
             async with limit:
                 return await asyncio.shield(future)
         except (asyncio.CancelledError, DeadlineError):
-            if not future.done():
-                lane.cancel(frame)
-                future.add_done_callback(lambda done: self._nobody_holds(done, token))
-            elif not future.cancelled() and future.exception() is None:
-                self._end(token)
+            if future.done() or not lane.cancel(frame):
+                await self._leave(future, token)
             raise
 
-    def _nobody_holds(self, future: asyncio.Future[Result], token: int) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self._end(token)
+    async def _leave(self, future: asyncio.Future[Result], token: int) -> None:
+        """Ends a hold whose request was sent: when its answer is here, or (cancelled) will never
+        come. Waits for that, but not for long: the rest goes on by itself."""
+        left = self._session.loop.create_future()
+
+        def over(ended: asyncio.Future[Result]) -> None:
+            ended.exception()  # NotFoundError, mostly: it has ended by itself
+            left.cancel()
+
+        def answered(future: asyncio.Future[Result]) -> None:
+            if not future.cancelled() and future.exception() is not None:
+                left.cancel()  # there is none
+                return
+            r = requests.end(token)
+            try:
+                ended, _ = self._session.changes.native.call(
+                    r.code, 0, None, b"", b"", 0, token, 0, False, END_TIMEOUT
+                )
+            except (CrailError, RuntimeError):  # closed, it or its loop
+                left.cancel()
+            else:
+                ended.add_done_callback(over)
+
+        if future.done():
+            answered(future)
+        else:
+            future.add_done_callback(answered)
+        await asyncio.wait([left], timeout=END_TIMEOUT)
 
     def _end(self, token: int) -> None:
         """Gives a hold back; if that cannot be said, its session's end will."""
@@ -179,6 +202,6 @@ class AsyncWatch:
         self._ready = []
         if self._token:
             try:
-                await self._store._run(requests.end(self._token), 1.0)
+                await self._store._run(requests.end(self._token), END_TIMEOUT)
             except CrailError:
                 pass  # its session's end will do it

@@ -362,8 +362,8 @@ void async_take_back(AsyncLane *l, uint64_t frame) {
     e->target = frame;
 }
 
-/* cancel(id): the caller of a call that was alone in its frame has given up. If its future is still open, it gets the
- * answer that may be on its way already */
+/* cancel(id) -> bool: the caller of a call that was alone in its frame has given up. True: it never went out. If its
+ * future is still open, it gets the answer that may be on its way already, or is cancelled if none comes */
 static PyObject *lane_cancel(PyObject *self, PyObject *id) {
     AsyncLane *l = (AsyncLane *)self;
     uint64_t number = PyLong_AsUnsignedLongLong(id);
@@ -372,7 +372,9 @@ static PyObject *lane_cancel(PyObject *self, PyObject *id) {
     struct crail_flow_frame *f = l->is_closed || l->close_due ? NULL : T->flow_find(&l->flow, number);
     if (f && !f->is_sent && !l->busy) {
         T->flow_remove(&l->flow, f);
-    } else if (f && f->waits) {
+        Py_RETURN_TRUE;
+    }
+    if (f && f->waits) {
         if (f->entries[0].waiter && async_owner.is_dead(&f->entries[0])) {
             async_owner.forget(&f->entries[0]);
             f->entries[0].is_dropped = true;
@@ -380,7 +382,7 @@ static PyObject *lane_cancel(PyObject *self, PyObject *id) {
         if (f->is_sent)
             async_take_back(l, number);
     }
-    Py_RETURN_NONE;
+    Py_RETURN_FALSE;
 }
 
 /* withdraw(future) -> bool: True if what it asks for was not sent yet, and never will be */
@@ -648,7 +650,7 @@ static PyMethodDef lane_methods[] = {
     FAST(get_many, "get_many(keys, missing_none, timeout) -> future"),
     FAST(put_many, "put_many(items, from, flags, options, timeout) -> (future, how many)"),
     FAST(call_many, "call_many(code, flags, keys, timeout) -> future"),
-    {"cancel", lane_cancel, METH_O, "cancel(id)"},
+    {"cancel", lane_cancel, METH_O, "cancel(id) -> bool"},
     {"withdraw", lane_withdraw, METH_O, "withdraw(future) -> bool"},
     FAST(fail, "fail(error, only_sent)"),
     FAST(attach, "attach(fd, fresh)"),

@@ -122,11 +122,18 @@ static PyObject *decode(const struct crail_flow_entry *e, const struct crail_res
     }
 }
 
-/* Nobody will answer the frame any more. */
+/* Nobody will answer the frame any more: whoever still looks at its future learns it. */
 static void taken_back(AsyncLane *l, uint64_t id) {
     struct crail_flow_frame *f = T->flow_find(&l->flow, id);
-    if (f && f->waits)
-        T->flow_remove(&l->flow, f);
+    if (!f || !f->waits)
+        return;
+    if (f->entries[0].waiter) {
+        PyObject *r = PyObject_CallMethod(future_of(&f->entries[0]), "cancel", NULL);
+        if (!r)
+            PyErr_Clear();
+        Py_XDECREF(r);
+    }
+    T->flow_remove(&l->flow, f);
 }
 
 static void take_result(AsyncLane *l, struct crail_flow_entry *e, const struct crail_result *r) {

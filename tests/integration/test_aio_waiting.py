@@ -150,3 +150,59 @@ async def test_what_goes_when_it_was_read_goes_once_it_was(aio):
         assert await aio.exists("/aw/once")
         view.release()
         await aio.wait("/aw/once", absent=True)
+
+
+async def test_barriers_open_for_all_and_break_for_none_that_is_cancelled(aio):
+    for round_ in (1, 2):
+        assert await asyncio.gather(*(aio.barrier("/aw/bar", 50) for _ in range(50))) == [
+            round_
+        ] * 50
+    for k in range(40):  # cancelled after k ticks, wherever its request is by then
+        first = asyncio.ensure_future(aio.barrier("/aw/bar3", 3))
+        early = asyncio.ensure_future(aio.barrier("/aw/bar3", 3))
+        for _ in range(k):
+            await asyncio.sleep(0)
+        early.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await early
+        others = aio.barrier("/aw/bar3", 3), aio.barrier("/aw/bar3", 3)
+        assert await asyncio.gather(first, *others) == [k + 1] * 3
+    with pytest.raises(errors.DeadlineError):
+        await aio.barrier("/aw/bar3", 3, timeout=0.05)
+
+
+async def test_queues_deliver_each_item_once_to_hasty_consumers(aio):
+    queue = await aio.queue("/aw/queue")
+    n = 200
+    items = [b"%d" % i if i % 3 else b"%d " % i * 3000 for i in range(n)]
+    got: list[bytes] = []
+
+    async def consumer(k: int) -> None:
+        while len(got) < n:
+            task = asyncio.ensure_future(queue.get(wait=0.5))
+            for _ in range(k):
+                await asyncio.sleep(0)
+            if k:
+                task.cancel()  # it may have taken one that nobody sees: it must come back
+            try:
+                item = await task
+            except (asyncio.CancelledError, errors.DeadlineError):
+                continue
+            got.append(item.data)
+            await item.ack()
+
+    consuming = [asyncio.ensure_future(consumer(k)) for k in (0, 1, 3, 7, 20)]
+    await asyncio.gather(*(queue.put(item) for item in items))
+    while len(got) < n:  # noqa: ASYNC110 (the consumers tell by what they got)
+        await asyncio.sleep(0.001)
+    await asyncio.gather(*consuming)
+    assert sorted(got) == sorted(items)
+    assert await queue.length() == 0
+    await queue.put(b"back")
+    with pytest.raises(ZeroDivisionError):
+        async with await queue.get() as item:
+            raise ZeroDivisionError
+    async with await queue.get(wait=5) as again:
+        assert (again.number, again.data) == (item.number, b"back")
+    with pytest.raises(errors.NotFoundError):
+        await queue.get()
