@@ -335,7 +335,7 @@ class Machine(RuleBasedStateMachine):
 
     # -- what is held over other calls --------------------------------------------------
 
-    @step(number=st.sampled_from(SYNC))
+    @step(number=st.integers(0, len(CLIENTS) - 1))
     def take_a_session_directory(self, number: int) -> None:
         observed = self.client(number).call("session_directory")
         path = f"{CLIENTS[number].get('namespace', '')}/sessions/1"
@@ -358,8 +358,6 @@ class Machine(RuleBasedStateMachine):
     def hold(self, number: int, path: Any, how: str) -> None:
         if len(self.held) >= HELD_MAX:
             return
-        if number not in SYNC:
-            how = "view"
         client = self.client(number)
         for_store, for_model = self.resolve(number, Call("get_view", (path,)))
         node = self.model.find(for_model.args[0])
