@@ -20,6 +20,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 PENDING = math.inf  # when a call returned that never did
+CONFIGURATIONS_MAX = 1_000_000  # looked at; what has an order finds it long before
+
+
+class Undecided(Exception):
+    """The search takes too long: most likely, there is no order."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ def is_linearizable(events: Iterable[Event], step: Step, initial: Hashable) -> b
             then = (done | 1 << entry.number, after)
             if after is not None and then not in seen:
                 seen.add(then)
+                if len(seen) > CONFIGURATIONS_MAX:
+                    raise Undecided(f"{len(history)} calls on {history[0].key}")
                 trail.append((entry, state))
                 done, state = then
                 _take_out(entry)
@@ -188,6 +195,7 @@ def queue_step(state: Any, event: Event) -> Hashable | None:
     | add | item | anything |
     | take | who takes | the oldest free item, or None: there is none |
     | ack | item | True, or False: it is gone |
+    | release | item | anything: it is free, in its old place |
     | fall_back | who took | pending: the session ended, what it had taken is free |
     """
     items: tuple[tuple[Any, Any], ...] = state
@@ -199,6 +207,8 @@ def queue_step(state: Any, event: Event) -> Hashable | None:
             rest = tuple(entry for entry in items if entry[0] != event.argument)
             return rest if there else None
         return None if there else items
+    if event.name == "release":
+        return tuple((item, None if item == event.argument else by) for item, by in items)
     if event.name == "fall_back":
         return tuple((item, None if by == event.argument else by) for item, by in items)
     free = next((i for i, (_, by) in enumerate(items) if by is None), None)
@@ -272,7 +282,7 @@ def _versions_wrong(events: list[Event]) -> list[str]:
 
 def what_is_wrong(history: Iterable[Event], rules: Callable[[str], Rules]) -> list[str]:
     """Sentences; none if the history is linearizable and its versions are in order. `rules` says
-    what kind of object a key is."""
+    what kind of object a key is. Raises Undecided."""
     events = list(history)
     wrong = _versions_wrong([event for event in events if rules(event.key) is VALUE])
     of_key: dict[str, list[Event]] = defaultdict(list)
