@@ -150,8 +150,7 @@ class Rival:
         return [self.store.incr(keys[0], arguments[0])]
 
     def add(self, keys: list[str], arguments: list[Any]) -> list[Any]:
-        self.store.queue(keys[0]).put(content(arguments[0]))
-        return [None]
+        return [self.store.queue(keys[0]).put(content(arguments[0]))]
 
     def take(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         try:
@@ -160,7 +159,7 @@ class Rival:
             return [None]
         name = name_of(item.data)
         self.taken[name] = item
-        return [name]
+        return [(item.version, name)]
 
     def ack(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         try:
