@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from crailpy.errors import CrailError, NotContainerError, NotFoundError
 
 from .. import listing, requests
+from ..connection import all_or_batch_error
 from .connection import AsyncConnection
 
 if TYPE_CHECKING:
@@ -34,14 +35,20 @@ class AsyncTree(AsyncConnection):
     async def stat_many(
         self, paths: Iterable[str], *, timeout: float | None = None
     ) -> list[NodeInfo | None]:
-        """Facts about each path, in order; None for absent ones."""
+        """Facts about each path, in order; see `Store.stat_many`."""
         paths = list(paths)
         each = requests.stat("")
         results = await self._reads.call_many(each.code, each.flags, paths, timeout)
-        return [
-            None if isinstance(r, CrailError) else requests.stat(path).decode(r)
-            for path, r in zip(paths, results, strict=True)
-        ]
+        return all_or_batch_error(
+            [
+                None
+                if isinstance(r, NotFoundError)
+                else r
+                if isinstance(r, CrailError)
+                else requests.stat(path).decode(r)
+                for path, r in zip(paths, results, strict=True)
+            ]
+        )
 
     async def mkdir(
         self,

@@ -46,8 +46,10 @@ class AsyncWaiting(AsyncConnection):
         the others waiting."""
         seconds = self._timeout if timeout is None else timeout
         token = self._token()
-        opened: int = await self._hold(requests.enter(path, n, token, seconds), token, None)
-        self._end(token)  # until then, asking again has the same answer
+        try:
+            opened: int = await self._hold(requests.enter(path, n, token, seconds), token, None)
+        finally:  # opened, broken, or this member gives up: until then its place is kept for it
+            self._end(token)
         return opened
 
     async def _hold(self, request: Request, token: int, timeout: float | None) -> Any:

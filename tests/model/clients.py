@@ -8,7 +8,6 @@ outcomes as result. Results are plain values, so they pass through a pipe and co
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import os
 import pickle
@@ -117,25 +116,27 @@ class Face:
     # -- files and views that stay open ---------------------------------------------
 
     def write_file(self, path: str, mode: str, pieces: list[bytes], fate: str) -> int | None:
-        file = self.finish(self.store.open(path, mode))
-        try:
-            for piece in pieces:
-                self.finish(file.write(piece))
-            if fate == "discard":
-                self.finish(file.discard())
-            elif fate == "leave":
-                file.__exit__(Leave, Leave(), None)
-        finally:
-            self.finish(file.close())
-        version: int | None = file.version
-        return version
+        version = self._edit(path, mode, [("write", piece) for piece in pieces], fate)
+        return version if fate == "close" else None
 
     def edit_file(self, path: str, mode: str, edits: list[tuple[str, Any]], fate: str) -> None:
-        with contextlib.suppress(Leave), self.store.open(path, mode) as file:
+        self._edit(path, mode, edits, fate)
+
+    def _edit(self, path: str, mode: str, edits: list[tuple[str, Any]], fate: str) -> int | None:
+        file = self.finish(self.store.open(path, mode))
+        try:
             for what, argument in edits:
-                getattr(file, what)(argument)
-            if fate == "leave":
-                raise Leave
+                self.finish(getattr(file, what)(argument))
+            if fate == "discard":
+                self.finish(file.discard())
+        except BaseException:
+            fate = "leave"
+            raise
+        finally:
+            leave = getattr(file, "__aexit__", None) or file.__exit__
+            self.finish(leave(*((Leave, Leave(), None) if fate == "leave" else (None,) * 3)))
+        version: int | None = file.version
+        return version
 
     def truncate(self, path: str, size: int) -> None:
         self.finish(self.store.truncate(path, size))

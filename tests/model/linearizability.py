@@ -20,6 +20,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 PENDING = math.inf  # when a call returned that never did
+CONFIGURATIONS_MAX = 1_000_000  # looked at; what has an order finds it long before
+
+
+class Undecided(Exception):
+    """The search takes too long: most likely, there is no order."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ def is_linearizable(events: Iterable[Event], step: Step, initial: Hashable) -> b
             then = (done | 1 << entry.number, after)
             if after is not None and then not in seen:
                 seen.add(then)
+                if len(seen) > CONFIGURATIONS_MAX:
+                    raise Undecided(f"{len(history)} calls on {history[0].key}")
                 trail.append((entry, state))
                 done, state = then
                 _take_out(entry)
@@ -134,6 +141,7 @@ def is_linearizable(events: Iterable[Event], step: Step, initial: Hashable) -> b
 
 # ---- the objects of a store ----------------------------------------------------------------------
 
+MAKES = ("put", "create", "swap", "add")  # a value, with a version of its own
 ABSENT = (0, None)  # version 0 is how a compare-and-set names it
 
 
@@ -181,32 +189,38 @@ def counter_step(state: Any, event: Event) -> Hashable | None:
 
 
 def queue_step(state: Any, event: Event) -> Hashable | None:
-    """A queue. The state is its items in order, each (item, taken by or None).
+    """A queue. The state is (last version, its items in order, each (item, taken by or None)).
 
     | name | argument | result |
     |---|---|---|
-    | add | item | anything |
-    | take | who takes | the oldest free item, or None: there is none |
+    | add | item | version, in the order of the items |
+    | take | who takes | (version, the oldest free item), or None: there is none |
     | ack | item | True, or False: it is gone |
+    | release | item | anything: it is free, in its old place |
     | fall_back | who took | pending: the session ended, what it had taken is free |
     """
-    items: tuple[tuple[Any, Any], ...] = state
-    if event.name == "add":
-        return (*items, (event.argument, None))
-    if event.name == "ack":
-        there = any(item == event.argument for item, _ in items)
-        if event.is_pending or event.result:
-            rest = tuple(entry for entry in items if entry[0] != event.argument)
-            return rest if there else None
-        return None if there else items
-    if event.name == "fall_back":
-        return tuple((item, None if by == event.argument else by) for item, by in items)
+    last, items = state
+    name, argument, result = event.name, event.argument, event.result
+    if name == "add":
+        if result is not None and result <= last:
+            return None
+        return (result or last, (*items, (argument, None)))
+    if name == "release":
+        return (last, tuple((item, None if item == argument else by) for item, by in items))
+    if name == "fall_back":
+        return (last, tuple((item, None if by == argument else by) for item, by in items))
+    if name == "ack":
+        rest = tuple(entry for entry in items if entry[0] != argument)
+        if event.is_pending or result:
+            return (last, rest) if rest != items else None
+        return state if rest == items else None
     free = next((i for i, (_, by) in enumerate(items) if by is None), None)
     if free is None:
-        return items if not event.is_pending and event.result is None else None
-    if not event.is_pending and event.result != items[free][0]:
+        return state if not event.is_pending and result is None else None
+    item = items[free][0]
+    if not event.is_pending and (result is None or result[1] != item):
         return None
-    return (*items[:free], (items[free][0], event.argument), *items[free + 1 :])
+    return (last, (*items[:free], (item, argument), *items[free + 1 :]))
 
 
 @dataclass(frozen=True)
@@ -217,7 +231,7 @@ class Rules:
 
 VALUE = Rules(value_step, (0, *ABSENT))
 COUNTER = Rules(counter_step, (0,))
-QUEUE = Rules(queue_step, ())
+QUEUE = Rules(queue_step, (0, ()))
 
 
 # ---- a whole history -----------------------------------------------------------------------------
@@ -228,15 +242,15 @@ def _told(events: list[Event], wrong: list[str]) -> list[Event]:
     versions: dict[Any, int] = {}
     for event in events:
         version = value = None
-        if event.name in ("put", "create", "swap") and not event.is_pending:
+        if event.name in MAKES and not event.is_pending:
             version, value = event.result, _value_of(event)
-        elif event.name == "get" and not event.is_pending:
-            version, value = event.result
+        elif event.name in ("get", "take") and not event.is_pending:
+            version, value = event.result or ABSENT
         if version and versions.setdefault(value, version) != version:
             wrong.append(f"{value!r} has versions {versions[value]} and {version}")
     return [
         replace(event, result=versions.get(_value_of(event)))
-        if event.is_pending and event.name in ("put", "create", "swap")
+        if event.is_pending and event.name in MAKES
         else event
         for event in events
     ]
@@ -251,7 +265,7 @@ def _versions_wrong(events: list[Event]) -> list[str]:
     made = sorted(
         (event.invoked, event.returned, event.result, event.key)
         for event in events
-        if event.name in ("put", "create", "swap") and not event.is_pending and event.result
+        if event.name in MAKES and not event.is_pending and event.result
     )
     wrong = []
     seen: dict[int, str] = {}
@@ -272,16 +286,15 @@ def _versions_wrong(events: list[Event]) -> list[str]:
 
 def what_is_wrong(history: Iterable[Event], rules: Callable[[str], Rules]) -> list[str]:
     """Sentences; none if the history is linearizable and its versions are in order. `rules` says
-    what kind of object a key is."""
+    what kind of object a key is. Raises Undecided."""
     events = list(history)
-    wrong = _versions_wrong([event for event in events if rules(event.key) is VALUE])
+    wrong = _versions_wrong(events)
     of_key: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         of_key[event.key].append(event)
     for key, own in of_key.items():
         rule = rules(key)
-        if rule is VALUE:
-            own = _told(own, wrong)
+        own = _told(own, wrong)
         if not is_linearizable(own, rule.step, rule.initial):
             wrong.append(f"the {len(own)} calls on {key} have no order")
     return wrong

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,10 +106,6 @@ class Node:
     @property
     def size(self) -> int:
         return len(self.children) if self.is_container else len(self.value)
-
-    @property
-    def is_inline(self) -> bool:
-        return self.size <= INLINE_MAX
 
     def fact(self, path: str) -> tuple[Any, ...]:
         """What stat and scandir say: path, kind, size, version."""
@@ -282,7 +279,14 @@ class Namespace:
         return self._each(lambda item: self.put(*item, if_absent, None, parents), items)
 
     def get_many(self, paths: list[str], missing: str = "raise") -> list[Any]:
-        return self._each(self.get, paths, none_if_absent=missing == "none")
+        found = self._each(
+            lambda path: self._file(path).value, paths, none_if_absent=missing == "none"
+        )
+        for path in paths:  # all are read before the first of them goes
+            node = self.find(path)
+            if node is not None and node.goes_when_read:
+                self.remove(path)
+        return found
 
     def _each(self, call: Any, items: Any, none_if_absent: bool = False) -> list[Any]:
         """One outcome for each, in order: ("ok", result) or ("error", name)."""
@@ -492,20 +496,17 @@ class Namespace:
 
     def totals(self) -> dict[str, int]:
         nodes = [node for _, node in self.nodes()]
-        files = [node for node in nodes if not node.is_container]
+        containers = sum(node.is_container for node in nodes)
         return {
             "nodes": len(nodes),
-            "files": len(files),
-            "directories": len(nodes) - len(files),
-            "values_inline_bytes": sum(node.size for node in files if node.is_inline),
+            "files": len(nodes) - containers,
+            "directories": containers,
         }
 
 
-def granules_bounds(node: Node) -> tuple[int, int]:
+def granules_bounds(node: Node) -> tuple[int, float]:
     """How many granules the value takes, at least and at most."""
-    if node.is_container or node.size <= INLINE_MAX:
-        return 0, 0
-    least = -(-node.size // GRANULE)
-    if node.was_streamed:  # grew by a quarter, or by 128 KiB, and that was rounded up
-        return least, least * 25 // 16 + 32
+    least = 0 if node.is_container or node.size <= INLINE_MAX else -(-node.size // GRANULE)
+    if node.was_streamed:  # it may have been longer, and an extent is never cut
+        return least, math.inf
     return least, least + least // 4

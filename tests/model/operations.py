@@ -173,7 +173,7 @@ OPERATIONS: dict[str, st.SearchStrategy[Call]] = {
     "scandir": call("scandir", paths),
     "write_file": call(
         "write_file",
-        paths,
+        good_paths,  # where nothing is published, a bad one may be found or not
         st.sampled_from(["wb", "xb"]),
         st.lists(values, max_size=3),
         st.sampled_from(["close", "close", "discard", "leave"]),
@@ -219,14 +219,14 @@ OPERATIONS |= {
 #: Calls that are made of others: what they need of a store.
 MADE_OF = {
     **dict.fromkeys(("write_file", "edit_file"), "open"),
-    **dict.fromkeys(("make", "join"), "table"),
     "expire": "wait",
 }
 
 
 def has(face: type, call: Call) -> bool:
     """Has this face of the store what the call needs?"""
-    return hasattr(face, MADE_OF.get(call.name, call.name))
+    name = call.args[1] if call.name in ("make", "join") else call.name
+    return hasattr(face, MADE_OF.get(name, name))
 
 
 #: Those that change something, for clients that are killed in the midst of one.

@@ -51,11 +51,22 @@ class Rival:
     """One thread of one process."""
 
     def __init__(
-        self, store: crailpy.Store, who: str, seed: str, keys: list[str], log: int
+        self,
+        store: crailpy.Store,
+        who: str,
+        seed: str,
+        keys: list[str],
+        log: int,
+        uses_queue: bool,
     ) -> None:
         self.store = store
         self.who = who
         self.keys = keys
+        self.counter = keys[0] + "-counter"
+        self.queue = keys[0] + "-queue"
+        self.process = who.partition(".")[0]
+        self.uses_queue = uses_queue
+        self.taken: dict[str, Any] = {}  # by the name of the value
         self.rng = random.Random(seed)
         self.seen = dict.fromkeys(keys, 0)  # the versions last seen
         self.count = 0
@@ -72,9 +83,25 @@ class Rival:
 
     def step(self) -> None:
         name = self.rng.choice(self.calls())
+        if name == "incr":
+            return self.make([self.counter], [self.rng.choice([1, 1, 5, -3])], name)
+        if name == "add":
+            return self.make([self.queue], [self.value()], name)
+        if name == "take" and len(self.taken) < 3:
+            return self.make([self.queue], [self.process], name)
+        if name in ("take", "ack", "release"):  # of something that was taken
+            if not self.taken:
+                return None
+            name = "ack" if name == "take" else name
+            item = self.rng.choice(list(self.taken))
+            return self.make([self.queue], [item], name)
         n = self.rng.randint(2, len(self.keys)) if name.endswith("many") else 1
         keys = self.rng.sample(self.keys, n)
         arguments: list[Any] = [self.argument(name, key) for key in keys]
+        return self.make(keys, arguments, name)
+
+    def make(self, keys: list[str], arguments: list[Any], name: str) -> None:
+        """Makes the call, and writes down what it came to."""
         kind = {"get_many": "get", "get_bytes": "get", "put_many": "put"}.get(name, name)
         self.count += 1
         self.write(call=self.count, who=self.who, keys=keys, name=kind, arguments=arguments)
@@ -91,6 +118,8 @@ class Rival:
             *["put", "swap", "get"] * 4,
             *["create", "delete", "get_bytes"] * 2,
             *["get_many", "put_many"],
+            *["incr"] * 4,
+            *(["add"] * 3 + ["take"] * 4 + ["ack"] * 3 + ["release"]) * self.uses_queue,
         ]
 
     def argument(self, name: str, key: str) -> Any:
@@ -116,6 +145,32 @@ class Rival:
             return [self.store.put(keys[0], content(value), if_version=expected)]
         except errors.VersionConflictError:
             return [None]
+
+    def incr(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        return [self.store.incr(keys[0], arguments[0])]
+
+    def add(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        return [self.store.queue(keys[0]).put(content(arguments[0]))]
+
+    def take(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        try:
+            item = self.store.queue(keys[0]).get()
+        except errors.NotFoundError:
+            return [None]
+        name = name_of(item.data)
+        self.taken[name] = item
+        return [(item.version, name)]
+
+    def ack(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        try:
+            self.taken.pop(arguments[0]).ack()
+        except errors.NotFoundError:
+            return [False]
+        return [True]
+
+    def release(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        self.taken.pop(arguments[0]).release()
+        return [None]
 
     def delete(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         try:
@@ -163,7 +218,8 @@ def main() -> None:
 
         def run(number: int) -> None:
             name = f"{who}.{number}"
-            rival = Rival(store, name, f"{orders['seed']} {name}", orders["keys"], log)
+            seed, keys, uses_queue = orders["seed"], orders["keys"], orders["uses_queue"]
+            rival = Rival(store, name, f"{seed} {name}", keys, log, uses_queue)
             try:
                 for i in range(orders["calls"]):
                     rival.step()
@@ -195,10 +251,14 @@ class Process:
             [sys.executable, __file__, json.dumps(orders)], stdout=subprocess.PIPE
         )
         self.was_killed = False
+        self.who = who
+        self.killed_at = 0
 
     def kill(self) -> None:
-        self.was_killed = True
-        self.process.kill()
+        if not self.was_killed:
+            self.was_killed = True
+            self.killed_at = time.monotonic_ns()
+            self.process.kill()
 
     def wait(self) -> None:
         assert self.process.stdout

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ import pytest
 import crailpy
 
 from ..fault.proxy import DroppingProxy, _frame
-from .linearizability import VALUE, Event, Rules, what_is_wrong
+from .linearizability import COUNTER, QUEUE, VALUE, Event, Rules, what_is_wrong
 from .rivals import Process, name_of, read_logs
 
 SECONDS = float(os.environ.get("CRAILPY_MODEL_SECONDS", 0))  # of each test; at least one round
 KEYS = ["/lin/a", "/lin/b", "/lin/c"]
+COUNTER_KEY, QUEUE_KEY = f"{KEYS[0]}-counter", f"{KEYS[0]}-queue"
 CALLS = 250  # of a thread
 LIMIT_S = 100
 
@@ -41,7 +43,8 @@ def cluster():
 
 
 def rules(key: str) -> Rules:
-    return VALUE
+    kinds = {"counter": COUNTER, "queue": QUEUE}
+    return kinds.get(key.rpartition("-")[2], VALUE)
 
 
 def final_reads(store: crailpy.Store) -> list[Event]:
@@ -54,7 +57,18 @@ def final_reads(store: crailpy.Store) -> list[Event]:
         if info:
             result = (info.version, name_of(store.get(key)))
         found.append(Event(key, "get", None, result, begin, time.monotonic_ns(), "the test"))
+    begin = time.monotonic_ns()
+    total = store.incr(COUNTER_KEY, 0)
+    found.append(Event(COUNTER_KEY, "incr", 0, total, begin, time.monotonic_ns()))
     return found
+
+
+def _last_return(history: list[Event], process: str) -> float:
+    """When the last call of a process returned: then it closed its session."""
+    return max(
+        (e.returned for e in history if e.who.startswith(f"{process}.") and not e.is_pending),
+        default=0,
+    )
 
 
 class Round:
@@ -69,11 +83,17 @@ class Round:
         self.stopped: dict[int, int] = {}  # process: the progress of all at which it goes on
 
     def start(
-        self, address: str, *options: dict[str, Any], calls: int = CALLS, threads: int = 2
+        self,
+        address: str,
+        *options: dict[str, Any],
+        calls: int = CALLS,
+        threads: int = 2,
+        uses_queue: bool = True,
     ) -> None:
         for some in options:
             number = len(self.processes)
             orders = {"seed": self.seed, "keys": KEYS, "threads": threads, "calls": calls}
+            orders["uses_queue"] = uses_queue
             process = Process(self.folder, f"p{number}", address, options=some, **orders)
             self.processes.append(process)
             self.progress.append(0)
@@ -102,7 +122,11 @@ class Round:
                     if time.monotonic() > deadline:
                         process.kill()
                 process.wait()
-        return read_logs(process.log for process in self.processes)
+        history = read_logs(process.log for process in self.processes)
+        for process in self.processes:  # at its end, what it had taken falls back
+            since = process.killed_at or _last_return(history, process.who)
+            history.append(Event(QUEUE_KEY, "fall_back", process.who, None, since))
+        return history
 
     def _wake(self, *, all_of_them: bool) -> None:
         for number, until in list(self.stopped.items()):
@@ -140,6 +164,8 @@ def judge(store: crailpy.Store, history: list[Event]) -> None:
     """Throws away what the round made."""
     history = history + final_reads(store)
     made = [event for event in history if event.name != "get" and not event.is_pending]
+    names = Counter(f"{event.name}{'?' * event.is_pending}" for event in history)
+    print(", ".join(f"{name} {count}" for name, count in sorted(names.items())))
     lost = sum(event.is_pending for event in history)
     print(f"{len(history)} calls, {len(made)} changes that returned, {lost} that did not")
     assert len(made) > 50, "hardly anything happened"
@@ -187,7 +213,8 @@ def test_calls_whose_replies_are_lost_have_an_order(cluster, tmp_path):
     with cluster.connect() as store:
         for round_ in rounds(tmp_path):
             with DroppingProxy((host, int(port)), k=12) as proxy:
-                round_.start(proxy.address, TCP, TCP, TCP, calls=60, threads=1)
+                # cut off and stopped, they may lose their session, and with it what they took
+                round_.start(proxy.address, TCP, TCP, TCP, calls=60, threads=1, uses_queue=False)
                 round_.start(cluster.address, SHM, calls=400)
                 history = round_.run(stop_somebody)
                 assert proxy.dropped > 0
@@ -244,7 +271,7 @@ def test_calls_whose_outcome_is_unknown_have_happened_once_or_not_at_all(cluster
     with cluster.connect() as store:
         for round_ in rounds(tmp_path):
             with PartitioningProxy((host, int(port)), 25, store) as proxy:
-                round_.start(proxy.address, TCP, TCP, TCP, TCP, calls=80, threads=2)
+                round_.start(proxy.address, TCP, TCP, TCP, TCP, calls=80, uses_queue=False)
                 history = round_.run()
                 assert proxy.partitions > 0
             assert any(event.is_pending for event in history)

@@ -63,8 +63,9 @@ GOOD: dict[str, tuple[Rules, list[tuple[Any, ...]]]] = {
         (10, 11, "incr", 1, 9),
     ]),
     "a queue whose consumer dies": (QUEUE, [
-        (0, 1, "add", "x", None), (2, 3, "add", "y", None), (4, 5, "take", "A", "x"),
-        (6, 7, "take", "B", "y"), (8, PENDING, "fall_back", "A", None), (9, 10, "take", "B", "x"),
+        (0, 1, "add", "x", 1), (2, 3, "add", "y", 2), (4, 5, "take", "A", (1, "x")),
+        (6, 7, "take", "B", (2, "y")), (8, PENDING, "fall_back", "A", None),
+        (9, 10, "take", "B", (1, "x")),
         (11, 12, "ack", "x", True), (13, 14, "ack", "y", True), (15, 16, "take", "B", None),
     ]),
 }  # fmt: skip
@@ -100,16 +101,16 @@ BAD: dict[str, tuple[Rules, list[tuple[Any, ...]]]] = {
     "an incr applied twice": (COUNTER, [(0, 1, "incr", 1, 1), (2, 3, "incr", 1, 3)]),
     "an incr that was lost": (COUNTER, [(0, 1, "incr", 1, 1), (2, 3, "incr", 1, 1)]),
     "an item out of order": (QUEUE, [
-        (0, 1, "add", "x", None), (2, 3, "add", "y", None), (4, 5, "take", "A", "y"),
+        (0, 1, "add", "x", 1), (2, 3, "add", "y", 2), (4, 5, "take", "A", (2, "y")),
     ]),
     "an item taken twice": (QUEUE, [
-        (0, 1, "add", "x", None), (2, 3, "take", "A", "x"), (4, 5, "take", "B", "x"),
+        (0, 1, "add", "x", 1), (2, 3, "take", "A", (1, "x")), (4, 5, "take", "B", (1, "x")),
     ]),
     "an item back after its ack": (QUEUE, [
-        (0, 1, "add", "x", None), (2, 3, "take", "A", "x"), (4, 5, "ack", "x", True),
-        (6, PENDING, "fall_back", "A", None), (7, 8, "take", "B", "x"),
+        (0, 1, "add", "x", 1), (2, 3, "take", "A", (1, "x")), (4, 5, "ack", "x", True),
+        (6, PENDING, "fall_back", "A", None), (7, 8, "take", "B", (1, "x")),
     ]),
-    "an item that is lost": (QUEUE, [(0, 1, "add", "x", None), (2, 3, "take", "A", None)]),
+    "an item that is lost": (QUEUE, [(0, 1, "add", "x", 1), (2, 3, "take", "A", None)]),
     "versions that go back": (VALUE, [(0, 1, "put", "a", 2), (2, 3, "put", "b", 1)]),
     "a version given twice": (VALUE, [(0, 9, "put", "a", 2), (0, 9, "put", "b", 2)]),
 }  # fmt: skip
@@ -170,12 +171,17 @@ def random_events(rng: random.Random, name: str) -> list[Event]:
         if rng.random() < 0.2:
             returned = PENDING
         argument: Any
+        result: Any
         if name == "counter":
             call, argument, result = "incr", rng.randint(1, 2), rng.randint(1, 6)
         elif name == "queue":
             call = rng.choice(["add", "take", "take", "ack", "fall_back"])
             argument = rng.choice("AB") if call in ("take", "fall_back") else rng.randint(0, 1)
-            result = rng.choice([None, 0, 1]) if call == "take" else rng.random() < 0.5
+            result = rng.random() < 0.5
+            if call == "take":
+                result = rng.choice([None, (1, 0), (1, 1)])
+            elif call == "add":
+                result = rng.choice([None, 1, 2, 3])
             returned = PENDING if call == "fall_back" else returned
         else:
             call = rng.choice(["put", "create", "swap", "delete", "get"])

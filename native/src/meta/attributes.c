@@ -96,16 +96,17 @@ static uint32_t merge(const uint8_t *old, uint32_t old_bytes, const struct chang
     return bytes;
 }
 
-/* The record that the changes make of what the node has. 0; INVALID_ARGUMENT, NO_MEMORY. */
+/* The record that the changes make of what the node has; none without changes. 0; INVALID_ARGUMENT, NO_MEMORY. */
 static int record_make(struct crail_call *c, const struct crail_extra *x, crail_ref *record, uint32_t *bytes) {
     struct change change[CRAIL_ATTRIBUTE_EDITS_MAX];
     uint8_t merged[CRAIL_ATTRIBUTES_MAX];
     const uint8_t *old = x && x->attributes ? crail_arena_at(&c->m->arena, x->attributes) : NULL;
     int n = read_changes(c->data, c->op->data_len, change);
-    if (n < 0)
-        return CRAIL_E_INVALID_ARGUMENT;
-    *bytes = merge(old, old ? x->attributes_bytes : 0, change, (uint32_t)n, merged);
     *record = 0;
+    *bytes = 0;
+    if (n <= 0)
+        return n ? CRAIL_E_INVALID_ARGUMENT : 0;
+    *bytes = merge(old, old ? x->attributes_bytes : 0, change, (uint32_t)n, merged);
     if (*bytes == UINT32_MAX)
         return CRAIL_E_INVALID_ARGUMENT;
     if (!*bytes)
