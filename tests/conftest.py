@@ -18,6 +18,13 @@ TIME_LIMIT_S = 120
 SLOW_LIMIT_S = 600
 
 
+def pytest_configure() -> None:
+    """A run in the background of a shell begins with SIGINT ignored, and would hand that on to every
+    program whose Ctrl-C is tested."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test ends: at its limit with a failure, a little later with the whole run."""
