@@ -146,7 +146,7 @@ class Values(Connection):
     ) -> int:
         """Adds to the counter at `key`, exactly once, and returns the sum: 64 bits with a sign.
 
-        It is made, as 0, at its first use; as a value it is 8 bytes, little-endian. Raises
+        It is made, as 0, at its first use; as a value it is its decimal text. Raises
         InvalidArgumentError for a value that is no counter and for a sum that is out of range,
         IsContainerError, NotFoundError (no parent and `parents` is false)."""
         options = b""

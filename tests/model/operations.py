@@ -31,6 +31,7 @@ REGION = 1 << 20  # bytes of a region of the store under test: no extent is larg
 # Inside the node's own record, inside the node, then granules, size classes, extents.
 EDGES = [0, 16, 17, INLINE_MAX, 2 * GRANULE, 8 * GRANULE, 9 * GRANULE, 10 * GRANULE, REGION]
 SIZES = sorted({size for edge in EDGES for size in (edge - 1, edge, edge + 1) if size >= 0})
+SMALL_SIZES = [size for size in SIZES if size <= INLINE_MAX + 1]
 
 
 @functools.cache
@@ -111,14 +112,15 @@ class There:
     index: int
 
 
-good_paths = st.one_of(new_paths, *[st.builds(There, st.integers(0, 63))] * 2)
+there = st.builds(There, st.integers(0, 63))
+good_paths = st.one_of(new_paths, there, there)
 any_paths = st.sampled_from([*BAD_PATHS, *LONG_PATHS, *["/"] * 5])
 #: Mostly such as lead somewhere: one in twelve is odd.
 paths = st.integers(0, 11).flatmap(lambda n: good_paths if n else any_paths)
 #: Nothing may come to lie behind the longest path: there, nobody could name it.
 ends_of_moves = paths.filter(lambda path: path not in LONG_PATHS)
 seeds = st.integers(0, 9)
-small = st.builds(Value, st.sampled_from([s for s in SIZES if s <= INLINE_MAX + 1]), seeds)
+small = st.builds(Value, st.sampled_from(SMALL_SIZES), seeds)
 values = st.one_of(small, st.builds(Value, st.sampled_from(SIZES), seeds))
 flags = st.booleans()
 offsets = st.sampled_from(SIZES)
@@ -210,6 +212,7 @@ OPERATIONS |= {
     "join": call("join", paths, kinds),
     "incr": call("incr", paths, numbers),
     "truncate": call("truncate", paths, st.sampled_from(SIZES)),
+    "truncate_within_node": call("truncate", there, st.sampled_from(SMALL_SIZES)),
     "edit_file": call(
         "edit_file",
         paths,

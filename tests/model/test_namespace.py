@@ -256,7 +256,7 @@ class Machine(RuleBasedStateMachine):
     def can(self, number: int, call: Call) -> bool:
         goes_when_read = any(node.goes_when_read for _, node in self.model.nodes())
         if number in SYNC:
-            # TODO of the store: whether an edit keeps what was said of its lifetime
+            # whether an edit keeps what was said of a lifetime depends on where the value lies
             return not (goes_when_read and call.name in ("edit_file", "truncate"))
         # It says by the way that a value was read, and it goes some time after that.
         reads = call.name in ("get", "get_into", "get_view", "get_many")
