@@ -255,12 +255,14 @@ class Machine(RuleBasedStateMachine):
 
     def can(self, number: int, call: Call) -> bool:
         goes_when_read = any(node.goes_when_read for _, node in self.model.nodes())
-        if number in SYNC:
-            # whether an edit keeps what was said of a lifetime depends on where the value lies
-            return not (goes_when_read and call.name in ("edit_file", "truncate"))
-        # It says by the way that a value was read, and it goes some time after that.
-        reads = call.name in ("get", "get_into", "get_view", "get_many")
-        return operations.has(AsyncStore, call) and not (reads and goes_when_read)
+        # Whether an edit keeps what was said of a lifetime depends on where the value lies.
+        unclear = ["edit_file", "truncate"]
+        if number not in SYNC:
+            # It says by the way that a value was read, and it goes some time after that.
+            unclear += ["get", "get_into", "get_view", "get_many"]
+            if not operations.has(AsyncStore, call):
+                return False
+        return not (goes_when_read and call.name in unclear)
 
     def do(self, number: int, call: Call) -> None:
         if not self.can(number, call):
