@@ -178,19 +178,6 @@ class Face:
         held = self.held.pop(handle)
         self.finish(held.close() if hasattr(held, "read") else held.release())
 
-    def begin_scan(self, path: str, handle: int) -> None:
-        self.held[handle] = Scan(self.store.scandir(path))
-
-    def go_on_scanning(self, handle: int, entries: int) -> list[str] | None:
-        """Up to so many further names; None at the end."""
-        names: list[str] = []
-        while len(names) < entries:
-            info = self.finish(next(self.held[handle].entries, None))
-            if info is None:
-                return names or None
-            names.append(info.name)
-        return names
-
     # -- trouble -----------------------------------------------------------------------
 
     def cut(self) -> int:
@@ -236,16 +223,6 @@ async def _collected(entries: Any) -> list[Any]:
     return [entry async for entry in entries]
 
 
-class Scan:
-    """A listing that is read a few entries at a time."""
-
-    def __init__(self, entries: Any) -> None:
-        self.entries = iter(entries)
-
-    def release(self) -> None:
-        self.entries.close()
-
-
 class Process:
     """A face in a process of its own, driven over pipes: the same calls. It can be killed in the
     midst of one."""
@@ -255,10 +232,6 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def open(self, address: str, namespace: str = "", **options: Any) -> None:
         """A store of its own; an earlier one closes."""
@@ -287,9 +260,6 @@ class Process:
     def close(self) -> None:
         """Closes the store; the process waits for the next `open`."""
         self._answer(("close", {}))
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
 
     def kill(self) -> None:
         """Ends the process by SIGKILL, whatever it does."""
