@@ -264,7 +264,7 @@ class Machine(RuleBasedStateMachine):
             if not operations.has(AsyncStore, call):
                 return False
         if number in self.were_cut and call.name in ("write_file", "edit_file", "truncate"):
-            # Known: over TCP an asynchronous file gives DataLostError when its data connection broke.
+            # Known: an asynchronous file gives DataLostError when its data connection broke.
             return False
         return not (goes_when_read and call.name in unclear)
 
