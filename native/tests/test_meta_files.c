@@ -249,6 +249,32 @@ static void a_right_that_ends_without_commit_closes_the_tail(void) {
     }
 }
 
+/* A session that is lost in the middle of its append, before or after somebody renames the file. */
+static void a_rename_does_not_open_a_closed_tail(void) {
+    for (int after = 0; after < 2; after++) {
+        struct kit k;
+        kit_open(&k, 64 << 20);
+        kit_server(&k, 1, GRANULES);
+        struct crail_meta_session *first = k.s, *other = another_session(&k);
+        value(&k, "/a", 16, 50000);
+        k.s = other;
+        WANT(kit_append(&k, 0, "/a", 1), OK);
+        if (after)
+            crail_meta_session_end(k.m, other);
+        k.s = first;
+        WANT(kit_rename(&k, 0, "/a", "/b"), OK);
+        if (!after)
+            crail_meta_session_end(k.m, other);
+        kit_settle(&k);
+        struct answer a = kit_append(&k, 0, "/b", 2);
+        WANT(a, OK);
+        struct crail_extent tail = extent_at(&a, 0);
+        assert(a.r.flags & CRAIL_RESF_TAIL_CLOSED && !may_write(&k, &tail));
+        kit_check(&k);
+        kit_close(&k);
+    }
+}
+
 static void a_tail_without_room_stays_though_it_is_closed(void) {
     struct kit k;
     kit_open(&k, 64 << 20);
@@ -487,6 +513,7 @@ int main(void) {
     RUN(readers_do_not_see_what_is_appended);
     RUN(a_right_that_ends_without_commit_closes_the_tail);
     RUN(a_tail_without_room_stays_though_it_is_closed);
+    RUN(a_rename_does_not_open_a_closed_tail);
     RUN(an_append_to_what_was_replaced_is_refused);
     RUN(an_append_keeps_to_the_number_of_extents);
     RUN(a_follower_sees_what_is_complete_and_then_the_version);
