@@ -308,6 +308,23 @@ static void an_append_to_what_was_replaced_is_refused(void) {
     kit_close(&k);
 }
 
+/* Else he could write behind a value whose tail nobody would close after him. */
+static void an_appender_who_asks_again_gets_no_key_to_another_value(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    kit_server(&k, 1, GRANULES);
+    value(&k, "/a", 16, 50000);
+    struct answer a = kit_append(&k, 0, "/a", 1);
+    uint64_t version = a.r.version;
+    assert(kit_append(&k, 0, "/a", 1).r.version == version);
+    value(&k, "/a", 16, 40000);
+    WANT(kit_append(&k, 0, "/a", 1), E(VERSION_CONFLICT));
+    WANT(kit_end(&k, 1), OK);
+    WANT(kit_append(&k, 0, "/a", 1), OK);
+    kit_check(&k);
+    kit_close(&k);
+}
+
 static void an_append_keeps_to_the_number_of_extents(void) {
     struct kit k;
     kit_open(&k, 64 << 20);
@@ -515,6 +532,7 @@ int main(void) {
     RUN(a_tail_without_room_stays_though_it_is_closed);
     RUN(a_rename_does_not_open_a_closed_tail);
     RUN(an_append_to_what_was_replaced_is_refused);
+    RUN(an_appender_who_asks_again_gets_no_key_to_another_value);
     RUN(an_append_keeps_to_the_number_of_extents);
     RUN(a_follower_sees_what_is_complete_and_then_the_version);
     RUN(what_is_discarded_is_lost_to_its_followers);

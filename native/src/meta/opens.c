@@ -163,6 +163,8 @@ int crail_op_append(struct crail_call *c) {
         return CRAIL_E_INVALID_ARGUMENT;
     if (!held && right)
         return crail_flag(c, CRAIL_OPF_WAIT) ? CRAIL_META_WAIT : CRAIL_E_DEADLINE;
+    if (held && crail_hold_at(c->m, held)->number != n->version)
+        return CRAIL_E_VERSION_CONFLICT; /* his COMMIT could not succeed, and this tail's key is not his */
     uint64_t key;
     rc = append_answer(c, n, &key);
     if (rc || held)
