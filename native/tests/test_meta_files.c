@@ -431,6 +431,29 @@ static void what_is_complete_is_followed_to_its_end(void) {
     kit_close(&k);
 }
 
+/* What a request waits at is its path: so it is looked at although the token says it all. */
+static void a_token_that_follows_does_not_wait_at_another_path(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    uint32_t sv = kit_server(&k, 1, GRANULES);
+    struct crail_extent e = grant(&k, 4);
+    WANT(kit_stream(&k, "/a", &e, 1, 1, 100), OK);
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, "/a", 2, 100), KIT_WAITS);
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, "/b", 2, 100), E(INVALID_ARGUMENT));
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, "no path", 2, 100), E(INVALID_PATH));
+    char *path = malloc(CRAIL_PATH_MAX + 3);
+    for (uint32_t i = 0; i <= CRAIL_PATH_MAX; i += 2)
+        memcpy(path + i, "/a", 3);
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, path, 2, 100), E(INVALID_PATH));
+    free(path);
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, "/a", 2, 99), OK);
+    WANT(kit_end(&k, 1), OK);
+    WANT(kit_end(&k, 2), OK);
+    WANT(kit_release(&k, &e, 1), OK);
+    all_is_free(&k, sv);
+    kit_close(&k);
+}
+
 /* ---- all at once --------------------------------------------------------------------------- */
 
 #define SESSIONS 3
@@ -537,6 +560,7 @@ int main(void) {
     RUN(a_follower_sees_what_is_complete_and_then_the_version);
     RUN(what_is_discarded_is_lost_to_its_followers);
     RUN(what_is_complete_is_followed_to_its_end);
+    RUN(a_token_that_follows_does_not_wait_at_another_path);
     RUN(a_random_life_keeps_its_accounts);
     return 0;
 }
