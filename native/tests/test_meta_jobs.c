@@ -311,8 +311,7 @@ static void an_empty_job_stays_on_its_side_while_its_removed_tree_is_freed(void)
 static void a_directory_with_a_ttl_that_becomes_a_job_ends_with_the_job(void) {
     struct kit k;
     kit_open(&k, 64 << 20);
-    kit_with(&k, (struct crail_options){
-                     .flags = CRAIL_OPTION_TTL, .ttl_ns = SECOND, .storage_class = CRAIL_CLASS_ANY});
+    kit_with(&k, (struct crail_options){.flags = CRAIL_OPTION_TTL, .ttl_ns = SECOND, .storage_class = CRAIL_CLASS_ANY});
     WANT(kit_mkdir(&k, 0, "/d"), OK);
     begin(&k, "/d", 1, 60, 0, 0);
     kit_check(&k);

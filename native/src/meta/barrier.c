@@ -68,8 +68,8 @@ static int find(struct crail_call *c, struct crail_walk *w) {
     return n->barrier.members == c->op->arg1 ? 0 : CRAIL_E_INVALID_ARGUMENT;
 }
 
-/* The token is a member already. He waits at his path, where he would not hear of a barrier that was renamed: then he is
- * told at once, and may ask again at its new path. */
+/* The token is a member already. He waits at his path, where he would not hear of a barrier that was renamed: then he
+ * is told at once, and may ask again at its new path. */
 static int enter_again(struct crail_call *c, const struct crail_hold *h) {
     struct crail_walk w;
     if (h->kind != CRAIL_HOLD_MEMBER)

@@ -3,8 +3,8 @@
  *
  * What lies below the directory of a job has CRAIL_NODE_IN_JOB, so that nobody else pays for looking; it is charged to
  * that job and to those that its directory lies in. Neither a container with something in it nor a job's directory ever
- * crosses the border of a job, so the flag and the sums stay right without a walk down. A removed node notes the job around it (hash_next) and is
- * charged until it is freed, so a job's record outlives the job. */
+ * crosses the border of a job, so the flag and the sums stay right without a walk down. A removed node notes the job
+ * around it (hash_next) and is charged until it is freed, so a job's record outlives the job. */
 #include "meta/engine.h"
 
 #include <stdlib.h>
