@@ -249,6 +249,32 @@ static void a_right_that_ends_without_commit_closes_the_tail(void) {
     }
 }
 
+/* A session that is lost in the middle of its append, before or after somebody renames the file. */
+static void a_rename_does_not_open_a_closed_tail(void) {
+    for (int after = 0; after < 2; after++) {
+        struct kit k;
+        kit_open(&k, 64 << 20);
+        kit_server(&k, 1, GRANULES);
+        struct crail_meta_session *first = k.s, *other = another_session(&k);
+        value(&k, "/a", 16, 50000);
+        k.s = other;
+        WANT(kit_append(&k, 0, "/a", 1), OK);
+        if (after)
+            crail_meta_session_end(k.m, other);
+        k.s = first;
+        WANT(kit_rename(&k, 0, "/a", "/b"), OK);
+        if (!after)
+            crail_meta_session_end(k.m, other);
+        kit_settle(&k);
+        struct answer a = kit_append(&k, 0, "/b", 2);
+        WANT(a, OK);
+        struct crail_extent tail = extent_at(&a, 0);
+        assert(a.r.flags & CRAIL_RESF_TAIL_CLOSED && !may_write(&k, &tail));
+        kit_check(&k);
+        kit_close(&k);
+    }
+}
+
 static void a_tail_without_room_stays_though_it_is_closed(void) {
     struct kit k;
     kit_open(&k, 64 << 20);
@@ -278,6 +304,23 @@ static void an_append_to_what_was_replaced_is_refused(void) {
     struct answer a = kit_append(&k, 0, "/a", 1);
     WANT(a, OK);
     assert(!(a.r.flags & CRAIL_RESF_TAIL_CLOSED)); /* he had no key for that one */
+    kit_check(&k);
+    kit_close(&k);
+}
+
+/* Else he could write behind a value whose tail nobody would close after him. */
+static void an_appender_who_asks_again_gets_no_key_to_another_value(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    kit_server(&k, 1, GRANULES);
+    value(&k, "/a", 16, 50000);
+    struct answer a = kit_append(&k, 0, "/a", 1);
+    uint64_t version = a.r.version;
+    assert(kit_append(&k, 0, "/a", 1).r.version == version);
+    value(&k, "/a", 16, 40000);
+    WANT(kit_append(&k, 0, "/a", 1), E(VERSION_CONFLICT));
+    WANT(kit_end(&k, 1), OK);
+    WANT(kit_append(&k, 0, "/a", 1), OK);
     kit_check(&k);
     kit_close(&k);
 }
@@ -388,6 +431,29 @@ static void what_is_complete_is_followed_to_its_end(void) {
     kit_close(&k);
 }
 
+/* What a request waits at is its path: so it is looked at although the token says it all. */
+static void a_token_that_follows_does_not_wait_at_another_path(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    uint32_t sv = kit_server(&k, 1, GRANULES);
+    struct crail_extent e = grant(&k, 4);
+    WANT(kit_stream(&k, "/a", &e, 1, 1, 100), OK);
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, "/a", 2, 100), KIT_WAITS);
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, "/b", 2, 100), E(INVALID_ARGUMENT));
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, "no path", 2, 100), E(INVALID_PATH));
+    char *path = malloc(CRAIL_PATH_MAX + 3);
+    for (uint32_t i = 0; i <= CRAIL_PATH_MAX; i += 2)
+        memcpy(path + i, "/a", 3);
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, path, 2, 100), E(INVALID_PATH));
+    free(path);
+    WANT(kit_follow(&k, CRAIL_OPF_WAIT, "/a", 2, 99), OK);
+    WANT(kit_end(&k, 1), OK);
+    WANT(kit_end(&k, 2), OK);
+    WANT(kit_release(&k, &e, 1), OK);
+    all_is_free(&k, sv);
+    kit_close(&k);
+}
+
 /* ---- all at once --------------------------------------------------------------------------- */
 
 #define SESSIONS 3
@@ -487,11 +553,14 @@ int main(void) {
     RUN(readers_do_not_see_what_is_appended);
     RUN(a_right_that_ends_without_commit_closes_the_tail);
     RUN(a_tail_without_room_stays_though_it_is_closed);
+    RUN(a_rename_does_not_open_a_closed_tail);
     RUN(an_append_to_what_was_replaced_is_refused);
+    RUN(an_appender_who_asks_again_gets_no_key_to_another_value);
     RUN(an_append_keeps_to_the_number_of_extents);
     RUN(a_follower_sees_what_is_complete_and_then_the_version);
     RUN(what_is_discarded_is_lost_to_its_followers);
     RUN(what_is_complete_is_followed_to_its_end);
+    RUN(a_token_that_follows_does_not_wait_at_another_path);
     RUN(a_random_life_keeps_its_accounts);
     return 0;
 }

@@ -60,6 +60,23 @@ static void a_node_that_goes_ends_its_holds_however_many_they_are(void) {
     kit_close(&k);
 }
 
+static void between_the_steps_a_removed_tree_is_as_it_should_be(void) {
+    struct kit k;
+    char path[32];
+    kit_open(&k, 64 << 20);
+    for (uint32_t i = 0; i < 100; i++) {
+        sprintf(path, "/d/%u", i);
+        WANT(kit_put(&k, CRAIL_OPF_PARENTS, path, "x", 1), OK);
+    }
+    assert(crail_hold_add(k.m, k.s, CRAIL_HOLD_WATCH, 1, node_of(&k, "/d")));
+    WANT(kit_rmtree(&k, "/d"), OK);
+    do
+        kit_check(&k); /* its hold is gone, and its children are not yet */
+    while (crail_meta_step(k.m, 0));
+    assert(stats_of(&k).nodes == 1);
+    kit_close(&k);
+}
+
 static void a_dying_session_and_a_dying_node_may_share_holds(void) {
     struct kit k;
     struct crail_meta_session *other;
@@ -98,6 +115,7 @@ static void without_memory_a_hold_is_refused_and_nothing_is_left(void) {
 int main(void) {
     RUN(a_hold_is_found_by_its_session_and_token_until_it_ends);
     RUN(a_node_that_goes_ends_its_holds_however_many_they_are);
+    RUN(between_the_steps_a_removed_tree_is_as_it_should_be);
     RUN(a_dying_session_and_a_dying_node_may_share_holds);
     RUN(without_memory_a_hold_is_refused_and_nothing_is_left);
     return 0;

@@ -272,16 +272,56 @@ static void a_container_with_something_in_it_stays_on_its_side_of_the_border(voi
     WANT(kit_rename(&k, 0, "/j/out", "/out"), OK);
     WANT(put(&k, "/out/leaf", 1), OK);
     CHARGED(&k, number, 2, 1);
-    /* The job itself moves with all that is in it, but not into another one. */
+    /* The job itself moves with all that is in it, but not into another one, or out. */
     WANT(kit_rename(&k, 0, "/j", "/elsewhere"), OK);
     WANT(put(&k, "/elsewhere/b", 1), OK);
     CHARGED(&k, number, 3, 2);
     begin(&k, "/k", 2, 60, 0, 0);
     WANT(kit_rename(&k, 0, "/elsewhere", "/k/j"), E(INVALID_ARGUMENT));
     uint64_t empty = begin(&k, "/empty", 3, 60, 0, 0);
-    WANT(kit_rename(&k, 0, "/empty", "/k/empty"), OK);
-    WANT(put(&k, "/k/empty/x", 9), OK);
+    WANT(kit_rename(&k, 0, "/empty", "/k/empty"), E(INVALID_ARGUMENT));
+    WANT(put(&k, "/empty/x", 9), OK);
     CHARGED(&k, empty, 1, 9);
+    kit_close(&k);
+}
+
+/* What was removed from a job is charged until it is freed, to all that were around it then: though the job's directory
+ * is empty, it stays among them. */
+static void an_empty_job_stays_on_its_side_while_its_removed_tree_is_freed(void) {
+    struct kit k;
+    char path[32];
+    kit_open(&k, 64 << 20);
+    begin(&k, "/a", 1, 60, 0, 0);
+    begin(&k, "/b", 2, 60, 0, 0);
+    uint64_t job = begin(&k, "/a/j", 3, 60, 0, 0);
+    for (int i = 0; i < 4; i++) {
+        sprintf(path, "/a/j/c/%d", i);
+        WANT(put(&k, path, 1), OK);
+    }
+    WANT(kit_rmtree(&k, "/a/j/c"), OK);
+    WANT(kit_rename(&k, 0, "/a/j", "/b/j"), E(INVALID_ARGUMENT));
+    WANT(kit_rename(&k, 0, "/a/j", "/j"), E(INVALID_ARGUMENT));
+    WANT(kit_rename(&k, 0, "/a/j", "/a/i"), OK);
+    kit_check(&k);
+    kit_settle(&k);
+    CHARGED(&k, job, 0, 0);
+    kit_close(&k);
+}
+
+static void a_directory_with_a_ttl_that_becomes_a_job_ends_with_the_job(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    kit_with(&k, (struct crail_options){.flags = CRAIL_OPTION_TTL, .ttl_ns = SECOND, .storage_class = CRAIL_CLASS_ANY});
+    WANT(kit_mkdir(&k, 0, "/d"), OK);
+    begin(&k, "/d", 1, 60, 0, 0);
+    kit_check(&k);
+    kit_pass(&k, 5 * SECOND);
+    WANT(kit_stat(&k, "/d"), OK);
+    kit_check(&k);
+    WANT(kit_end(&k, 1), OK);
+    WANT(kit_stat(&k, "/d"), E(NOT_FOUND));
+    kit_settle(&k);
+    kit_check(&k);
     kit_close(&k);
 }
 
@@ -352,6 +392,8 @@ int main(int argc, char **argv) {
     RUN(a_job_is_charged_for_all_below_and_its_members);
     RUN(quotas_refuse_before_anything_is_changed);
     RUN(a_container_with_something_in_it_stays_on_its_side_of_the_border);
+    RUN(an_empty_job_stays_on_its_side_while_its_removed_tree_is_freed);
+    RUN(a_directory_with_a_ttl_that_becomes_a_job_ends_with_the_job);
     printf("seed %" PRIu64 "\n", seed);
     fflush(stdout);
     random_paths_in_and_out_of_jobs_are_charged_exactly(seed);

@@ -213,6 +213,55 @@ static void test_orders_that_wait_hold_up_no_others(void) {
     CHECK(pthread_join(t, NULL) == 0);
 }
 
+/* Commits what alloc() gave, as a value that may be evicted. */
+static int commit_evictable(int fd, uint64_t seq, const char *path, uint64_t bytes, uint32_t n) {
+    uint8_t data[sizeof(struct crail_options) + sizeof X];
+    struct crail_options o = {.flags = CRAIL_OPTION_EVICTABLE, .storage_class = CRAIL_CLASS_ANY};
+    memcpy(data, &o, sizeof o);
+    memcpy(data + sizeof o, X, n * sizeof *X);
+    frame(&Q, seq, seq);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_COMMIT, .count = n, .arg1 = bytes}, path, data,
+            (uint32_t)(sizeof o + n * sizeof *X));
+    struct crail_op *op = (void *)(Q.b.data + sizeof(struct crail_frame));
+    op->options_len = sizeof o;
+    op->data_len -= (uint32_t)sizeof o;
+    call(fd, &Q, &R);
+    return result(&R, 0)->status;
+}
+
+/* Like a server whose first run a reader keeps: that order is never confirmed. */
+static void *confirms_all_but_the_first(void *arg) {
+    int fd = *(int *)arg;
+    struct crail_buf b = {0};
+    CHECK(orders(fd, &b));
+    crail_buf_free(&b);
+    return confirms_all(arg);
+}
+
+static void test_an_alloc_that_waits_evicts_more_where_a_reader_keeps_the_first(void) {
+    tuning.space_wait_ns = 200000000;
+    start(5000);
+    int fd = client(1), channel;
+    server(64, &channel);
+    pthread_t t;
+    CHECK(pthread_create(&t, NULL, confirms_all_but_the_first, &channel) == 0);
+    uint32_t n;
+    CHECK(alloc(fd, 1, 32 * CRAIL_GRANULE, &n) == 0);
+    CHECK(commit_evictable(fd, 2, "/kept", 32 * CRAIL_GRANULE, n) == 0);
+    CHECK(alloc(fd, 3, 32 * CRAIL_GRANULE, &n) == 0);
+    CHECK(commit_evictable(fd, 4, "/free", 32 * CRAIL_GRANULE, n) == 0);
+    frame(&Q, 5, 5);
+    op_full(
+        &Q,
+        (struct crail_op){.code = CRAIL_OP_ALLOC, .flags = CRAIL_OPF_WAIT, .count = 5000, .arg1 = 32 * CRAIL_GRANULE},
+        "", NULL, 0);
+    call(fd, &Q, &R);
+    CHECK(result(&R, 0)->status == 0);
+    close(fd);
+    end();
+    CHECK(pthread_join(t, NULL) == 0);
+}
+
 int main(int argc, char **argv) {
     static const struct rpc_test tests[] = {
         T(test_the_description_of_a_server),
@@ -221,6 +270,7 @@ int main(int argc, char **argv) {
         T(test_channels_break_and_come_back),
         T(test_many_retirements),
         T(test_orders_that_wait_hold_up_no_others),
+        T(test_an_alloc_that_waits_evicts_more_where_a_reader_keeps_the_first),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, argc, argv);
 }

@@ -777,12 +777,16 @@ static void test_an_item_of_a_session_that_ends_goes_to_who_waits(void) {
     end();
 }
 
-static void ask_enter(int fd, uint64_t id, uint64_t token, uint64_t n) {
+static void ask_enter_at(int fd, uint64_t id, const char *path, uint64_t token, uint64_t n) {
     struct crail_op o = waits(CRAIL_OP_ENTER, LONG_MS);
     o.flags |= CRAIL_OPF_PARENTS;
     o.arg0 = token;
     o.arg1 = n;
-    ask(fd, id, o, "/b");
+    ask(fd, id, o, path);
+}
+
+static void ask_enter(int fd, uint64_t id, uint64_t token, uint64_t n) {
+    ask_enter_at(fd, id, "/b", token, n);
 }
 
 static void test_a_barrier_of_ten_thousand(void) {
@@ -840,6 +844,28 @@ static void test_who_gave_up_at_a_barrier_does_not_come_back(void) {
     until_waiters(1);
     ask(fd, 2, (struct crail_op){.code = CRAIL_OP_STAT}, "/b");
     CHECK(answered(fd, 2) == 0 && silent(other));
+    close(fd);
+    close(other);
+    end();
+}
+
+/* Who waits at a path that leads to his barrier no more would never hear of it. */
+static void test_who_waits_at_a_barrier_that_is_renamed_is_told(void) {
+    start(5000);
+    int fd = client(1), other = client(2);
+    ask_enter_at(fd, 1, "/d/b", 1, 2);
+    until_waiters(1);
+    ask_enter_at(fd, 2, "/d/x", 1, 2); /* a member there, and not here */
+    CHECK(answered(fd, 2) == CRAIL_E_NOT_FOUND);
+    ask_enter_at(fd, 3, "no path", 1, 2);
+    CHECK(answered(fd, 3) == CRAIL_E_INVALID_PATH);
+    CHECK(one(other, 1, CRAIL_OP_RENAME, "/d", "/e", 2) == 0);
+    CHECK(answered(fd, 1) == CRAIL_E_NOT_FOUND);
+    ask_enter_at(fd, 4, "/e/b", 1, 2); /* still the member that he was */
+    until_waiters(1);
+    ask_enter_at(other, 2, "/e/b", 1, 2);
+    CHECK(answered(other, 2) == 0);
+    CHECK(answered(fd, 4) == 0 && result(&R, 0)->version == 1);
     close(fd);
     close(other);
     end();
@@ -962,6 +988,7 @@ int main(int argc, char **argv) {
         TEST(test_a_barrier_of_ten_thousand),
         TEST(test_a_barrier_breaks_for_all_when_a_session_ends),
         TEST(test_who_gave_up_at_a_barrier_does_not_come_back),
+        TEST(test_who_waits_at_a_barrier_that_is_renamed_is_told),
         TEST(test_a_random_life),
     };
     size_t n = sizeof tests / sizeof *tests;

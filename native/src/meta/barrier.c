@@ -68,12 +68,24 @@ static int find(struct crail_call *c, struct crail_walk *w) {
     return n->barrier.members == c->op->arg1 ? 0 : CRAIL_E_INVALID_ARGUMENT;
 }
 
+/* The token is a member already. He waits at his path, where he would not hear of a barrier that was renamed: then he
+ * is told at once, and may ask again at its new path. */
+static int enter_again(struct crail_call *c, const struct crail_hold *h) {
+    struct crail_walk w;
+    if (h->kind != CRAIL_HOLD_MEMBER)
+        return CRAIL_E_INVALID_ARGUMENT;
+    int walked = crail_path_walk(c->m, c->path, c->op->path_len, &w);
+    if (walked == CRAIL_E_INVALID_PATH)
+        return walked;
+    int rc = answer(c, h);
+    return rc == CRAIL_META_WAIT && w.node != h->node ? CRAIL_E_NOT_FOUND : rc;
+}
+
 int crail_op_enter(struct crail_call *c) {
     struct crail_walk w;
     crail_ref hold = crail_hold_find(c->m, c->s, c->op->arg0);
     if (hold)
-        return crail_hold_at(c->m, hold)->kind == CRAIL_HOLD_MEMBER ? answer(c, crail_hold_at(c->m, hold))
-                                                                    : CRAIL_E_INVALID_ARGUMENT;
+        return enter_again(c, crail_hold_at(c->m, hold));
     if (c->op->flags & CRAIL_META_OPF_AGAIN)
         return CRAIL_E_CLOSED; /* it was ended while it waited */
     if (!c->op->arg1 || c->op->arg1 > MEMBERS_MAX)

@@ -472,7 +472,6 @@ void crail_jobs_charge(struct crail_meta *m, crail_ref inner, const struct crail
 /* The node belongs to another job by its option (0: to none). The number is a living job's. */
 void crail_job_join(struct crail_meta *m, crail_ref node, uint64_t number);
 void crail_job_leave(struct crail_meta *m, struct crail_extra *x); /* the node is being freed */
-void crail_job_moved(struct crail_meta *m, crail_ref node);        /* perhaps a job's directory: lies elsewhere now */
 void crail_job_end(struct crail_meta *m, crail_ref job);
 void crail_job_node_gone(struct crail_meta *m, crail_ref job); /* its directory is being freed */
 void crail_job_hold_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);

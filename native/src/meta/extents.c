@@ -2,7 +2,6 @@
 #include "meta/engine.h"
 
 #define EVICTIONS_AT_ONCE 32u
-#define EVICT_AGAIN_NS (50ll * 1000000)
 
 static uint64_t granules_of(uint64_t bytes) {
     return bytes / CRAIL_GRANULE + (bytes % CRAIL_GRANULE != 0);
@@ -35,7 +34,7 @@ static uint32_t take(struct crail_call *c, struct crail_run *runs) {
 static void make_room(struct crail_call *c) {
     struct crail_meta *m = c->m;
     uint64_t granules = granules_of(c->op->arg1);
-    bool late = c->now_ns - m->evicted_ns > EVICT_AGAIN_NS;
+    bool late = c->now_ns - m->evicted_ns > CRAIL_META_EVICT_AGAIN_NS;
     for (uint32_t i = 0; i < EVICTIONS_AT_ONCE; i++) {
         struct crail_room room = crail_runs_room(m, &c->options);
         bool coming = room.retiring && room.free + room.retiring >= granules;

@@ -2,9 +2,9 @@
  * charged to it.
  *
  * What lies below the directory of a job has CRAIL_NODE_IN_JOB, so that nobody else pays for looking; it is charged to
- * that job and to those that its directory lies in. A container with something in it never crosses the border of a job,
- * so the flag and the sums stay right without a walk down. A removed node notes the job around it (hash_next) and is
- * charged until it is freed, so a job's record outlives the job. */
+ * that job and to those that its directory lies in. Neither a container with something in it nor a job's directory ever
+ * crosses the border of a job, so the flag and the sums stay right without a walk down. A removed node notes the job
+ * around it (hash_next) and is charged until it is freed, so a job's record outlives the job. */
 #include "meta/engine.h"
 
 #include <stdlib.h>
@@ -146,13 +146,6 @@ void crail_job_join(struct crail_meta *m, crail_ref node, uint64_t number) {
     charge_own(m, inner, n, 1, bytes);
 }
 
-void crail_job_moved(struct crail_meta *m, crail_ref node) {
-    const struct crail_node *n = crail_node_at(m, node);
-    crail_ref job = n->extra ? crail_extra_at(m, n->extra)->own_job : 0;
-    if (job)
-        crail_job_at(m, job)->outer = crail_job_around(m, n);
-}
-
 /* ---- the end ------------------------------------------------------------------------------- */
 
 static void set_ended(struct crail_meta *m, crail_ref ref) {
@@ -273,6 +266,8 @@ static void job_begin(struct crail_meta *m, crail_ref node, const struct parts *
     *j = (struct crail_job){.number = ++m->last_job * (CRAIL_JOB_SLOTS + 1ull) + p->slot, .node = node};
     j->outer = crail_job_around(m, crail_node_at(m, node));
     x->own_job = p->job;
+    x->options &= (uint16_t)~CRAIL_OPTION_TTL; /* it ends with the job now */
+    x->ttl_ns = 0;
     m->jobs[p->slot] = p->job;
     m->jobs_n++;
 }

@@ -187,6 +187,13 @@ bool crail_life_evict(struct crail_meta *m, const struct crail_options *where) {
     return true;
 }
 
+bool crail_meta_may_evict(const struct crail_meta *m) {
+    for (uint32_t i = 0; i < m->up_n; i++)
+        if (m->up[i]->evict_first)
+            return true;
+    return false;
+}
+
 /* ---- all together ------------------------------------------------------------------------- */
 
 void crail_life_apply(struct crail_call *c, crail_ref ref, struct crail_life *life) {

@@ -49,6 +49,11 @@ void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s);
 /* A change that is no event: but who waits at the path should look again. */
 #define CRAIL_CHANGE_NONE ((enum crail_event_kind)0)
 
+/* An ALLOC without room evicts and fails, and does well to come again when the memory is back. But a reader may keep
+ * it: so one that comes after this time evicts more, while there is something to evict. */
+#define CRAIL_META_EVICT_AGAIN_NS (50ll * 1000000)
+bool crail_meta_may_evict(const struct crail_meta *m);
+
 /* Executes one operation and appends exactly one struct crail_result, its data and padding, to `reply`. Bad input
  * of every kind becomes a status in that result. Returns 0, CRAIL_META_AGAIN (only for CRAIL_OP_LIST) or
  * CRAIL_META_WAIT; -ENOMEM if the reply buffer could not grow, and then nothing was changed. The caller has checked

@@ -18,14 +18,15 @@ static int overwrite_allowed(const struct crail_node *n, const struct crail_node
     return container && old->size ? CRAIL_E_NOT_EMPTY : 0;
 }
 
-/* A container with something in it stays on its side of a job's border, and quotas hold. */
+/* A container with something in it stays on its side of a job's border, and quotas hold. A job's directory stays even
+ * when it looks empty: what was removed from it may still be charged to the jobs around it, until it is freed. */
 static int borders_allow(const struct crail_meta *m, const struct crail_node *n, const struct crail_walk *to) {
     crail_ref from_job = crail_job_around(m, n), to_job = crail_job_of(m, to->dir);
     if (from_job == to_job)
         return 0;
     const struct crail_node *old = to->node ? crail_node_at(m, to->node) : NULL;
     bool leaf = crail_node_is_leaf(n);
-    if (!leaf && n->size)
+    if (!leaf && (n->size || (n->extra && crail_extra_at(m, n->extra)->own_job)))
         return CRAIL_E_INVALID_ARGUMENT;
     int64_t bytes = leaf ? (int64_t)n->size - (int64_t)(old ? old->size : 0) : 0;
     return crail_jobs_fit_move(m, from_job, to_job, !old, bytes) ? 0 : CRAIL_E_QUOTA_EXCEEDED;

@@ -121,10 +121,20 @@ static crail_ref appender_of(const struct crail_meta *m, const struct crail_node
     return ref;
 }
 
-/* As GET; the last extent with the key for writing, or the flag that it is closed. */
-static int append_answer(struct crail_call *c, const struct crail_node *n) {
+/* The key for writing to the last extent. It tells that run in its generation from every other, whatever the node is
+ * called by now and whichever version it has. */
+static uint64_t tail_key(const struct crail_meta *m, const struct crail_node *n) {
+    const struct crail_run *run = &crail_value_runs_of(m, n)[n->extents - 1];
+    struct crail_extent e = {run->server, run->region, run->granule, run->granules, 0, 0};
+    e.generation = crail_run_generation(m, run);
+    return crail_extent_key(m->mac_key, &e, CRAIL_RIGHT_WRITE);
+}
+
+/* As GET; the last extent with the key for writing (*key, 0: none was given), or the flag that it is closed. */
+static int append_answer(struct crail_call *c, const struct crail_node *n, uint64_t *key) {
     struct crail_extent last;
     int rc = crail_op_get(c);
+    *key = 0;
     if (rc || !c->r->count)
         return rc;
     if (n->flags & CRAIL_NODE_TAIL_CLOSED) {
@@ -133,7 +143,7 @@ static int append_answer(struct crail_call *c, const struct crail_node *n) {
     }
     uint8_t *at = c->out + c->r->data_len - sizeof(last);
     memcpy(&last, at, sizeof(last));
-    last.key = crail_extent_key(c->m->mac_key, &last, CRAIL_RIGHT_WRITE);
+    *key = last.key = tail_key(c->m, n);
     memcpy(at, &last, sizeof(last));
     return 0;
 }
@@ -153,13 +163,17 @@ int crail_op_append(struct crail_call *c) {
         return CRAIL_E_INVALID_ARGUMENT;
     if (!held && right)
         return crail_flag(c, CRAIL_OPF_WAIT) ? CRAIL_META_WAIT : CRAIL_E_DEADLINE;
-    rc = append_answer(c, n);
+    if (held && crail_hold_at(c->m, held)->number != n->version)
+        return CRAIL_E_VERSION_CONFLICT; /* his COMMIT could not succeed, and this tail's key is not his */
+    uint64_t key;
+    rc = append_answer(c, n, &key);
     if (rc || held)
         return rc;
     held = crail_hold_add(c->m, c->s, CRAIL_HOLD_APPEND, c->op->arg0, w.node);
     if (!held)
         return CRAIL_E_NO_MEMORY;
     crail_hold_at(c->m, held)->number = n->version;
+    crail_hold_at(c->m, held)->size = key;
     return 0;
 }
 
@@ -167,8 +181,9 @@ void crail_append_ended(struct crail_meta *m, struct crail_hold *h, enum crail_h
     if (!h->node || why == CRAIL_HOLD_NODE_GONE)
         return;
     struct crail_node *n = crail_node_at(m, h->node);
-    /* h->number 0: it ended with a COMMIT. Another version: another value, to which the holder had no key. */
-    if (n->version == h->number && n->extents)
+    /* h->size is the key that was given, 0 after a COMMIT. Another tail: another value, to which he had no key. The
+     * version would not tell: a rename makes a new one of the same value. */
+    if (h->size && n->extents && tail_key(m, n) == h->size)
         n->flags |= CRAIL_NODE_TAIL_CLOSED;
     if (crail_tree_reachable(m, h->node))
         crail_changed_node(m, CRAIL_CHANGE_LOOK, h->node);
@@ -244,7 +259,7 @@ int crail_op_commit_append(struct crail_call *c, const struct crail_extent *e, u
     if (rc)
         return rc;
     crail_grants_turn(c, e, n_new, used);
-    h->number = 0; /* the tail is at rest */
+    h->size = 0; /* the tail is at rest */
     crail_hold_end(c->m, held, CRAIL_HOLD_ENDED);
     crail_say(c, n);
     if (grows)

@@ -230,12 +230,24 @@ static int follow_version(struct crail_call *c) {
     return follow_begins(c, ref);
 }
 
+/* The token follows already. He waits at his path, so that has to be the stream's while one can wait for it. */
+static int follow_again(struct crail_call *c, const struct crail_hold *h) {
+    struct crail_walk w;
+    if (h->kind != CRAIL_HOLD_FOLLOW || !h->record)
+        return CRAIL_E_INVALID_ARGUMENT;
+    if (crail_path_walk(c->m, c->path, c->op->path_len, &w) == CRAIL_E_INVALID_PATH)
+        return CRAIL_E_INVALID_PATH;
+    const struct crail_stream *st = crail_stream_at(c->m, h->record);
+    uint32_t hash = hash_of(c->m, c->path, c->op->path_len);
+    if (st->state == CRAIL_STREAM_WRITING && !is_at(c->m, st, hash, c->path, c->op->path_len))
+        return CRAIL_E_INVALID_ARGUMENT;
+    return follow_answer(c, h->record);
+}
+
 int crail_op_follow(struct crail_call *c) {
     crail_ref held = crail_hold_find(c->m, c->s, c->op->arg0);
-    if (held) {
-        const struct crail_hold *h = crail_hold_at(c->m, held);
-        return h->kind == CRAIL_HOLD_FOLLOW && h->record ? follow_answer(c, h->record) : CRAIL_E_INVALID_ARGUMENT;
-    }
+    if (held)
+        return follow_again(c, crail_hold_at(c->m, held));
     crail_ref ref = find(c->m, c->path, c->op->path_len);
     if (!ref)
         return follow_version(c);

@@ -235,12 +235,11 @@ void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const c
     n->hash = hash;
     n->parent = dir;
     n->version = ++m->last_version;
-    n->flags = (uint8_t)((n->flags & CRAIL_NODE_INDEX_FAILED) | flags_below(m, crail_node_at(m, dir)));
+    uint8_t own = n->flags & (CRAIL_NODE_INDEX_FAILED | CRAIL_NODE_TAIL_CLOSED);
+    n->flags = (uint8_t)(own | flags_below(m, crail_node_at(m, dir)));
     attach(m, dir, ref, now_ns);
-    if (from_job == to_job)
-        return;
-    crail_jobs_charge(m, to_job, n, 1, bytes);
-    crail_job_moved(m, ref);
+    if (from_job != to_job)
+        crail_jobs_charge(m, to_job, n, 1, bytes);
 }
 
 /* ---- values ---------------------------------------------------------------------- */

@@ -11,6 +11,8 @@
 #include "base/clock.h"
 #include "rpc/rpc.h"
 
+#define EVICT_SLACK_NS 1000000 /* the engine goes by another clock */
+
 /* ---- states -------------------------------------------------------------- */
 
 const char *crail_rpc_lane_state_name(enum crail_rpc_lane_state state) {
@@ -50,7 +52,21 @@ void crail_rpc_lanes_wake(crail_namenode *nn, struct crail_list *waiting) {
         crail_rpc_lane_move(nn, CRAIL_LIST_OF(waiting->next, struct crail_rpc_lane, link), CRAIL_RPC_LANE_READY);
 }
 
+/* What was evicted for them may be kept by a reader, and then no confirmation wakes them. */
+static void wait_for_space(crail_namenode *nn, struct crail_rpc_lane *lane) {
+    crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_SPACE);
+    if (nn->evict_at <= nn->now_ns)
+        nn->evict_at = nn->now_ns + CRAIL_META_EVICT_AGAIN_NS + EVICT_SLACK_NS;
+}
+
+uint64_t crail_rpc_lanes_evict_at(const crail_namenode *nn) {
+    bool helps = !crail_list_empty(&nn->wait_space) && crail_meta_may_evict(nn->meta);
+    return helps ? nn->evict_at : UINT64_MAX;
+}
+
 void crail_rpc_lane_deadlines(crail_namenode *nn) {
+    if (crail_rpc_lanes_evict_at(nn) <= nn->now_ns)
+        crail_rpc_lanes_wake(nn, &nn->wait_space);
     while (!crail_list_empty(&nn->wait_space)) {
         struct crail_rpc_lane *lane = CRAIL_LIST_OF(nn->wait_space.next, struct crail_rpc_lane, link);
         if (lane->vec.space_until > nn->now_ns)
@@ -223,7 +239,7 @@ static bool execute(crail_namenode *nn, struct crail_rpc_lane *lane) {
         crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_STEP);
         return false;
     case CRAIL_RPC_RUN_SPACE:
-        crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_SPACE);
+        wait_for_space(nn, lane);
         return false;
     case CRAIL_RPC_RUN_ASIDE:
         forget_vector(lane);

@@ -152,6 +152,7 @@ static void background(crail_namenode *nn) {
 /* When something has to be done even if nobody sends anything. The lists are in the order of time. */
 static uint64_t next_deadline(crail_namenode *nn) {
     uint64_t at = min_u64(min_u64(crail_rpc_retires_deadline(nn), expiry_ns(nn)), crail_rpc_waits_deadline(nn));
+    at = min_u64(at, crail_rpc_lanes_evict_at(nn));
     if (!crail_list_empty(&nn->wait_space))
         at = min_u64(at, CRAIL_LIST_OF(nn->wait_space.next, struct crail_rpc_lane, link)->vec.space_until);
     if (!crail_list_empty(&nn->drain))

@@ -222,8 +222,9 @@ struct crail_namenode {
     uint64_t excused_ns;   /* part since the last look that does not count as a stall (the invariant check) */
 
     struct crail_list ready, wait_step, wait_space; /* lanes */
-    struct crail_list drain, large;                 /* connections */
-    struct crail_list grace[2];                     /* sessions: far away, and on this host */
+    uint64_t evict_at;              /* who waits for memory asks again then, if something can be evicted */
+    struct crail_list drain, large; /* connections */
+    struct crail_list grace[2];     /* sessions: far away, and on this host */
     struct crail_list channels;
     struct crail_list grave;    /* endpoints */
     struct crail_list spinning; /* rings */
@@ -347,6 +348,8 @@ void crail_rpc_lane_free(crail_namenode *nn, struct crail_rpc_lane *lane);
 /* Everything in the list gets another try. */
 void crail_rpc_lanes_wake(crail_namenode *nn, struct crail_list *waiting);
 void crail_rpc_lane_deadlines(crail_namenode *nn);
+/* When those who wait for memory ask again for what can be evicted, UINT64_MAX: never. */
+uint64_t crail_rpc_lanes_evict_at(const crail_namenode *nn);
 
 /* ---- vector.c ------------------------------------------------------------ */
 
