@@ -355,8 +355,10 @@ static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t
     if (r->status == -CRAIL_E_STALE_LOCATION)
         return 1;
     if (r->status) {
+        /* Executed, and nobody knows how: the extents may be a node's by now. */
+        bool unknown = r->status == -CRAIL_E_UNAVAILABLE || r->status == -CRAIL_E_PROTOCOL;
         call_fail(c, r->status, r->server);
-        give_back(c, g, !c->was_restarted);
+        give_back(c, g, !unknown && !c->was_restarted);
         return -1;
     }
     *version = r->version;
