@@ -378,7 +378,7 @@ static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint6
             return -1;
         int rc = call_transfer(c, g.extents, g.count, (uint64_t)b->len, 0, (uint64_t)b->len, b->buf, true);
         if (rc)
-            give_back(c, &g, rc < 0 && T->client_find(c->client, g.extents[0].server));
+            give_back(c, &g, rc < 0 && !c->was_restarted && T->client_find(c->client, g.extents[0].server));
         if (rc == 0 && (rc = commit(c, &g, (uint64_t)b->len, flags, if_version, version)) == 1)
             give_back(c, &g, false); /* some of it may be ours still */
         if (rc <= 0)
