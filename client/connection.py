@@ -2,7 +2,7 @@
 
 Every call goes straight to the hot door (`crailpy._hot`), which does its I/O on the calling thread.
 What cannot be decided there (opening connections, attaching servers, errors with words) comes back
-here through `_open_lane`, `_attach`, `_error`, `_delivered` and `_after_fork`.
+here through `_open_lane`, `_stay`, `_attach`, `_error`, `_delivered` and `_after_fork`.
 """
 
 from __future__ import annotations
@@ -118,6 +118,10 @@ class Connection:
 
     def _open_lane(self, number: int, mutating: bool, attempt: int, deadline: float) -> None:
         self._session.open_lane(number, mutating, attempt, deadline)
+
+    def _stay(self) -> None:
+        if self._session.core.is_of_this_process():
+            self._session.stay()
 
     def _attach(self, server: int, lane: int, need: int, deadline: float) -> None:
         self._session.attach(server, lane, need, deadline, self._describe)

@@ -32,6 +32,7 @@ RETRY_FIRST = 0.01  # seconds until the next attempt to reach somebody who is no
 RETRY_MAX = 0.5
 DEFAULT_PORT = 9060
 LANES_MAX = 128
+PRESENCE_LANE = 4095  # of the namenode's; none of the core's
 LOCK_MAX = 86400.0 * 365  # what a lock can wait
 
 # what the core needs of a server (native/src/client/client.h)
@@ -115,6 +116,7 @@ class Session:
         self._presences: list[socket.socket] = []
         self._described: dict[int, dict[str, Any]] = {}
         self._established = False
+        self._staying = 0  # the session that has a connection for this
 
     # -- reaching somebody -------------------------------------------------
 
@@ -192,6 +194,23 @@ class Session:
             self.core.lane_add(number, sock.detach(), old != session, ring or None)
         finally:
             hello.close_all(ring)
+
+    def stay(self) -> None:
+        """A connection broke that may have been the only one, and who computes for an hour opens no
+        other: so that the namenode, on this machine, does not take us for dead, one is opened that
+        is never used. It waits for nothing, for its caller is being interrupted, and raises
+        nothing; a namenode elsewhere gives us the time until the next call."""
+        session = self.number
+        if not session or not self._unix or session == self._staying:
+            return
+        fields = {"role": "lane", "lane": PRESENCE_LANE, "host": hello.host_identity()}
+        try:
+            fields |= {"session": session, "session_key": self._key}
+            sock = hello.leave_word(self._unix, fields, self.token)
+        except (OSError, CrailError, KeyError):
+            return
+        self._staying = session
+        self._presences.append(sock)
 
     def connect_lane(self, number: int, deadline: float) -> socket.socket:
         """A connection of lane `number` whose hello is done, for a caller that speaks wire.h

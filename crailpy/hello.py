@@ -53,6 +53,8 @@ TCP_IDLE_S = 10  # quiet for so long: ask the peer's kernel
 
 # ---- bytes, no I/O -------------------------------------------------------------------------------
 
+MOMENT = 0.005  # seconds: what an interrupted call can spare
+
 
 def pack(message: dict[str, Any]) -> bytes:
     """The bytes of a message. Raises ProtocolError if it is too long."""
@@ -233,6 +235,26 @@ def exchange(
     raise_error(reply)
     sock.settimeout(None)
     return reply
+
+
+def leave_word(path: str, fields: dict[str, Any], token: str | None) -> socket.socket:
+    """A connection to a unix socket on which the hello was sent, and its reply is never read: so
+    this does not wait, but a moment for a challenge where there is a token. Raises OSError, and
+    what it is answered with."""
+    check_unix(path)
+    request = {"version": VERSION, **fields}
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+        sock.sendall(pack(request))
+        if token is not None:
+            reply = receive(sock, time.monotonic() + MOMENT)
+            sock.sendall(pack(request | {"proof": answer(reply, token, request["role"])}))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def answer(reply: dict[str, Any], token: str | None, role: str) -> bytes:

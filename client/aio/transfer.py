@@ -390,9 +390,9 @@ class Transfers:
             self._not_committed(error, extents)
 
     def _not_committed(self, error: CrailError, extents: list[bytes]) -> None:
-        # UnavailableError: it may be committed; then the session's end will tell. A stale grant is
-        # put()'s to release.
-        if not isinstance(error, UnavailableError | StaleLocationError):
+        # UnavailableError, ProtocolError: it may be committed; then the session's end will tell. A
+        # stale grant is put()'s to release.
+        if not isinstance(error, UnavailableError | ProtocolError | StaleLocationError):
             self._give_back(extents, at_rest=True)
 
     # -- grants ---------------------------------------------------------------------------------

@@ -62,6 +62,17 @@ static int open_lane(struct call *c, bool is_mutating, int attempt) {
     return r ? 0 : -1;
 }
 
+/* The call ends without its reply, and its lane without its connection: the session stays. An exception is set. */
+static void discard_lane(struct call *c) {
+    PyObject *type, *value, *trace;
+    T->lane_discard(c->lane);
+    c->lane = NULL;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject *r = PyObject_CallMethod(c->self->owner, "_stay", NULL);
+    Py_XDECREF(r);
+    PyErr_Restore(type, value, trace); /* instead of another, a second interruption */
+}
+
 int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out) {
     *out = own_ns;
     if (timeout == Py_None)
@@ -135,8 +146,7 @@ static int connect_lane(struct call *c) {
     if (!open_lane(c, false, 0) && (!c->lane->is_lost || !find_sequence(c)))
         return 0;
     if (c->lane)
-        T->lane_discard(c->lane);
-    c->lane = NULL;
+        discard_lane(c);
     return -1;
 }
 
@@ -346,8 +356,7 @@ int call_exchange(struct call *c) {
             break;
         T->lane_send_again(c->lane);
     }
-    T->lane_discard(c->lane);
-    c->lane = NULL;
+    discard_lane(c);
     return -1;
 }
 

@@ -355,8 +355,10 @@ static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t
     if (r->status == -CRAIL_E_STALE_LOCATION)
         return 1;
     if (r->status) {
+        /* Executed, and nobody knows how: the extents may be a node's by now. */
+        bool unknown = r->status == -CRAIL_E_UNAVAILABLE || r->status == -CRAIL_E_PROTOCOL;
         call_fail(c, r->status, r->server);
-        give_back(c, g, !c->was_restarted);
+        give_back(c, g, !unknown && !c->was_restarted);
         return -1;
     }
     *version = r->version;
@@ -376,7 +378,7 @@ static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint6
             return -1;
         int rc = call_transfer(c, g.extents, g.count, (uint64_t)b->len, 0, (uint64_t)b->len, b->buf, true);
         if (rc)
-            give_back(c, &g, rc < 0 && T->client_find(c->client, g.extents[0].server));
+            give_back(c, &g, rc < 0 && !c->was_restarted && T->client_find(c->client, g.extents[0].server));
         if (rc == 0 && (rc = commit(c, &g, (uint64_t)b->len, flags, if_version, version)) == 1)
             give_back(c, &g, false); /* some of it may be ours still */
         if (rc <= 0)

@@ -619,6 +619,27 @@ static void test_next_waits(void) {
     end();
 }
 
+static void test_who_waits_for_a_watch_does_not_go_over_to_the_next_of_its_token(void) {
+    start(5000);
+    int fd = client(1);
+    CHECK(watch(fd, 7, "/a") == 0);
+    struct crail_op o = waits(CRAIL_OP_NEXT, LONG_MS);
+    o.arg0 = 7;
+    ask(fd, 10, o, "");
+    until_waiters(1);
+    frame(&Q, 11, 1); /* both in one turn: the waiter has its own after them */
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_END, .arg0 = 7}, "", NULL, 0);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_WATCH, .arg0 = 7}, "/b", NULL, 0);
+    send_all(fd, Q.b.data, Q.b.len);
+    for (int i = 0; i < 2; i++) {
+        CHECK(take(fd, &R));
+        CHECK(result(&R, 0)->status == (R.head.id == 10 ? -CRAIL_E_NOT_FOUND : 0));
+    }
+    CHECK(stats().watches == 1 && stats().waiters == 0);
+    close(fd);
+    end();
+}
+
 static void test_a_watch_that_is_not_read_loses_the_oldest_and_says_so(void) {
     start(5000);
     enum { PATHS = 100, ROUNDS = 1200 };
@@ -980,6 +1001,7 @@ int main(int argc, char **argv) {
         TEST(test_a_crowd_below_a_renamed_directory),
         TEST(test_a_watch_sees_its_node_and_all_below),
         TEST(test_next_waits),
+        TEST(test_who_waits_for_a_watch_does_not_go_over_to_the_next_of_its_token),
         TEST(test_a_watch_that_is_not_read_loses_the_oldest_and_says_so),
         TEST(test_a_watch_below_what_comes_and_goes),
         TEST(test_watches_go_with_their_session),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+
 import pytest
 
 import crailpy
 from crailpy import errors
 
-from .proxy import DroppingProxy
+from .proxy import FRAME, OP, DroppingProxy, _frame
+
+COMMIT = 17
+UNAVAILABLE = 1013
 
 
 @pytest.fixture
@@ -56,3 +62,34 @@ def test_large_values_survive_lost_replies_and_leak_no_granule(store):
         assert store.get("/bulk") == data[i:]
     store.delete("/bulk")
     assert store.status()["namenode"]["granules_used"] == before
+
+
+class ForgettingProxy(DroppingProxy):
+    """Says of the first commit that nobody knows how it went; it was executed."""
+
+    def _one_request(self, client: socket.socket, server: socket.socket) -> bool:
+        request, _ = _frame(client)
+        server.sendall(request)
+        reply, _ = _frame(server)
+        if OP.unpack_from(request, FRAME.size)[0] == COMMIT and not self.dropped:
+            self.dropped += 1
+            status = struct.pack("<i", -UNAVAILABLE)
+            reply = reply[: FRAME.size] + status + reply[FRAME.size + 4 :]
+        client.sendall(reply)
+        return True
+
+
+def test_what_may_have_been_committed_is_not_written_again(cluster):
+    host, port = cluster.address.removeprefix("crail://").split(":")
+    one, other = b"1" * 100_000, b"2" * 100_000
+    with (
+        ForgettingProxy((host, int(port)), k=1) as proxy,
+        crailpy.connect(proxy.address, transport="tcp") as store,
+    ):
+        with pytest.raises(errors.UnavailableError):
+            store.put("/unknown/one", one)
+        assert store.get("/unknown/one") == one
+        store.put("/unknown/other", other)
+        assert store.get("/unknown/one") == one
+        assert store.get("/unknown/other") == other
+        store.rmtree("/unknown")

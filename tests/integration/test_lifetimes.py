@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import signal
+import threading
 import time
 
 import numpy
@@ -213,6 +215,55 @@ if sys.stdin.readline() == "close\\n":
     print("closed", flush=True)
 sys.stdin.read()
 """
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupted():
+    """Calls, and interrupts the call when the store beside it sees that it waits."""
+
+    def stop(number, frame):
+        raise Stop
+
+    def interrupt(beside):
+        until(lambda: beside.status()["namenode"]["waiters"])
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    def call(beside, what, *args, **kwargs):
+        other = Call(interrupt, beside)
+        with pytest.raises(Stop):
+            what(*args, **kwargs)
+        other.result()
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    yield call
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_an_interrupted_call_does_not_end_the_session(interrupted, token):
+    """Not even of who calls nothing afterwards: its lane was its only connection. A client that is
+    killed later has been missed by the namenode for as long before it would miss ours."""
+    with (
+        crailpy.LocalCluster(dram="64MiB", session_grace="300ms", token=token) as cluster,
+        cluster.connect() as store,
+        cluster.connect() as beside,
+        Program(
+            SESSION.replace("argv[1]", "argv[1], token=sys.argv[2] or None"),
+            cluster.address,
+            token or "",
+        ) as child,
+    ):
+        path = store.session_path()
+        interrupted(beside, store.get, "/never", wait=60)
+        theirs = child.line()
+        child.kill()
+        beside.wait(theirs, absent=True, timeout=30)
+        assert beside.exists(path)
+        assert store.session_path() == path
 
 
 def test_session_path_goes_with_a_closed_and_with_a_killed_client(short):

@@ -3,7 +3,8 @@
  *
  * Exactly once: `last_seq` and `record` change together, when a recorded vector is complete. A recorded vector that
  * has begun is always finished, even if its connection dies: the lane then keeps the connection's input buffer
- * (`orphan`), and a new connection's frames wait until it is done. */
+ * (`orphan`), and a new connection's frames wait until it is done. But one that waits for space has changed nothing so
+ * far: it goes with its connection, as if it had never come. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -83,15 +84,23 @@ static void forget_vector(struct crail_rpc_lane *lane) {
     lane->orphan = NULL;
 }
 
+/* An ALLOC that waited for space, in vain: granted now, it would be to nobody. */
+static void forget_begun(struct crail_rpc_lane *lane) {
+    lane->record.len = 0; /* the one before it is overwritten */
+    forget_vector(lane);
+}
+
 void crail_rpc_lane_lost_conn(crail_namenode *nn, struct crail_rpc_lane *lane) {
     struct crail_rpc_conn *c = lane->conn;
     if (lane->orphan)
         return; /* the vector is an earlier connection's and goes on */
-    if (lane->vec.frame && lane->vec.recorded) {
+    if (lane->vec.frame && lane->vec.recorded && !lane->vec.space_until) {
         lane->orphan = c->in;
         c->in = NULL;
         return;
     }
+    if (lane->vec.frame && lane->vec.recorded)
+        forget_begun(lane);
     forget_vector(lane);
     crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_IDLE);
 }
@@ -239,6 +248,10 @@ static bool execute(crail_namenode *nn, struct crail_rpc_lane *lane) {
         crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_STEP);
         return false;
     case CRAIL_RPC_RUN_SPACE:
+        if (lane->orphan) {
+            forget_begun(lane);
+            return true;
+        }
         wait_for_space(nn, lane);
         return false;
     case CRAIL_RPC_RUN_ASIDE:

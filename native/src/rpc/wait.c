@@ -267,6 +267,15 @@ static void answer(crail_namenode *nn, struct crail_rpc_waiter *waiter, int stat
 
 enum tried { ANSWERED, WAITS, PARKED };
 
+/* Its watch has ended, and another may have begun under the same token: that one's changes come to another line. */
+static bool lost_watch(const struct crail_rpc_waiter *waiter) {
+    if (waiter->op.code != CRAIL_OP_NEXT)
+        return false;
+    const struct crail_rpc_watch *watch =
+        crail_rpc_watch_find(waiter->party->conn->lane->session, waiter->op.arg0);
+    return !watch || watch->spot != waiter->spot;
+}
+
 /* A waiter that was answered, or whose connection has ended, is gone. */
 static enum tried try(crail_namenode *nn, struct crail_rpc_waiter *waiter) {
     struct crail_rpc_party *p = waiter->party;
@@ -279,6 +288,10 @@ static enum tried try(crail_namenode *nn, struct crail_rpc_waiter *waiter) {
         crail_list_push(&p->parked, &waiter->retry);
         has_late(nn, p);
         return PARKED;
+    }
+    if (lost_watch(waiter)) {
+        answer(nn, waiter, CRAIL_E_NOT_FOUND);
+        return ANSWERED;
     }
     struct crail_buf *b = &p->late;
     size_t start = b->len;
