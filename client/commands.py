@@ -157,6 +157,17 @@ def time_words(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + "Z"
 
 
+def standard_bytes(name: str) -> Any:
+    """The bytes of "stdin" or "stdout". Asked for before a connection is made: where the caller has
+    closed it, a socket may get its number."""
+    from crailpy.errors import ClosedError
+
+    stream = getattr(sys, name)
+    if stream is None:
+        raise ClosedError(f"standard {name[3:]}put is closed")
+    return stream.buffer
+
+
 def placement(options: argparse.Namespace) -> dict[str, Any]:
     """The placement keywords that were given."""
     names = ("tier", "location", "stripe", "ttl", "wait_space")
@@ -168,10 +179,11 @@ def placement(options: argparse.Namespace) -> dict[str, Any]:
 def put(options: argparse.Namespace) -> int:
     mode = "xb" if options.if_absent else "wb"
     placed = placement(options)
+    stream = standard_bytes("stdin") if options.local == "-" else None
     with connect(options) as store:
-        if options.local == "-":
+        if stream is not None:
             with store.open(options.key, mode, **placed) as target, Progress("-", None) as bar:
-                copy_stream(sys.stdin.buffer, target, bar)
+                copy_stream(stream, target, bar)
             return 0
         with open(options.local, "rb", buffering=0) as source:
             total = os.fstat(source.fileno()).st_size
@@ -213,12 +225,13 @@ def fetch(store: Any, key: str, target: Any) -> None:
 
 
 def get(options: argparse.Namespace) -> int:
+    stream = standard_bytes("stdout") if options.local == "-" else None
     with connect(options) as store:
         if options.wait is not None:
             store.wait(options.key, timeout=options.wait)
-        if options.local == "-":
-            fetch(store, options.key, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+        if stream is not None:
+            fetch(store, options.key, stream)
+            stream.flush()
         else:
             with local_target(options.local, options.key) as target:
                 fetch(store, options.key, target)
@@ -226,10 +239,11 @@ def get(options: argparse.Namespace) -> int:
 
 
 def cat(options: argparse.Namespace) -> int:
+    stream = standard_bytes("stdout")
     with connect(options) as store:
         for key in options.keys:
-            fetch(store, key, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+            fetch(store, key, stream)
+        stream.flush()
     return 0
 
 
@@ -364,14 +378,14 @@ def guarded(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.
         except BrokenPipeError:  # the reader of our output has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 1
-        except KeyboardInterrupt:
-            message = "interrupted"
+        except KeyboardInterrupt:  # its exit code is the entry point's business
+            print("crailpy: interrupted", file=sys.stderr)
+            raise
         except Exception as error:
             if not is_expected(error):
                 raise
-            message = describe(error)
-        print(f"crailpy: {message}", file=sys.stderr)
-        return 1
+            print(f"crailpy: {describe(error)}", file=sys.stderr)
+            return 1
 
     return func
 

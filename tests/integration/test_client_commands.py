@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import crailpy
+
+from .kit import until
 
 COMMAND = [sys.executable, "-c", "from crailpy.cli import main; raise SystemExit(main())"]
 
@@ -103,3 +107,45 @@ def test_processes_of_bench_and_demo_get_the_token(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("CRAILPY_TOKEN", "a secret")
         words = ["bench", given[0], "--quick", "--sizes=64", "--json", "--only", "nodes lookup"]
         assert len(json.loads(run(*words))["rows"]) == 6
+
+
+def test_ctrl_c_ends_a_demo_and_its_workers_without_a_traceback(address: str) -> None:
+    words = [*COMMAND, "demo", f"--address={address}", "--workers=2", "--maps=200"]
+    with (
+        crailpy.connect(address) as store,
+        subprocess.Popen(words, stderr=subprocess.PIPE, start_new_session=True) as child,
+    ):
+        try:
+            base = f"/demo-{child.pid}"
+            until(lambda: store.exists(f"{base}/reports") and store.listdir(f"{base}/reports"))
+            os.killpg(child.pid, signal.SIGINT)  # as a terminal does it
+            assert child.communicate(timeout=30)[1] == b"crailpy: interrupted\n"
+            assert child.returncode == 130
+        finally:
+            child.kill()
+
+
+def test_ctrl_c_while_modules_are_imported_gives_no_traceback() -> None:
+    text = """if True:
+        import sys
+        class Interrupt:
+            def find_spec(name, path=None, target=None):
+                if name == "crailpy.server.commands":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupt)
+        from crailpy.cli import main
+        raise SystemExit(main(["status"]))
+    """
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "fd"), [("cat /x", 1), ("get /x -", 1), ("put - /x", 0)], ids=lambda value: str(value)
+)
+def test_a_closed_standard_stream_is_said(address: str, words: str, fd: int) -> None:
+    line = f'exec "$@" {"<" if fd == 0 else ">"}&-'
+    command = ["sh", "-c", line, "sh", *COMMAND, *words.split(), f"--address={address}"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
+    name = ("input", "output")[fd]
+    assert (done.returncode, done.stderr.decode()) == (1, f"crailpy: standard {name} is closed\n")
