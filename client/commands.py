@@ -21,6 +21,8 @@ PIECE_BYTES = 8 << 20
 """What a stream moves at a time."""
 WHOLE_BYTES = 64 << 20
 """Values up to this size travel in one call."""
+GRANULE = 4096
+"""What memory is counted in."""
 
 
 # ---- words on the command line ----------------------------------------------------------------
@@ -286,7 +288,7 @@ def stat(options: argparse.Namespace) -> int:
 
 
 def rm(options: argparse.Namespace) -> int:
-    from crailpy.errors import NotFoundError
+    from crailpy.errors import NotEmptyError, NotFoundError
 
     with connect(options) as store:
         for path in options.paths:
@@ -295,6 +297,8 @@ def rm(options: argparse.Namespace) -> int:
                     store.rmtree(path)
                 else:
                     store.remove(path)
+            except NotEmptyError:
+                raise NotEmptyError(path=path, hint="-r removes it with all below it") from None
             except NotFoundError:
                 if not options.force:
                     raise
@@ -315,7 +319,6 @@ def status(options: argparse.Namespace) -> int:
         print_json(facts)
         return 0
     namenode = facts["namenode"]
-    granule = 4096
 
     def count(name: str) -> int:
         return int(namenode.get(name, 0))
@@ -326,19 +329,37 @@ def status(options: argparse.Namespace) -> int:
         f"{count('sessions')} sessions, {count('lanes')} lanes"
     )
     print(
-        f"memory      {size_words(count('granules_used') * granule)} used, "
-        f"{size_words(count('granules_free') * granule)} free of "
-        f"{size_words(count('granules_total') * granule)} "
-        f"({size_words(count('granules_granted') * granule)} granted, "
-        f"{size_words(count('granules_retiring') * granule)} being freed)"
+        f"memory      {size_words(count('granules_used') * GRANULE)} used, "
+        f"{size_words(count('granules_free') * GRANULE)} free of "
+        f"{size_words(count('granules_total') * GRANULE)} "
+        f"({size_words(count('granules_granted') * GRANULE)} granted, "
+        f"{size_words(count('granules_retiring') * GRANULE)} being freed)"
     )
     print(
         f"requests    {count('requests'):,} with {count('operations'):,} operations since the start"
     )
-    for server in facts.get("servers", []):
-        words = ", ".join(f"{name} {value}" for name, value in server.items() if name != "number")
-        print(f"server {server.get('number', '?'):<5}{words}")
+    for line in server_lines(facts["servers"]):
+        print(line)
     return 0
+
+
+def server_lines(servers: list[dict[str, Any]]) -> Iterator[str]:
+    """A small table of the storage servers; `--json` has all of what is known."""
+    head = ("server", "id", "state", "tier", "location", "address", "used", "free", "of")
+    rows = [head, *map(server_row, servers)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def server_row(server: dict[str, Any]) -> tuple[str, ...]:
+    names = ("number", "id", "state", "tier", "location", "address")
+    counts = (server["granules_used"], server["granules_free"], server["granules_total"])
+    return (
+        *("-" if server[name] is None else str(server[name]) for name in names),
+        *(size_words(number * GRANULE) for number in counts),
+    )
 
 
 def bench(options: argparse.Namespace) -> int:

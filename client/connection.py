@@ -140,8 +140,8 @@ class Connection:
         """A number for a hold: unique in this store, so also in its session."""
         return next(self._tokens)
 
-    def _error(self, status: int, path: str, server: int) -> CrailError:
-        return from_status(status, path=path or None, server=str(server) if server else None)
+    def _error(self, status: int, path: str | None, server: int) -> CrailError:
+        return from_status(status, path=path, server=str(server) if server else None)
 
     def _delivered(self, key: str, version: int, deadline: float) -> None:
         """All of a value that goes when it was read has been read: it goes, unless another took
@@ -241,10 +241,14 @@ class Connection:
                     r.wait,
                     timeout,
                 )  # fmt: skip
-        except NotFoundError:
+        except NotFoundError as error:
             if r.absent is requests.RAISE:
+                r.explain(error)
                 raise
             return r.absent
+        except CrailError as error:
+            r.explain(error)
+            raise
         return r.decode(result)
 
     def _wait(self, ask: Callable[[int, float], T], seconds: float, timeout: float | None) -> T:

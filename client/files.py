@@ -13,6 +13,7 @@ import sys
 import time
 
 from crailpy.errors import (
+    DISCARDED,
     ClosedError,
     CrailError,
     DataLostError,
@@ -681,10 +682,7 @@ class Following(File):
         return True
 
     def _discarded(self) -> DataLostError:
-        return DataLostError(
-            "what was being written was discarded by its writer, or by its writer's end",
-            path=self.name,
-        )
+        return DataLostError(DISCARDED, path=self.name)
 
     def _lost(self) -> DataLostError:
         """What a location that is out of date means: mostly that the writer discarded it."""

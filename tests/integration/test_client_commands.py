@@ -149,3 +149,29 @@ def test_a_closed_standard_stream_is_said(address: str, words: str, fd: int) -> 
     done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
     name = ("input", "output")[fd]
     assert (done.returncode, done.stderr.decode()) == (1, f"crailpy: standard {name} is closed\n")
+
+
+def test_rm_of_a_full_directory_advises_what_the_command_line_has(address: str) -> None:
+    run("put", f"--address={address}", "-", "/full/value", stdin=b"x")
+    assert run("rm", f"--address={address}", "/full", code=1).endswith(
+        b"'/full' (-r removes it with all below it)\n"
+    )
+
+
+def test_status_and_top_have_a_short_line_for_each_server(address: str) -> None:
+    for words in (("status",), ("top", "-n", "1", "--interval", "10ms")):
+        head, line = run(*words, f"--address={address}").decode().splitlines()[-2:]
+        assert head.split() == [
+            "server",
+            "id",
+            "state",
+            "tier",
+            "location",
+            "address",
+            "used",
+            "free",
+            "of",
+        ]
+        assert line.split()[1:5] == ["storage-0", "up", "dram", "-"]
+        assert line.endswith("256 MiB")
+        assert len(line) < 100
