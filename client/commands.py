@@ -56,6 +56,18 @@ def count(text: str) -> int:
     return number
 
 
+def address(text: str) -> str:
+    """An address of a store, as it is."""
+    import argparse
+
+    from .session import Address
+
+    try:
+        return Address(text).text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def sizes(text: str) -> list[int]:
     """Bytes of each of `64,4KiB,16MiB`."""
     return [size(word) for word in text.split(",")]
@@ -251,21 +263,36 @@ def cat(options: argparse.Namespace) -> int:
 
 def ls(options: argparse.Namespace) -> int:
     with connect(options) as store:
-        info = store.stat(options.path)
-        folder = is_folder(info)
+        infos = [store.stat(path) for path in options.paths]
         if options.json:
-            print_json([node_facts(i) for i in (store.scandir(options.path) if folder else [info])])
+            listed = [i for info in infos for i in entries_of(store, info)]
+            print_json([node_facts(info) for info in listed])
             return 0
-        if not options.long:
-            for name in store.listdir(options.path) if folder else [options.path]:
-                print(name)
-            return 0
-        for entry in store.scandir(options.path) if folder else [info]:
-            name = entry.path.rpartition("/")[2] if folder else entry.path
-            mark = "-" if entry.kind == "file" else entry.kind[0]
-            slash = "/" if is_folder(entry) else ""
-            print(f"{mark} {entry.size:>14,} {time_words(entry.mtime)} {name}{slash}")
+        for info in infos:
+            if len(infos) > 1 and is_folder(info):
+                print(f"{info.path}:")
+            list_node(store, info, options.long)
+            if is_folder(info) and info is not infos[-1]:
+                print()
     return 0
+
+
+def entries_of(store: Any, info: Any) -> Iterator[Any]:
+    """What is in a container; of a value, itself."""
+    return store.scandir(info.path) if is_folder(info) else iter([info])
+
+
+def list_node(store: Any, info: Any, long: bool) -> None:
+    folder = is_folder(info)
+    if not long:
+        for name in store.listdir(info.path) if folder else [info.path]:
+            print(name)
+        return
+    for entry in entries_of(store, info):
+        name = entry.path.rpartition("/")[2] if folder else entry.path
+        mark = "-" if entry.kind == "file" else entry.kind[0]
+        slash = "/" if is_folder(entry) else ""
+        print(f"{mark} {entry.size:>14,} {time_words(entry.mtime)} {name}{slash}")
 
 
 def stat(options: argparse.Namespace) -> int:
@@ -448,6 +475,7 @@ def register(subparsers: Any) -> None:
     group = common.add_argument_group("store")
     group.add_argument(
         "--address",
+        type=address,
         help="crail://host:port or crail+unix:///path (default: $CRAILPY_ADDRESS, then local)",
     )
     group.add_argument("--timeout", type=duration, help="limit of each call, as 10s or 250ms")
@@ -481,8 +509,8 @@ def register(subparsers: Any) -> None:
     p = add("cat", cat, "write values to standard output", common)
     p.add_argument("keys", metavar="KEY", nargs="+")
 
-    p = add("ls", ls, "list a directory of the store", common, facts)
-    p.add_argument("path", metavar="PATH", nargs="?", default="/")
+    p = add("ls", ls, "list directories of the store", common, facts)
+    p.add_argument("paths", metavar="PATH", nargs="*", default=["/"])
     p.add_argument("-l", "--long", action="store_true", help="with kind, size and time (UTC)")
 
     p = add("stat", stat, "say what is known about nodes", common, facts)
@@ -524,10 +552,10 @@ def register(subparsers: Any) -> None:
         "demo", demo, "count words with worker processes that share data in a store", common, facts
     )
     p.add_argument(
-        "--workers", type=int, metavar="N", help="worker processes (default: one per core)"
+        "--workers", type=count, metavar="N", help="worker processes (default: one per core)"
     )
-    p.add_argument("--maps", type=int, default=32, metavar="N", help="map tasks")
-    p.add_argument("--reduces", type=int, default=8, metavar="N", help="reduce tasks")
+    p.add_argument("--maps", type=count, default=32, metavar="N", help="map tasks")
+    p.add_argument("--reduces", type=count, default=8, metavar="N", help="reduce tasks")
     p.add_argument("--folder", help="where the text is (default: the standard library)")
 
     add("doctor", doctor, "say what this machine can do for a store", facts)

@@ -19,6 +19,7 @@ from crailpy.errors import (
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
+    OutOfSpaceError,
     UnavailableError,
     from_status,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+STATUS_TIMEOUT = 1.0  # seconds to find out more about a failure
 TRANSPORTS = (None, "shm", "tcp")
 UNAVAILABLE = ("raise", "miss")
 
@@ -141,7 +143,20 @@ class Connection:
         return next(self._tokens)
 
     def _error(self, status: int, path: str | None, server: int) -> CrailError:
-        return from_status(status, path=path, server=str(server) if server else None)
+        error = from_status(status, path=path, server=str(server) if server else None)
+        if isinstance(error, OutOfSpaceError):
+            self._explain_space(error)
+        return error
+
+    def _explain_space(self, error: OutOfSpaceError) -> None:
+        """There is another reason than full servers: none, as just after a namenode's start."""
+        try:
+            facts = self._session.admin("status", {}, time.monotonic() + STATUS_TIMEOUT)
+        except (CrailError, OSError):
+            return
+        if not any(server["state"] == "up" for server in facts["servers"]):
+            error.retell("no storage server is there (yet)")
+            error.hint = "crailpy status shows them, crailpy storage starts one"
 
     def _delivered(self, key: str, version: int, deadline: float) -> None:
         """All of a value that goes when it was read has been read: it goes, unless another took

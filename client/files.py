@@ -490,7 +490,8 @@ class File(io.RawIOBase):
             try:
                 new: bytes = self._hot.alloc(size, flags, options, ms, limit + ms / 1000)
                 return new
-            except OutOfSpaceError:
+            except OutOfSpaceError as error:
+                error.path = self.name
                 left = until - time.monotonic()
                 if left <= 0:
                     raise

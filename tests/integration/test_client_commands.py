@@ -159,19 +159,52 @@ def test_rm_of_a_full_directory_advises_what_the_command_line_has(address: str) 
 
 
 def test_status_and_top_have_a_short_line_for_each_server(address: str) -> None:
+    columns = "server id state tier location address used free of".split()  # noqa: SIM905
     for words in (("status",), ("top", "-n", "1", "--interval", "10ms")):
         head, line = run(*words, f"--address={address}").decode().splitlines()[-2:]
-        assert head.split() == [
-            "server",
-            "id",
-            "state",
-            "tier",
-            "location",
-            "address",
-            "used",
-            "free",
-            "of",
-        ]
+        assert head.split() == columns
         assert line.split()[1:5] == ["storage-0", "up", "dram", "-"]
         assert line.endswith("256 MiB")
         assert len(line) < 100
+
+
+def test_ls_lists_several_paths(address: str) -> None:
+    at = f"--address={address}"
+    for key in ("/several/a/one", "/several/b/two", "/several/three"):
+        run("put", at, "-", key, stdin=b"x")
+    paths = ("/several/a", "/several/three", "/several/b")
+    assert run("ls", at, *paths) == b"/several/a:\none\n\n/several/three\n/several/b:\ntwo\n"
+    facts = json.loads(run("ls", at, "--json", *paths))
+    assert [node["path"] for node in facts] == [
+        "/several/a/one", "/several/three", "/several/b/two",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("ls --address=nonsense", b"is no address"),
+        ("ls --address=crail://host:0", b"is not host:port"),
+        ("demo --workers=0", b"--workers"),
+        ("demo --maps=0", b"--maps"),
+        ("get --wait=-3s /x -", b"--wait"),
+    ],
+)
+def test_what_is_no_argument_is_a_usage_error(words: str, reason: bytes) -> None:
+    assert reason in run(*words.split(), code=2)
+
+
+def test_put_names_the_path_that_has_no_space(address: str, tmp_path: Path) -> None:
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 300 << 20)
+    said = run("put", f"--address={address}", str(tmp_path / "large"), "/large", code=1)
+    assert b"no storage server has room: '/large'" in said
+
+
+def test_a_store_without_storage_servers_says_so() -> None:
+    with (
+        crailpy.LocalCluster(servers=0) as cluster,
+        cluster.connect() as store,
+        pytest.raises(crailpy.errors.OutOfSpaceError, match="no storage server is there"),
+    ):
+        store.put("/x", bytes(1 << 20))
