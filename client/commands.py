@@ -21,6 +21,8 @@ PIECE_BYTES = 8 << 20
 """What a stream moves at a time."""
 WHOLE_BYTES = 64 << 20
 """Values up to this size travel in one call."""
+GRANULE = 4096
+"""What memory is counted in."""
 
 
 # ---- words on the command line ----------------------------------------------------------------
@@ -52,6 +54,18 @@ def count(text: str) -> int:
     if number < 1:
         raise ValueError(text)
     return number
+
+
+def address(text: str) -> str:
+    """An address of a store, as it is."""
+    import argparse
+
+    from .session import Address
+
+    try:
+        return Address(text).text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def sizes(text: str) -> list[int]:
@@ -157,6 +171,17 @@ def time_words(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + "Z"
 
 
+def standard_bytes(name: str) -> Any:
+    """The bytes of "stdin" or "stdout". Asked for before a connection is made: where the caller has
+    closed it, a socket may get its number."""
+    from crailpy.errors import ClosedError
+
+    stream = getattr(sys, name)
+    if stream is None:
+        raise ClosedError(f"standard {name[3:]}put is closed")
+    return stream.buffer
+
+
 def placement(options: argparse.Namespace) -> dict[str, Any]:
     """The placement keywords that were given."""
     names = ("tier", "location", "stripe", "ttl", "wait_space")
@@ -168,10 +193,11 @@ def placement(options: argparse.Namespace) -> dict[str, Any]:
 def put(options: argparse.Namespace) -> int:
     mode = "xb" if options.if_absent else "wb"
     placed = placement(options)
+    stream = standard_bytes("stdin") if options.local == "-" else None
     with connect(options) as store:
-        if options.local == "-":
+        if stream is not None:
             with store.open(options.key, mode, **placed) as target, Progress("-", None) as bar:
-                copy_stream(sys.stdin.buffer, target, bar)
+                copy_stream(stream, target, bar)
             return 0
         with open(options.local, "rb", buffering=0) as source:
             total = os.fstat(source.fileno()).st_size
@@ -213,12 +239,13 @@ def fetch(store: Any, key: str, target: Any) -> None:
 
 
 def get(options: argparse.Namespace) -> int:
+    stream = standard_bytes("stdout") if options.local == "-" else None
     with connect(options) as store:
         if options.wait is not None:
             store.wait(options.key, timeout=options.wait)
-        if options.local == "-":
-            fetch(store, options.key, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+        if stream is not None:
+            fetch(store, options.key, stream)
+            stream.flush()
         else:
             with local_target(options.local, options.key) as target:
                 fetch(store, options.key, target)
@@ -226,30 +253,46 @@ def get(options: argparse.Namespace) -> int:
 
 
 def cat(options: argparse.Namespace) -> int:
+    stream = standard_bytes("stdout")
     with connect(options) as store:
         for key in options.keys:
-            fetch(store, key, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+            fetch(store, key, stream)
+        stream.flush()
     return 0
 
 
 def ls(options: argparse.Namespace) -> int:
     with connect(options) as store:
-        info = store.stat(options.path)
-        folder = is_folder(info)
+        infos = [store.stat(path) for path in options.paths]
         if options.json:
-            print_json([node_facts(i) for i in (store.scandir(options.path) if folder else [info])])
+            listed = [i for info in infos for i in entries_of(store, info)]
+            print_json([node_facts(info) for info in listed])
             return 0
-        if not options.long:
-            for name in store.listdir(options.path) if folder else [options.path]:
-                print(name)
-            return 0
-        for entry in store.scandir(options.path) if folder else [info]:
-            name = entry.path.rpartition("/")[2] if folder else entry.path
-            mark = "-" if entry.kind == "file" else entry.kind[0]
-            slash = "/" if is_folder(entry) else ""
-            print(f"{mark} {entry.size:>14,} {time_words(entry.mtime)} {name}{slash}")
+        for info in infos:
+            if len(infos) > 1 and is_folder(info):
+                print(f"{info.path}:")
+            list_node(store, info, options.long)
+            if is_folder(info) and info is not infos[-1]:
+                print()
     return 0
+
+
+def entries_of(store: Any, info: Any) -> Iterator[Any]:
+    """What is in a container; of a value, itself."""
+    return store.scandir(info.path) if is_folder(info) else iter([info])
+
+
+def list_node(store: Any, info: Any, long: bool) -> None:
+    folder = is_folder(info)
+    if not long:
+        for name in store.listdir(info.path) if folder else [info.path]:
+            print(name)
+        return
+    for entry in entries_of(store, info):
+        name = entry.path.rpartition("/")[2] if folder else entry.path
+        mark = "-" if entry.kind == "file" else entry.kind[0]
+        slash = "/" if is_folder(entry) else ""
+        print(f"{mark} {entry.size:>14,} {time_words(entry.mtime)} {name}{slash}")
 
 
 def stat(options: argparse.Namespace) -> int:
@@ -272,7 +315,7 @@ def stat(options: argparse.Namespace) -> int:
 
 
 def rm(options: argparse.Namespace) -> int:
-    from crailpy.errors import NotFoundError
+    from crailpy.errors import NotEmptyError, NotFoundError
 
     with connect(options) as store:
         for path in options.paths:
@@ -281,6 +324,8 @@ def rm(options: argparse.Namespace) -> int:
                     store.rmtree(path)
                 else:
                     store.remove(path)
+            except NotEmptyError:
+                raise NotEmptyError(path=path, hint="-r removes it with all below it") from None
             except NotFoundError:
                 if not options.force:
                     raise
@@ -301,7 +346,6 @@ def status(options: argparse.Namespace) -> int:
         print_json(facts)
         return 0
     namenode = facts["namenode"]
-    granule = 4096
 
     def count(name: str) -> int:
         return int(namenode.get(name, 0))
@@ -312,19 +356,37 @@ def status(options: argparse.Namespace) -> int:
         f"{count('sessions')} sessions, {count('lanes')} lanes"
     )
     print(
-        f"memory      {size_words(count('granules_used') * granule)} used, "
-        f"{size_words(count('granules_free') * granule)} free of "
-        f"{size_words(count('granules_total') * granule)} "
-        f"({size_words(count('granules_granted') * granule)} granted, "
-        f"{size_words(count('granules_retiring') * granule)} being freed)"
+        f"memory      {size_words(count('granules_used') * GRANULE)} used, "
+        f"{size_words(count('granules_free') * GRANULE)} free of "
+        f"{size_words(count('granules_total') * GRANULE)} "
+        f"({size_words(count('granules_granted') * GRANULE)} granted, "
+        f"{size_words(count('granules_retiring') * GRANULE)} being freed)"
     )
     print(
         f"requests    {count('requests'):,} with {count('operations'):,} operations since the start"
     )
-    for server in facts.get("servers", []):
-        words = ", ".join(f"{name} {value}" for name, value in server.items() if name != "number")
-        print(f"server {server.get('number', '?'):<5}{words}")
+    for line in server_lines(facts["servers"]):
+        print(line)
     return 0
+
+
+def server_lines(servers: list[dict[str, Any]]) -> Iterator[str]:
+    """A small table of the storage servers; `--json` has all of what is known."""
+    head = ("server", "id", "state", "tier", "location", "address", "used", "free", "of")
+    rows = [head, *map(server_row, servers)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def server_row(server: dict[str, Any]) -> tuple[str, ...]:
+    names = ("number", "id", "state", "tier", "location", "address")
+    counts = (server["granules_used"], server["granules_free"], server["granules_total"])
+    return (
+        *("-" if server[name] is None else str(server[name]) for name in names),
+        *(size_words(number * GRANULE) for number in counts),
+    )
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -364,14 +426,14 @@ def guarded(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.
         except BrokenPipeError:  # the reader of our output has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 1
-        except KeyboardInterrupt:
-            message = "interrupted"
+        except KeyboardInterrupt:  # its exit code is the entry point's business
+            print("crailpy: interrupted", file=sys.stderr)
+            raise
         except Exception as error:
             if not is_expected(error):
                 raise
-            message = describe(error)
-        print(f"crailpy: {message}", file=sys.stderr)
-        return 1
+            print(f"crailpy: {describe(error)}", file=sys.stderr)
+            return 1
 
     return func
 
@@ -413,6 +475,7 @@ def register(subparsers: Any) -> None:
     group = common.add_argument_group("store")
     group.add_argument(
         "--address",
+        type=address,
         help="crail://host:port or crail+unix:///path (default: $CRAILPY_ADDRESS, then local)",
     )
     group.add_argument("--timeout", type=duration, help="limit of each call, as 10s or 250ms")
@@ -446,8 +509,8 @@ def register(subparsers: Any) -> None:
     p = add("cat", cat, "write values to standard output", common)
     p.add_argument("keys", metavar="KEY", nargs="+")
 
-    p = add("ls", ls, "list a directory of the store", common, facts)
-    p.add_argument("path", metavar="PATH", nargs="?", default="/")
+    p = add("ls", ls, "list directories of the store", common, facts)
+    p.add_argument("paths", metavar="PATH", nargs="*", default=["/"])
     p.add_argument("-l", "--long", action="store_true", help="with kind, size and time (UTC)")
 
     p = add("stat", stat, "say what is known about nodes", common, facts)
@@ -489,10 +552,10 @@ def register(subparsers: Any) -> None:
         "demo", demo, "count words with worker processes that share data in a store", common, facts
     )
     p.add_argument(
-        "--workers", type=int, metavar="N", help="worker processes (default: one per core)"
+        "--workers", type=count, metavar="N", help="worker processes (default: one per core)"
     )
-    p.add_argument("--maps", type=int, default=32, metavar="N", help="map tasks")
-    p.add_argument("--reduces", type=int, default=8, metavar="N", help="reduce tasks")
+    p.add_argument("--maps", type=count, default=32, metavar="N", help="map tasks")
+    p.add_argument("--reduces", type=count, default=8, metavar="N", help="reduce tasks")
     p.add_argument("--folder", help="where the text is (default: the standard library)")
 
     add("doctor", doctor, "say what this machine can do for a store", facts)

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     import argparse
 
 from .commands import (
+    GRANULE,
     Progress,
     connect,
     copy_stream,
     is_folder,
     node_facts,
     print_json,
+    server_lines,
     size_words,
 )
 
-GRANULE = 4096
 KINDS = ("file", "directory", "table", "multifile", "queue", "barrier")
 
 
@@ -270,9 +271,7 @@ def top_lines(facts: dict[str, Any], rates: dict[str, float]) -> Iterator[str]:
         f"{int(namenode.get('sessions', 0))} sessions, {int(namenode.get('nodes', 0)):,} nodes"
     )
     yield f"{granules('used')} used, {granules('free')} free of {granules('total')}"
-    for server in facts.get("servers", []):
-        words = ", ".join(f"{name} {value}" for name, value in server.items() if name != "number")
-        yield f"server {server.get('number', '?'):<5}{words}"
+    yield from server_lines(facts["servers"])
 
 
 def top(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from crailpy.errors import (
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
+    OutOfSpaceError,
     UnavailableError,
     from_status,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+STATUS_TIMEOUT = 1.0  # seconds to find out more about a failure
 TRANSPORTS = (None, "shm", "tcp")
 UNAVAILABLE = ("raise", "miss")
 
@@ -144,8 +146,21 @@ class Connection:
         """A number for a hold: unique in this store, so also in its session."""
         return next(self._tokens)
 
-    def _error(self, status: int, path: str, server: int) -> CrailError:
-        return from_status(status, path=path or None, server=str(server) if server else None)
+    def _error(self, status: int, path: str | None, server: int) -> CrailError:
+        error = from_status(status, path=path, server=str(server) if server else None)
+        if isinstance(error, OutOfSpaceError):
+            self._explain_space(error)
+        return error
+
+    def _explain_space(self, error: OutOfSpaceError) -> None:
+        """There is another reason than full servers: none, as just after a namenode's start."""
+        try:
+            facts = self._session.admin("status", {}, time.monotonic() + STATUS_TIMEOUT)
+        except (CrailError, OSError):
+            return
+        if not any(server["state"] == "up" for server in facts["servers"]):
+            error.retell("no storage server is there (yet)")
+            error.hint = "crailpy status shows them, crailpy storage starts one"
 
     def _delivered(self, key: str, version: int, deadline: float) -> None:
         """All of a value that goes when it was read has been read: it goes, unless another took
@@ -245,10 +260,14 @@ class Connection:
                     r.wait,
                     timeout,
                 )  # fmt: skip
-        except NotFoundError:
+        except NotFoundError as error:
             if r.absent is requests.RAISE:
+                r.explain(error)
                 raise
             return r.absent
+        except CrailError as error:
+            r.explain(error)
+            raise
         return r.decode(result)
 
     def _wait(self, ask: Callable[[int, float], T], seconds: float, timeout: float | None) -> T:

@@ -43,7 +43,7 @@ def table_key(path: str, key: str) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a key is a str, not {type(key).__name__}")
     if not key or "/" in key:
-        raise InvalidPathError("a key is one component of a path", path=key)
+        raise InvalidPathError("a key is one component of a path", path=key, hint="")
     return f"{path}/{key}"
 
 

@@ -182,8 +182,13 @@ class Workers:
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
             for _ in range(count):
+                # A session of its own: the terminal's Ctrl-C is for us, who end it in order.
                 process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=environment,
+                    start_new_session=True,
                 )
                 self._processes.append(process)
                 assert process.stdout

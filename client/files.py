@@ -13,6 +13,7 @@ import sys
 import time
 
 from crailpy.errors import (
+    DISCARDED,
     ClosedError,
     CrailError,
     DataLostError,
@@ -489,7 +490,8 @@ class File(io.RawIOBase):
             try:
                 new: bytes = self._hot.alloc(size, flags, options, ms, limit + ms / 1000)
                 return new
-            except OutOfSpaceError:
+            except OutOfSpaceError as error:
+                error.path = self.name
                 left = until - time.monotonic()
                 if left <= 0:
                     raise
@@ -681,10 +683,7 @@ class Following(File):
         return True
 
     def _discarded(self) -> DataLostError:
-        return DataLostError(
-            "what was being written was discarded by its writer, or by its writer's end",
-            path=self.name,
-        )
+        return DataLostError(DISCARDED, path=self.name)
 
     def _lost(self) -> DataLostError:
         """What a location that is out of date means: mostly that the writer discarded it."""

@@ -19,6 +19,7 @@ _ANY = 255
 
 STRIPE_MAX = 64
 SECONDS_MAX = 86400.0 * 365 * 100
+TTL_SECONDS_MAX = 86400.0 * 365 * 70
 
 KEYWORDS = (
     "tier", "strict", "location", "stripe", "replicas", "durability", "checksum", "ttl", "job",
@@ -64,7 +65,7 @@ def pack(
         | (_TTL if ttl is not None else 0)
     )
     options = _OPTIONS.pack(
-        0 if ttl is None else round(seconds(ttl, "ttl") * 1e9),
+        0 if ttl is None else lifetime_ns(ttl),
         0 if job is None else job_number(job),
         0 if location is None else location_number(location),
         flags,
@@ -81,9 +82,7 @@ PLAIN = _OPTIONS.pack(0, 0, 0, 0, _ANY, 1, 0)
 
 def ttl_only(ttl: float | None) -> bytes:
     """Options of SETATTR: the lifetime, None to take the limit away."""
-    return _OPTIONS.pack(
-        0 if ttl is None else round(seconds(ttl, "ttl") * 1e9), 0, 0, _TTL, _ANY, 0, 0
-    )
+    return _OPTIONS.pack(0 if ttl is None else lifetime_ns(ttl), 0, 0, _TTL, _ANY, 0, 0)
 
 
 def refuse_promises(replicas: int, durability: str | None, checksum: bool | None) -> None:
@@ -104,6 +103,15 @@ def seconds(value: float, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise InvalidArgumentError(f"{what}={value!r} is no number of seconds")
     return min(float(value), SECONDS_MAX)
+
+
+def lifetime_ns(ttl: float) -> int:
+    """A time to live as it travels: nanoseconds."""
+    if seconds(ttl, "ttl") > TTL_SECONDS_MAX:
+        raise InvalidArgumentError(
+            f"ttl={ttl!r} is more than 70 years", hint="None, or no ttl, is no limit"
+        )
+    return round(ttl * 1e9)
 
 
 def job_number(job: Any) -> int:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .listing import TierOf
 
     Buffer = bytes | bytearray | memoryview
+    #: an error's class to what it means here
+    Reasons = Mapping[type[CrailError], str]
     #: version, size, kind, flags, count, data of a result
     Result = tuple[int, int, int, int, int, bytes]
 
@@ -59,6 +61,28 @@ _EVENT = Struct("<QHHI")  # version, kind, path_len, -
 _QUOTA = Struct("<QQ")
 _I64 = Struct("<q")
 
+NO_COUNTER: Reasons = {
+    InvalidArgumentError: "the value is no counter, or the sum does not fit 64 bits"
+}
+TOO_MANY_ATTRIBUTES: Reasons = {
+    InvalidArgumentError: f"the attributes of a node have at most {ATTRIBUTES_MAX} bytes together,"
+    " and the root, the items of a queue and the directories of jobs have no ttl of their own"
+}
+NOT_IN_HERE: Reasons = {
+    InvalidArgumentError: "tables, multifiles and queues hold no containers, and a job's directory"
+    " has no other life"
+}
+NO_RENAME: Reasons = {
+    InvalidArgumentError: "cannot be moved: the root, barriers and items of queues stay, nothing"
+    " goes into itself, no container into a table, multifile or queue or, with what is in it,"
+    " across the border of a job"
+}
+NO_REMOVAL: Reasons = {InvalidArgumentError: "the root and the items of queues cannot be removed"}
+OTHER_MEMBERS: Reasons = {InvalidArgumentError: "the barrier is one of another number of members"}
+SHORT_BUFFER = "the buffer is shorter than the value from the offset on, or that is outside of it"
+NEGATIVE_RANGE = "a range has no negative offset or length"
+NO_ITEM: Reasons = {NotFoundError: "the queue is empty, or there is none"}
+
 #: The value of `absent` (and of `default` in `get`) that means: raise NotFoundError.
 RAISE: Any = object()
 
@@ -74,11 +98,12 @@ def _version(result: Result) -> int:
 class Request:
     """One operation. `data` may be any buffer; `options` is a struct crail_options or nothing.
     With `wait`, in seconds, the namenode sets it aside until there is an answer: `wait_pieces`
-    says how long at once. `absent` is the value instead of NotFoundError."""
+    says how long at once. `absent` is the value instead of NotFoundError. `reasons`: what a status
+    means of this operation, where its own words say little."""
 
     __slots__ = (
         "code", "flags", "path", "data", "arg0", "arg1", "count", "options", "wait", "decode",
-        "absent",
+        "absent", "reasons",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +120,7 @@ class Request:
         wait: float | None = None,
         decode: Callable[[Result], Any] = _nothing,
         absent: Any = RAISE,
+        reasons: Reasons = {},  # noqa: B006 (nobody changes it)
     ) -> None:
         self.code = code
         self.path = path
@@ -107,6 +133,13 @@ class Request:
         self.wait = wait
         self.decode = decode
         self.absent = absent
+        self.reasons = reasons
+
+    def explain(self, error: CrailError) -> None:
+        """Gives an error of this request the words of its reason."""
+        reason = self.reasons.get(type(error))
+        if reason is not None:
+            error.retell(reason)
 
 
 class WaitPieces:
@@ -163,7 +196,8 @@ def exists(path: str) -> Request:
 
 
 def delete(key: str, missing_ok: bool) -> Request:
-    return Request(REMOVE, key, flags=LEAF_ONLY, absent=None if missing_ok else RAISE)
+    absent = None if missing_ok else RAISE
+    return Request(REMOVE, key, flags=LEAF_ONLY, absent=absent, reasons=NO_REMOVAL)
 
 
 def delivered(key: str, version: int) -> Request:
@@ -172,11 +206,19 @@ def delivered(key: str, version: int) -> Request:
 
 
 def remove(path: str) -> Request:
-    return Request(REMOVE, path)
+    return Request(REMOVE, path, reasons=NO_REMOVAL)
 
 
 def rmtree(path: str) -> Request:
-    return Request(RMTREE, path)
+    return Request(RMTREE, path, reasons=NO_REMOVAL)
+
+
+def explain_put(error: NotFoundError, parents: bool, placement: Mapping[str, Any]) -> None:
+    """Gives what a put was answered its reason: what it makes can be absent only through these."""
+    if placement.get("job") is not None:
+        error.retell("the job is over" if parents else "the job is over, or there is no parent")
+    elif not parents:
+        error.retell("there is no parent")
 
 
 def truncate(path: str, size: int) -> Request:
@@ -194,6 +236,7 @@ def incr(path: str, by: int, parents: bool, options: bytes) -> Request:
         arg0=by % (1 << 64),
         options=options,
         decode=lambda r: _I64.unpack(r[5])[0],
+        reasons=NO_COUNTER,
     )
 
 
@@ -215,7 +258,9 @@ def set_attributes(path: str, attributes: Mapping[str, Buffer | None], options: 
         raise InvalidArgumentError(
             f"the attributes of a node have at most {ATTRIBUTES_MAX} bytes", path=path
         )
-    return Request(SETATTR, path, data=data, options=options, decode=_version)
+    return Request(
+        SETATTR, path, data=data, options=options, decode=_version, reasons=TOO_MANY_ATTRIBUTES
+    )
 
 
 def attributes(path: str) -> Request:
@@ -244,7 +289,7 @@ def mkdir(
 ) -> Request:
     """`kind`: of the container, 0 for a directory."""
     flags = (PARENTS if parents else 0) | (EXIST_OK if exist_ok else 0)
-    return Request(MKDIR, path, flags=flags, arg0=kind, options=options)
+    return Request(MKDIR, path, flags=flags, arg0=kind, options=options, reasons=NOT_IN_HERE)
 
 
 def rename(prefix: str, src: str, dst: str, overwrite: bool) -> Request:
@@ -256,7 +301,7 @@ def rename(prefix: str, src: str, dst: str, overwrite: bool) -> Request:
     to = (prefix + dst if dst != "/" else prefix or "/").encode("utf-8", "surrogatepass")
     if len(to) > PATH_MAX:
         raise InvalidPathError(path=dst)
-    return Request(RENAME, src, flags=OVERWRITE if overwrite else 0, data=to)
+    return Request(RENAME, src, flags=OVERWRITE if overwrite else 0, data=to, reasons=NO_RENAME)
 
 
 def list_page(path: str, cursor: bytes) -> Request:
@@ -325,7 +370,14 @@ def enter(path: str, members: int, token: int, seconds: float) -> Request:
     if not 0 < members < 1 << 32:
         raise InvalidArgumentError(f"a barrier of {members} members", path=path)
     return Request(
-        ENTER, path, flags=PARENTS, arg0=token, arg1=members, wait=seconds, decode=_version
+        ENTER,
+        path,
+        flags=PARENTS,
+        arg0=token,
+        arg1=members,
+        wait=seconds,
+        decode=_version,
+        reasons=OTHER_MEMBERS,
     )
 
 
@@ -334,7 +386,7 @@ def enter(path: str, members: int, token: int, seconds: float) -> Request:
 
 def take(path: str, token: int, seconds: float | None) -> Request:
     """The oldest free item: (its number, the bytes that follow, the whole result)."""
-    return Request(TAKE, path, arg0=token, wait=seconds, decode=lambda r: r)
+    return Request(TAKE, path, arg0=token, wait=seconds, decode=lambda r: r, reasons=NO_ITEM)
 
 
 def ack(token: int) -> Request:

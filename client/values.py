@@ -73,7 +73,13 @@ class Values(Connection):
         options, wait_ms = b"", 0
         if placement:
             options, wait_ms, timeout = self._placed(placement, timeout)
-        version: int = self._hot.put(key, data, flags, if_version or 0, options, wait_ms, timeout)
+        try:
+            version: int = self._hot.put(
+                key, data, flags, if_version or 0, options, wait_ms, timeout
+            )
+        except NotFoundError as error:
+            requests.explain_put(error, parents, placement)
+            raise
         return version
 
     def get(
@@ -125,14 +131,22 @@ class Values(Connection):
         """Copies the value from byte `offset` on into `buffer`; returns the bytes written.
 
         Raises InvalidArgumentError if the buffer is shorter than that; else as `get`."""
-        count: int = self._hot.get_into(key, buffer, offset, timeout)
+        try:
+            count: int = self._hot.get_into(key, buffer, offset, timeout)
+        except InvalidArgumentError as error:
+            error.retell(requests.SHORT_BUFFER)
+            raise
         return count
 
     def get_range(
         self, key: str, offset: int, length: int, *, timeout: float | None = None
     ) -> bytes:
         """Up to `length` bytes of the value from `offset` on; fewer at its end. Errors as `get`."""
-        data: bytes = self._hot.get_range(key, offset, length, timeout)
+        try:
+            data: bytes = self._hot.get_range(key, offset, length, timeout)
+        except InvalidArgumentError as error:
+            error.retell(requests.NEGATIVE_RANGE)
+            raise
         return data
 
     def incr(

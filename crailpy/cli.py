@@ -2,20 +2,24 @@
 
 The commands stand in the wings (entry points `crailpy.commands`); they are imported by name, since
 looking entry points up costs more than all the rest of a start. Exit codes: 0, 1 (failed), 2
-(usage)."""
+(usage), 130 (Ctrl-C). What takes time to import is imported in `main`, where Ctrl-C is caught."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import sys
-from collections.abc import Sequence
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
+INTERRUPTED = 130
 WINGS = ("crailpy.server.commands", "crailpy.client.commands")
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
+    import argparse
+    import importlib
+
     from crailpy import __version__
 
     root = argparse.ArgumentParser(
@@ -30,12 +34,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    options = parser().parse_args(argv)
     try:
+        options = parser().parse_args(argv)
         return int(options.func(options))
     except KeyboardInterrupt:
-        return 1
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

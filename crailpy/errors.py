@@ -98,6 +98,18 @@ class CrailError(Exception):
         self.server = server
         self.hint = self.default_hint if hint is None else hint
 
+    def retell(self, message: str) -> None:
+        """Says it in the words of who knows more about it; words that it has stay."""
+        if self.message != self.default_message:
+            return
+        self.message = message
+        error: Any = self
+        if isinstance(self, OSError):
+            error.strerror = message
+            error.args = (error.errno, message)
+        else:
+            error.args = (message,)
+
     def __str__(self) -> str:
         text = self.message
         if self.path is not None:
@@ -162,6 +174,10 @@ class InvalidPathError(CrailError, ValueError):
 
     code, status = "INVALID_PATH", 1006
     default_message = "not a valid path"
+    default_hint = (
+        'it must begin with "/", have no empty, "." or ".." component, at most 255 bytes a name and'
+        " 4096 in all, no NUL, and be valid UTF-8"
+    )
 
 
 class InvalidArgumentError(CrailError, ValueError):
@@ -321,14 +337,22 @@ _BY_ERRNO: dict[int, type[CrailError]] = {
 }
 
 
+DISCARDED = "what was being written was discarded by its writer, or by its writer's end"
+
+
 def from_status(
     status: int,
     path: str | None = None,
     server: str | int | None = None,
     hint: str | None = None,
 ) -> CrailError:
-    """The exception for what C answered: a code of status.h or an errno, negated or not."""
+    """The exception for what C answered: a code of status.h or an errno, negated or not. An empty
+    path is one only where that is what is wrong."""
     number = abs(status)
+    if not path and number != InvalidPathError.status:
+        path = None
+    if number == DataLostError.status and not server:  # no server went: it was still being written
+        return DataLostError(DISCARDED, path=path, hint=hint)
     if number in BY_STATUS:
         return BY_STATUS[number](path=path, server=server, hint=hint)
     import os

@@ -208,6 +208,7 @@ class LocalCluster:
 
     def _open_folder(self, base: str) -> None:
         self._base = os.path.join(base, f"crailpy-{os.getuid()}")
+        self._made = missing_folders(base)
         while True:
             private_folder(self._base)
             sweep(self._base)
@@ -305,6 +306,8 @@ class LocalCluster:
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
             remove_if_empty(self._base)
+            for folder in self._made:
+                remove_if_empty(folder)
             self._forget()
             _living.discard(self)
 
@@ -360,6 +363,15 @@ def remove_if_unheld(folder: str) -> bool:
         os.close(fd)
     remove_if_empty(os.path.dirname(folder))
     return True
+
+
+def missing_folders(path: str) -> list[str]:
+    """`path` and the folders above it that are not there, the innermost first."""
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing
 
 
 def remove_if_empty(folder: str) -> None:

@@ -145,10 +145,14 @@ class AsyncConnection:
                 result = await self._wait(
                     lambda ms, timeout: self._call(request, ms, timeout), request.wait, timeout
                 )
-        except NotFoundError:
+        except NotFoundError as error:
             if request.absent is requests.RAISE:
+                request.explain(error)
                 raise
             return request.absent
+        except CrailError as error:
+            request.explain(error)
+            raise
         return request.decode(result)
 
     async def _call(self, r: Request, wait_ms: int, timeout: float | None) -> Result:

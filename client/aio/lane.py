@@ -173,7 +173,7 @@ class Lane:
     def _error(self, status: int, path: str | None, server: int) -> CrailError:
         if status == DeadlineError.status and self._sock is None and self._why is not None:
             return self._session.unreachable(self._why)
-        return from_status(status, path=path or None, server=str(server) if server else None)
+        return from_status(status, path=path, server=str(server) if server else None)
 
     def close(self) -> asyncio.Task[None] | None:
         """Fails what waits with ClosedError and ends the connection. Returns the task that was

@@ -52,7 +52,11 @@ class AsyncValues(AsyncConnection):
         if if_version is not None:
             flags |= requests.IF_VERSION
         options, wait = self._placed(placement) if placement else (b"", 0.0)
-        return await self._put(key, data, flags, options, if_version or 0, wait, timeout)
+        try:
+            return await self._put(key, data, flags, options, if_version or 0, wait, timeout)
+        except NotFoundError as error:
+            requests.explain_put(error, parents, placement)
+            raise
 
     async def _put(
         self,
@@ -213,14 +217,14 @@ class AsyncValues(AsyncConnection):
     ) -> int:
         """Copies the value from byte `offset` on into `buffer`; see `Store.get_into`."""
         if offset < 0:
-            raise InvalidArgumentError(path=key)
+            raise InvalidArgumentError(requests.SHORT_BUFFER, path=key)
         flat = native.Flat(buffer, True)
 
         async def fill(result: Result, deadline: float) -> int:
             with memoryview(flat) as room:
                 n = result[1] - offset
                 if n < 0 or n > room.nbytes:
-                    raise InvalidArgumentError(path=key)
+                    raise InvalidArgumentError(requests.SHORT_BUFFER, path=key)
                 if result[3] & requests.INLINE:
                     room[:n] = result[5][offset:]
                 else:
@@ -235,7 +239,7 @@ class AsyncValues(AsyncConnection):
     ) -> bytes:
         """Up to `length` bytes of the value from `offset` on; see `Store.get_range`."""
         if offset < 0 or length < 0:
-            raise InvalidArgumentError(path=key)
+            raise InvalidArgumentError(requests.NEGATIVE_RANGE, path=key)
 
         async def part(result: Result, deadline: float) -> bytes:
             return await self._slice(result, offset, length, deadline)

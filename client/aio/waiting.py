@@ -64,10 +64,14 @@ class AsyncWaiting(AsyncConnection):
                     request.wait,
                     timeout,
                 )
-        except NotFoundError:
+        except NotFoundError as error:
             if request.absent is requests.RAISE:
+                request.explain(error)
                 raise
             return request.absent
+        except CrailError as error:
+            request.explain(error)
+            raise
         return request.decode(result)
 
     async def _hold_once(

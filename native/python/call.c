@@ -40,8 +40,8 @@ bool call_arguments(const char *name, Py_ssize_t n, Py_ssize_t want) {
 }
 
 PyObject *call_error(struct call *c, int status, uint32_t server) {
-    return PyObject_CallMethod(c->self->owner, "_error", "is#I", status < 0 ? -status : status, c->path ? c->path : "",
-                               c->path ? c->path_len : (Py_ssize_t)0, server);
+    return PyObject_CallMethod(c->self->owner, "_error", "iOI", status < 0 ? -status : status,
+                               c->key ? c->key : Py_None, server);
 }
 
 int call_fail(struct call *c, int status, uint32_t server) {
@@ -177,6 +177,7 @@ int call_delivered(struct call *c, PyObject *key, uint64_t version) {
 
 int call_path_of(struct call *c, PyObject *key) {
     Py_ssize_t n;
+    c->key = key;
     c->path = "";
     c->path_len = 0;
     if (!PyUnicode_Check(key)) {
@@ -260,6 +261,7 @@ int call_op(struct call *c, uint16_t code, uint16_t flags, const void *data, uin
 int call_plain_op(struct call *c, uint16_t code, const struct crail_extent *extents, uint32_t extents_count,
                   uint64_t arg1) {
     struct call plain = *c;
+    plain.key = NULL;
     plain.path = NULL;
     plain.path_len = 0;
     plain.has_options = c->has_options && code == CRAIL_OP_ALLOC;

@@ -38,6 +38,7 @@ struct call {
     struct crail_lane *lane;
     int64_t timeout_ns;
     int64_t deadline_ns; /* 0 until somebody needed it: the common call never reads the clock */
+    PyObject *key;       /* borrowed: what `path` was made from, for errors; NULL: the call is about no path */
     const char *path;
     Py_ssize_t path_len;
     bool was_restarted; /* a transfer was: an earlier data connection may still bring bytes */

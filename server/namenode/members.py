@@ -46,6 +46,7 @@ class Member:
         self.state = UP
         self.channel: Channel | None = None
         self.retires = False  # is its retire channel open?
+        self.left = False  # has it taken its leave?
         self.asked = False  # has it been asked to open one, and not answered yet?
         self.stats: dict[str, Any] = {}
         self.last_seen = time.monotonic()
@@ -69,6 +70,7 @@ class Members:
                 member.channel.close()
                 member.channel = None
             member.registration = new
+            member.left = False
             self._core.server_describe(
                 member.number, new.storage_class, new.location, new.description()
             )
@@ -134,6 +136,7 @@ class Members:
 
     def leave(self, member: Member, *, forget: bool) -> None:
         """The server goes by its own wish; `forget`: and its memory with it."""
+        member.left = True
         self._quiet(member)
         self._set(member, LOST if forget else DOWN)
 

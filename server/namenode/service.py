@@ -226,7 +226,7 @@ class NamenodeService:
 
     def _ask_channel(self, member: Member) -> None:
         """Where the retire channel broke and the server is still there, it opens another one."""
-        if member.channel is None or member.retires or member.asked:
+        if member.channel is None or member.left or member.retires or member.asked:
             return
         member.asked = True
         task = asyncio.get_running_loop().create_task(self._call_channel(member, member.channel))
@@ -237,7 +237,9 @@ class NamenodeService:
         try:
             await link.call(control.CHANNEL, {}, timeout=CALL_TIMEOUT)
         except (CrailError, OSError) as error:  # asked again at its next heartbeat
-            log.warning("storage server %s: no channel: %s", member.registration.server, error)
+            ordinary = member.left or member.channel is not link  # its end was told of, if need be
+            level = logging.INFO if ordinary else logging.WARNING
+            log.log(level, "storage server %s: no channel: %s", member.registration.server, error)
         finally:
             member.asked = False
 

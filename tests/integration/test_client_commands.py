@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import crailpy
+
+from .kit import until
 
 COMMAND = [sys.executable, "-c", "from crailpy.cli import main; raise SystemExit(main())"]
 
@@ -103,3 +107,104 @@ def test_processes_of_bench_and_demo_get_the_token(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("CRAILPY_TOKEN", "a secret")
         words = ["bench", given[0], "--quick", "--sizes=64", "--json", "--only", "nodes lookup"]
         assert len(json.loads(run(*words))["rows"]) == 6
+
+
+def test_ctrl_c_ends_a_demo_and_its_workers_without_a_traceback(address: str) -> None:
+    words = [*COMMAND, "demo", f"--address={address}", "--workers=2", "--maps=200"]
+    with (
+        crailpy.connect(address) as store,
+        subprocess.Popen(words, stderr=subprocess.PIPE, start_new_session=True) as child,
+    ):
+        try:
+            base = f"/demo-{child.pid}"
+            until(lambda: store.exists(f"{base}/reports") and store.listdir(f"{base}/reports"))
+            os.killpg(child.pid, signal.SIGINT)  # as a terminal does it
+            assert child.communicate(timeout=30)[1] == b"crailpy: interrupted\n"
+            assert child.returncode == 130
+        finally:
+            child.kill()
+
+
+def test_ctrl_c_while_modules_are_imported_gives_no_traceback() -> None:
+    text = """if True:
+        import sys
+        class Interrupt:
+            def find_spec(name, path=None, target=None):
+                if name == "crailpy.server.commands":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupt)
+        from crailpy.cli import main
+        raise SystemExit(main(["status"]))
+    """
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "fd"), [("cat /x", 1), ("get /x -", 1), ("put - /x", 0)], ids=lambda value: str(value)
+)
+def test_a_closed_standard_stream_is_said(address: str, words: str, fd: int) -> None:
+    line = f'exec "$@" {"<" if fd == 0 else ">"}&-'
+    command = ["sh", "-c", line, "sh", *COMMAND, *words.split(), f"--address={address}"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
+    name = ("input", "output")[fd]
+    assert (done.returncode, done.stderr.decode()) == (1, f"crailpy: standard {name} is closed\n")
+
+
+def test_rm_of_a_full_directory_advises_what_the_command_line_has(address: str) -> None:
+    run("put", f"--address={address}", "-", "/full/value", stdin=b"x")
+    assert run("rm", f"--address={address}", "/full", code=1).endswith(
+        b"'/full' (-r removes it with all below it)\n"
+    )
+
+
+def test_status_and_top_have_a_short_line_for_each_server(address: str) -> None:
+    columns = "server id state tier location address used free of".split()  # noqa: SIM905
+    for words in (("status",), ("top", "-n", "1", "--interval", "10ms")):
+        head, line = run(*words, f"--address={address}").decode().splitlines()[-2:]
+        assert head.split() == columns
+        assert line.split()[1:5] == ["storage-0", "up", "dram", "-"]
+        assert line.endswith("256 MiB")
+        assert len(line) < 100
+
+
+def test_ls_lists_several_paths(address: str) -> None:
+    at = f"--address={address}"
+    for key in ("/several/a/one", "/several/b/two", "/several/three"):
+        run("put", at, "-", key, stdin=b"x")
+    paths = ("/several/a", "/several/three", "/several/b")
+    assert run("ls", at, *paths) == b"/several/a:\none\n\n/several/three\n/several/b:\ntwo\n"
+    facts = json.loads(run("ls", at, "--json", *paths))
+    assert [node["path"] for node in facts] == [
+        "/several/a/one", "/several/three", "/several/b/two",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("ls --address=nonsense", b"is no address"),
+        ("ls --address=crail://host:0", b"is not host:port"),
+        ("demo --workers=0", b"--workers"),
+        ("demo --maps=0", b"--maps"),
+        ("get --wait=-3s /x -", b"--wait"),
+    ],
+)
+def test_what_is_no_argument_is_a_usage_error(words: str, reason: bytes) -> None:
+    assert reason in run(*words.split(), code=2)
+
+
+def test_put_names_the_path_that_has_no_space(address: str, tmp_path: Path) -> None:
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 300 << 20)
+    said = run("put", f"--address={address}", str(tmp_path / "large"), "/large", code=1)
+    assert b"no storage server has room: '/large'" in said
+
+
+def test_a_store_without_storage_servers_says_so() -> None:
+    with (
+        crailpy.LocalCluster(servers=0) as cluster,
+        cluster.connect() as store,
+        pytest.raises(crailpy.errors.OutOfSpaceError, match="no storage server is there"),
+    ):
+        store.put("/x", bytes(1 << 20))

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -335,3 +336,21 @@ def test_usage_errors_are_2() -> None:
     for words in (["nonsense"], ["up", "--port", "x"], []):
         done = subprocess.run([*CRAILPY, *words], capture_output=True, timeout=60, check=False)
         assert done.returncode == 2
+
+
+def test_a_cluster_removes_the_folders_that_it_made_and_no_others() -> None:
+    with tempfile.TemporaryDirectory() as ours:  # short: sockets have their paths below it
+        with crailpy.LocalCluster(dram="16MiB", dir=f"{ours}/a/b") as cluster:
+            assert cluster.folder.startswith(f"{ours}/a/b/")
+        assert os.listdir(ours) == []
+
+
+def test_the_ordinary_end_of_a_cluster_is_no_warning() -> None:
+    text = """if True:
+        import crailpy
+        for _ in range(5):
+            with crailpy.LocalCluster(dram="16MiB", servers=2) as cluster:
+                cluster.connect().put("/x", bytes(100000))
+    """
+    done = subprocess.run([sys.executable, "-c", text], stderr=subprocess.PIPE, timeout=100)
+    assert (done.returncode, done.stderr.decode()) == (0, "")
