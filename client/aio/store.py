@@ -22,7 +22,6 @@ from .values import AsyncValues
 
 if TYPE_CHECKING:
     from .containers import AsyncQueue, AsyncTable
-    from .files import AsyncFile
     from .multifile import AsyncMultiFile
 
 
@@ -40,14 +39,23 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         mode: str = "rb",
         *,
         follow: bool = False,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
         timeout: float | None = None,
         **placement: Any,
-    ) -> AsyncFile:
-        """A file whose calls are awaited: binary modes r, w, x, a, each with +; see `Store.open`
-        and `AsyncFile`. `timeout` is of each call."""
+    ) -> Any:
+        """A file whose calls are awaited: modes r, w, x, a, each with +; an `AsyncFile` with b, and
+        an `AsyncText` without; see `Store.open`. `encoding`, `errors` and `newline` as for open();
+        `buffering` is of text, under a binary file there is no buffer. `timeout` is of each
+        call."""
         from .files import open_file
 
-        return await open_file(self, path, mode, follow, timeout, placement)
+        return await open_file(
+            self, path, mode, follow=follow, buffering=buffering, encoding=encoding, errors=errors,
+            newline=newline, timeout=timeout, placement=placement,
+        )  # fmt: skip
 
     async def truncate(self, path: str, size: int, *, timeout: float | None = None) -> None:
         """Cuts the value to `size` bytes, or fills it up with zeros; see `Store.truncate`."""
