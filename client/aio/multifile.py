@@ -30,7 +30,7 @@ class AsyncMultiFile:
         self._placement = placement
         self.path = path
 
-    async def writer(self, name: str | None = None, **options: Any) -> AsyncFile:
+    async def writer(self, name: str | None = None, **options: Any) -> Any:
         """A new part to write, as `AsyncStore.open(..., "xb")` gives it; without a `name`, behind
         all that were opened so before."""
         if name is None:

@@ -15,7 +15,13 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from crailpy import channel, hello, native
-from crailpy.errors import CrailError, ProtocolError, SessionLostError, UnavailableError
+from crailpy.errors import (
+    CrailError,
+    InvalidArgumentError,
+    ProtocolError,
+    SessionLostError,
+    UnavailableError,
+)
 
 from ..session import NEED_SERVER, NEED_WRITABLE, RETRY_FIRST, RETRY_MAX
 from .lane import Lane
@@ -74,6 +80,24 @@ class AsyncSession:
     def is_of_this_process(self) -> bool:
         """False in a child that was forked since."""
         return self._pid == os.getpid()
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing can be sent any more: the loop ended, or we are in a forked child."""
+        return self.loop.is_closed() or not self.is_of_this_process
+
+    def check_loop(self) -> None:
+        """Raises InvalidArgumentError in another event loop than the one it is for."""
+        if asyncio.get_running_loop() is not self.loop:
+            raise InvalidArgumentError(
+                "the store was connected in another event loop",
+                hint="connect in each event loop; asyncio.run() makes a new one every time",
+            )
+
+    def new_future(self) -> asyncio.Future[Any]:
+        """Of every request: so none is made in a loop where its answer would never come."""
+        self.check_loop()
+        return self.loop.create_future()
 
     # -- lanes ---------------------------------------------------------------------
 
@@ -301,7 +325,7 @@ class AsyncSession:
         Views that are alive keep their memory. May be called twice."""
         if self.closed:
             return
-        if not self.is_of_this_process:
+        if self.is_over:
             self.abort()
             return
         self.closed = True

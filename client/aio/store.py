@@ -147,6 +147,8 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         """Counters of this store's client core."""
         counts = self._session.core.stats()
         counts["grants_held"] = self._transfers.grants_held
+        if self._circuit is not None:
+            counts |= self._circuit.counts()
         return counts
 
 
@@ -157,6 +159,7 @@ def connect(
     timeout: float = 10.0,
     transport: str | None = None,
     namespace: str = "/",
+    on_unavailable: str = "raise",
 ) -> AsyncStore:
     """A store that `await` or `async with` connects; arguments as of `crailpy.connect`."""
     if address is None or token is None:
@@ -166,5 +169,10 @@ def connect(
         address = address or settings["address"]
         token = token or settings["token"]
     return AsyncStore(
-        address, token=token, timeout=timeout, transport=transport, namespace=namespace
+        address,
+        token=token,
+        timeout=timeout,
+        transport=transport,
+        namespace=namespace,
+        on_unavailable=on_unavailable,
     )

@@ -39,7 +39,7 @@ class AsyncText:
         self.buffer = file
         self._encoder = codecs.getincrementalencoder(self.encoding)(self.errors)
         decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
-        self._decoder: codecs.IncrementalDecoder = decoder
+        self._decoder: codecs.IncrementalDecoder | io.IncrementalNewlineDecoder = decoder
         if not newline:
             self._decoder = io.IncrementalNewlineDecoder(decoder, translate=newline is None)
         self._line_ends = ("\r\n", "\r", "\n") if newline == "" else (newline or "\n",)

@@ -120,7 +120,7 @@ async def test_an_exception_and_another_version_publish_nothing(aio):
     with pytest.raises(errors.VersionConflictError):
         await file.close()
     assert await aio.get("/af/x") == b"theirs"
-    for mode in ("r", "rt", "rwb", "q"):
+    for mode in ("r", "rbt", "rwb", "q"):
         if mode != "r":
             with pytest.raises(errors.InvalidArgumentError):
                 await aio.open("/af/x", mode)
