@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 from crailpy import channel, hello, native
@@ -66,6 +67,7 @@ class AsyncSession:
         self.on_new_session: list[Callable[[], None]] = []
         self._key = b""
         self._pid = os.getpid()
+        self._thread = get_ident()
         self._lock = asyncio.Lock()  # opening a session
         self._reaching = asyncio.Lock()
         self._unix: str | None = address.unix
@@ -88,6 +90,8 @@ class AsyncSession:
 
     def check_loop(self) -> None:
         """Raises InvalidArgumentError in another event loop than the one it is for."""
+        if self.loop.is_running() and get_ident() == self._thread:
+            return  # without the system call that asking for the loop is (Python 3.11)
         if asyncio.get_running_loop() is not self.loop:
             raise InvalidArgumentError(
                 "the store was connected in another event loop",
