@@ -214,7 +214,7 @@ async def test_parts_of_a_multifile_read_as_one_stream(aio):
             pieces.append(piece)
         assert all(len(piece) == 50_000 for piece in pieces[:-1])
         assert b"".join(pieces) == expected
-    async with await many.reader() as reader:
+    async with await many.reader(outstanding=1) as reader:
         buffer = bytearray(100_000)
         assert await reader.readinto(buffer) == 10
         gone = (await many.parts())[2]
@@ -272,3 +272,24 @@ async def test_text_modes_refuse_what_the_builtin_open_refuses(aio):
     await file.write("half")
     await file.discard()
     assert await aio.get("/af/t") == b"?"
+
+
+async def test_parts_of_a_multifile_are_opened_ahead(aio):
+    many = await aio.multifile("/af/ahead")
+    for i in range(6):
+        async with await many.writer(f"{i}") as part:
+            await part.write(b"%d" % i)
+    for outstanding in (1, 3, 64):
+        async with await many.reader(outstanding=outstanding) as reader:
+            assert await reader.read() == b"012345"
+    async with await many.reader() as left_early:
+        assert await left_early.read(1) == b"0"
+    reader = await many.reader(outstanding=3)
+    assert await reader.read(1) == b"0"
+    await asyncio.wait(reader._ahead)
+    for i in range(6):
+        await aio.delete(f"/af/ahead/{i}")
+    assert await reader.read() == b"12", "two more were open, the rest is gone"
+    await reader.close()
+    with pytest.raises(errors.InvalidArgumentError):
+        await many.reader(outstanding=0)
