@@ -25,44 +25,40 @@ PAUSE_FIRST = 0.25  # seconds until the first probe; doubles
 PAUSE_MAX = 15.0
 DEADLINES_MAX = 3  # so many missed deadlines in a row say that nobody is there
 
-_READS = (requests.STAT, requests.LIST, requests.ATTRIBUTES)
-_WRITES = (
+READS = (requests.STAT, requests.LIST, requests.ATTRIBUTES)
+WRITES = (
     requests.MKDIR, requests.RENAME, requests.REMOVE, requests.RMTREE, requests.SETATTR,
     requests.TRUNCATE,
 )  # fmt: skip
-_AWAY = (UnavailableError, SessionLostError, DeadlineError)
+AWAY = (UnavailableError, SessionLostError, DeadlineError)
+NOTHING_DONE = (0, 0, 0, 0, 0, b"")  # the result of a write that was dropped
 
 
-class Breaker:
-    """Has the methods of the hot door, and answers in its place while the store is away."""
+class Circuit:
+    """Whether it is worth asking, and what was not asked."""
 
-    def __init__(self, hot: Any) -> None:
-        self._hot = hot
-        self.rebind = hot.rebind
-        self.alloc = hot.alloc  # of files, which are neither reads nor writes
-        self.pipe = hot.pipe
+    def __init__(self) -> None:
+        self.is_open = False
+        self.reads_missed = 0
+        self.writes_dropped = 0
         self._lock = allocate_lock()
-        self._is_open = False
         self._is_probing = False
         self._probe_at = 0.0
         self._pause = PAUSE_FIRST
         self._deadlines = 0
-        self._reads_missed = 0
-        self._writes_dropped = 0
         self._opened = 0
 
     def counts(self) -> dict[str, int]:
         """What it did, for client_stats()."""
         return {
-            "reads_missed": self._reads_missed,
-            "writes_dropped": self._writes_dropped,
+            "reads_missed": self.reads_missed,
+            "writes_dropped": self.writes_dropped,
             "breaker_opened": self._opened,
         }
 
-    # -- the breaker ------------------------------------------------------------
-
-    def _may_try(self) -> bool:
-        if not self._is_open:
+    def may_try(self) -> bool:
+        """False: answer at once. True: ask, and tell what came of it."""
+        if not self.is_open:
             return True
         with self._lock:
             if self._is_probing or time.monotonic() < self._probe_at:
@@ -70,49 +66,64 @@ class Breaker:
             self._is_probing = True
             return True
 
-    def _succeeded(self) -> None:
-        if self._is_open or self._deadlines:
+    def gave_up(self) -> None:
+        """Nobody waited for the answer: it says nothing."""
+        self._is_probing = False
+
+    def succeeded(self) -> None:
+        if self.is_open or self._deadlines:
             with self._lock:
-                self._is_open = self._is_probing = False
+                self.is_open = self._is_probing = False
                 self._deadlines = 0
                 self._pause = PAUSE_FIRST
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         with self._lock:
             self._is_probing = False
             if getattr(error, "server", None):
                 return  # a storage server is away, not the store
             if isinstance(error, DeadlineError):
                 self._deadlines += 1
-                if self._deadlines < DEADLINES_MAX and not self._is_open:
+                if self._deadlines < DEADLINES_MAX and not self.is_open:
                     return
-            if self._is_open:
+            if self.is_open:
                 self._pause = min(self._pause * 2, PAUSE_MAX)
             else:
                 self._opened += 1
-            self._is_open = True
+            self.is_open = True
             self._probe_at = time.monotonic() + self._pause
+
+
+class Breaker(Circuit):
+    """Has the methods of the hot door, and answers in its place while the store is away."""
+
+    def __init__(self, hot: Any) -> None:
+        super().__init__()
+        self._hot = hot
+        self.rebind = hot.rebind
+        self.alloc = hot.alloc  # of files, which are neither reads nor writes
+        self.pipe = hot.pipe
 
     def _reached(self, ask: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any]:
         """(True, the answer), or False where the store is away."""
-        if not self._may_try():
+        if not self.may_try():
             return False, None
         try:
             answer = ask(*args)
-        except _AWAY as error:
-            self._failed(error)
+        except AWAY as error:
+            self.failed(error)
             return False, None
         except BaseException:  # an answer, if not a pleasant one; or Ctrl-C, which says nothing
-            self._succeeded()
+            self.succeeded()
             raise
-        self._succeeded()
+        self.succeeded()
         return True, answer
 
     def _read(self, ask: Callable[..., Any], key: str | None, *args: Any) -> Any:
         reached, answer = self._reached(ask, args)
         if reached:
             return answer
-        self._reads_missed += 1
+        self.reads_missed += 1
         raise NotFoundError("the store is away", path=key)
 
     # -- the hot door -----------------------------------------------------------
@@ -136,14 +147,14 @@ class Breaker:
     def put(self, *args: Any) -> Any:
         reached, version = self._reached(self._hot.put, args)
         if not reached:
-            self._writes_dropped += 1
+            self.writes_dropped += 1
         return version if reached else 0
 
     def get_many(self, keys: list[str], none_if_missing: bool, timeout: float | None) -> Any:
         reached, answer = self._reached(self._hot.get_many, (keys, none_if_missing, timeout))
         if reached:
             return answer
-        self._reads_missed += len(keys)
+        self.reads_missed += len(keys)
         absent = [
             None if none_if_missing else NotFoundError("the store is away", path=k) for k in keys
         ]
@@ -154,20 +165,20 @@ class Breaker:
         if reached:
             return at
         dropped = len(items) - len(out)
-        self._writes_dropped += dropped
+        self.writes_dropped += dropped
         out += [0] * dropped
         return len(items)
 
     def call(self, code: int, flags: int, key: str | None, *args: Any) -> Result:
         ask = self._hot.call
         answer: Result
-        if code in _READS and not flags & requests.WAIT:
+        if code in READS and not flags & requests.WAIT:
             answer = self._read(ask, key, code, flags, key, *args)
-        elif code in _WRITES:
+        elif code in WRITES:
             reached, answer = self._reached(ask, (code, flags, key, *args))
             if not reached:
-                self._writes_dropped += 1
-                return (0, 0, 0, 0, 0, b"")
+                self.writes_dropped += 1
+                return NOTHING_DONE
         else:
             answer = ask(code, flags, key, *args)
         return answer
@@ -176,8 +187,8 @@ class Breaker:
         reached, answer = self._reached(self._hot.call_many, (code, flags, keys, timeout))
         if reached:
             return answer
-        if code in _WRITES:
-            self._writes_dropped += len(keys)
+        if code in WRITES:
+            self.writes_dropped += len(keys)
         else:
-            self._reads_missed += len(keys)
+            self.reads_missed += len(keys)
         return [(-NotFoundError.status, 0, 0, 0, 0, 0, b"")] * len(keys)

@@ -7,7 +7,7 @@ import asyncio
 import math
 import warnings
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from crailpy import native
 from crailpy.errors import (
@@ -16,11 +16,14 @@ from crailpy.errors import (
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
+    UnavailableError,
 )
 
 from .. import requests
-from ..connection import TRANSPORTS
+from ..breaker import Circuit
+from ..connection import TRANSPORTS, UNAVAILABLE
 from ..session import Address
+from .breaker import LaneBreaker
 from .session import AsyncSession
 from .transfer import Transfers
 
@@ -34,6 +37,17 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 RECORDED_FIRST, HOLDS_FIRST = 16, 48  # operations that carry a sequence number (wire.h)
+UNCONNECTED = "the store is not connected: `await` it, or use `async with`"
+
+
+class NotConnected:
+    """In the place of what a store has once it is connected: says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ClosedError(UNCONNECTED)
+
+
+NOT_CONNECTED = NotConnected()
 
 
 class AsyncConnection:
@@ -47,21 +61,35 @@ class AsyncConnection:
         timeout: float,
         transport: str | None,
         namespace: str,
+        on_unavailable: str,
     ) -> None:
         if transport not in TRANSPORTS:
             raise InvalidArgumentError(f"transport {transport!r} is none of {TRANSPORTS}")
         if not timeout >= 0:
             raise InvalidArgumentError(f"timeout {timeout!r} is no number of seconds")
+        if on_unavailable not in UNAVAILABLE:
+            raise InvalidArgumentError(
+                f"on_unavailable {on_unavailable!r} is none of {UNAVAILABLE}"
+            )
+        self._options: dict[str, Any] = {
+            "token": token,
+            "timeout": timeout,
+            "transport": transport,
+            "namespace": namespace,
+            "on_unavailable": on_unavailable,
+        }
         try:
             self._address = Address(address)
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from None
-        self._secret = token
-        self._transport = transport
         self._timeout = timeout
         self._prefix = namespace.rstrip("/")
         self._closed = False
         self._opened: AsyncSession | None = None
+        self._circuit = Circuit() if on_unavailable == "miss" else None
+        self._reads: native.AsyncLane = cast("Any", NOT_CONNECTED)
+        self._changes: native.AsyncLane = cast("Any", NOT_CONNECTED)
+        self._transfers: Transfers = cast("Any", NOT_CONNECTED)
         self._tokens = count(1)
 
     # -- life ----------------------------------------------------------------------
@@ -70,20 +98,28 @@ class AsyncConnection:
         if self._closed:
             raise ClosedError("the store is closed")
         if self._opened is not None:
+            self._opened.check_loop()
             return self
         self._opened = AsyncSession(
             self._address,
-            token=self._secret,
-            transport=self._transport,
+            token=self._options["token"],
+            transport=self._options["transport"],
             timeout=self._timeout,
             prefix=self._prefix.encode(),
         )
         # What every call uses; bound here, so that it costs one attribute.
         self._reads = self._opened.reads.native
         self._changes = self._opened.changes.native
+        if self._circuit is not None:
+            self._reads = cast("Any", LaneBreaker(self._reads, self._circuit))
+            self._changes = cast("Any", LaneBreaker(self._changes, self._circuit))
         self._transfers = Transfers(self._opened)
         try:
             await self._run(requests.ping())
+        except (UnavailableError, DeadlineError):
+            if self._circuit is None:
+                await self.close()
+                raise
         except BaseException:
             await self.close()
             raise
@@ -106,9 +142,12 @@ class AsyncConnection:
     async def close(self) -> None:
         """Ends the session; calls under way get ClosedError. May be called twice; views that are
         alive stay readable."""
+        opened = self._opened
+        if opened is not None and not opened.closed and not opened.is_over:
+            opened.check_loop()
         self._closed = True
-        if self._opened is not None:
-            await self._opened.close()
+        if opened is not None:
+            await opened.close()
 
     def __del__(self) -> None:
         opened = getattr(self, "_opened", None)
@@ -116,6 +155,9 @@ class AsyncConnection:
             opened.abort()
             if opened.is_of_this_process:
                 warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), self._address.text, self._options)
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else ""
@@ -131,7 +173,7 @@ class AsyncConnection:
     @property
     def _session(self) -> AsyncSession:
         if self._opened is None:
-            raise ClosedError("the store is not connected: `await` it, or use `async with`")
+            raise ClosedError(UNCONNECTED)
         return self._opened
 
     # -- requests ---------------------------------------------------------------------
@@ -157,9 +199,7 @@ class AsyncConnection:
 
     async def _call(self, r: Request, wait_ms: int, timeout: float | None) -> Result:
         """One request; `wait_ms`: how long the namenode may set it aside."""
-        session = self._session
-        recorded = RECORDED_FIRST <= r.code < HOLDS_FIRST
-        lane = session.changes.native if recorded else session.reads.native
+        lane = self._changes if RECORDED_FIRST <= r.code < HOLDS_FIRST else self._reads
         flags = r.flags | (requests.WAIT if wait_ms else 0)
         future, frame = lane.call(
             r.code,
@@ -210,7 +250,9 @@ class AsyncConnection:
         limit = self._timeout if timeout is None else timeout
         if not limit >= 0:
             raise ValueError("timeout must be a number of seconds, 0 or more")
-        return self._session.loop.time() + limit
+        session = self._session
+        session.check_loop()
+        return session.loop.time() + limit
 
     async def _delivered(self, key: str, version: int) -> None:
         """All of a value that goes when it was read has been read: it goes, unless another took
@@ -219,6 +261,10 @@ class AsyncConnection:
             await self._run(requests.delivered(key, version), 1.0)
         except CrailError:
             pass
+
+
+def _unpickled(cls: type[AsyncConnection], address: str, options: dict[str, Any]) -> Any:
+    return cls(address, **options)
 
 
 def post(lane: native.AsyncLane, r: Request) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from crailpy import native
-from crailpy.errors import ClosedError, DeadlineError, NotContainerError
+from crailpy.errors import (
+    ClosedError,
+    DeadlineError,
+    ExistsError,
+    NotContainerError,
+    NotFoundError,
+)
 
 from .. import listing, requests
 from ..containers import ITEM_NUMBER, table_key
@@ -84,6 +90,52 @@ class AsyncTable:
             for key, value in zip(keys, values, strict=True):
                 if value is not None:
                     yield key, value
+
+    async def values(self) -> AsyncIterator[bytes]:
+        """The values in the order of their keys; a page is one request."""
+        async for _, value in self.items():
+            yield value
+
+    async def pop(self, key: str, default: Any = requests.RAISE) -> Any:
+        """Takes it out and gives what it was; `default`, where given, if there is none. As with
+        `Table.pop`, another may come between the two. Raises NotFoundError."""
+        try:
+            value = await self.get(key)
+            await self.delete(key)
+        except NotFoundError:
+            if default is requests.RAISE:
+                raise
+            return default
+        return value
+
+    async def popitem(self) -> tuple[str, bytes]:
+        """Takes the first out: (key, value). Raises NotFoundError when there is none."""
+        async for key in self.keys():
+            return key, await self.pop(key)
+        raise NotFoundError("the table is empty", path=self.path)
+
+    async def setdefault(self, key: str, default: Buffer) -> bytes:
+        """The value, which is `default` from now on if there was none."""
+        path = table_key(self.path, key)
+        while True:
+            try:
+                return bytes(await self.get(key))
+            except NotFoundError:
+                pass
+            try:
+                await self._store.put(
+                    path, default, if_absent=True, parents=False, timeout=self._timeout,
+                    **self._placement,
+                )  # fmt: skip
+            except ExistsError:
+                continue  # another was first
+            return bytes(default)
+
+    async def clear(self) -> None:
+        """Takes everything out, a page at a time; each key by itself, not together."""
+        async for page in self._store._pages(self.path, self._timeout):
+            paths = [f"{self.path}/{key}" for key in listing.names(page)]
+            await self._store.delete_many(paths, timeout=self._timeout)
 
     async def update(self, other: Mapping[str, Buffer]) -> None:
         """Puts all of a mapping, in vectors; each key by itself, not together."""

@@ -1,8 +1,8 @@
 """Files whose calls are awaited: `async with await store.open(...)`.
 
 An `AsyncFile` is one version of one value, as `files.File` is. What it changes is its own, in
-memory or in granted extents, until `close()` publishes it as one new version. Binary modes only;
-there is no buffer under it, but for what is small enough to stay in memory altogether.
+memory or in granted extents, until `close()` publishes it as one new version. There is no buffer
+under it, but for what is small enough to stay in memory altogether. Text lies over it: text.py.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from ..requests import Buffer, Result
     from .store import AsyncStore
+    from .text import AsyncText
 
 COPY_BYTES = 4 << 20
 LINE_BYTES = 8192  # read at once when lines are looked for
@@ -65,11 +66,9 @@ class AsyncFile:
         timeout: float | None,
         placement: dict[str, Any],
     ) -> None:
-        taken = Mode(mode if "b" in mode or "t" in mode else mode + "b", path)
-        if taken.text:
-            raise InvalidArgumentError(f"mode {mode!r}: files that are awaited are binary")
+        taken = Mode(mode, path)
         if follow and (taken.writes or not taken.reads):
-            raise InvalidArgumentError("follow=True reads: mode rb", path=path)
+            raise InvalidArgumentError("follow=True reads: mode r or rb", path=path)
         self._closed = True  # until it is open
         self._store = store
         self._transfers = store._transfers
@@ -527,12 +526,30 @@ async def open_file(
     store: AsyncStore,
     path: str,
     mode: str,
+    *,
     follow: bool,
+    buffering: int,
+    encoding: str | None,
+    errors: str | None,
+    newline: str | None,
     timeout: float | None,
     placement: dict[str, Any],
-) -> AsyncFile:
+) -> AsyncFile | AsyncText:
     """What `AsyncStore.open` does."""
-    return await AsyncFile(store, path, mode, follow, timeout, placement)._open()
+    if buffering < -1:
+        raise InvalidArgumentError(f"buffering={buffering}", path=path)
+    file = AsyncFile(store, path, mode, follow, timeout, placement)
+    if not Mode(mode, path).text:
+        if (encoding, errors, newline) != (None, None, None):
+            raise InvalidArgumentError("encoding, errors and newline are for text modes", path=path)
+        return await file._open()
+    if buffering == 0:
+        raise InvalidArgumentError("text is always buffered", path=path)
+    from .text import AsyncText
+
+    text = AsyncText(file, encoding, errors, newline, buffering)  # refuses before it is opened
+    await file._open()
+    return text
 
 
 __all__ = ["AsyncFile", "open_file"]

@@ -40,7 +40,7 @@ class Lane:
             recorded,
             session.prefix,
             session.timeout,
-            session.loop.create_future,
+            session.new_future,
             session.loop.call_soon,
             self._flush,
             self._error,

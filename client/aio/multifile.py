@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from crailpy.errors import ClosedError, NotFoundError
+from crailpy.errors import ClosedError, InvalidArgumentError, NotFoundError
 
 from .. import requests
-from ..multifile import TICKET
+from ..multifile import OUTSTANDING_MAX, TICKET
+from .files import AsyncFile
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from crailpy.model import NodeInfo
 
-    from .files import AsyncFile
     from .store import AsyncStore
 
 
@@ -30,7 +32,7 @@ class AsyncMultiFile:
         self._placement = placement
         self.path = path
 
-    async def writer(self, name: str | None = None, **options: Any) -> AsyncFile:
+    async def writer(self, name: str | None = None, **options: Any) -> Any:
         """A new part to write, as `AsyncStore.open(..., "xb")` gives it; without a `name`, behind
         all that were opened so before."""
         if name is None:
@@ -55,11 +57,13 @@ class AsyncMultiFile:
             if not part.path.startswith(f"{self.path}/{TICKET}")
         ]
 
-    async def reader(self) -> AsyncMultiReader:
-        """All parts that are there now as one stream; what is removed before it was reached is left
-        out."""
+    async def reader(self, outstanding: int = 8) -> AsyncMultiReader:
+        """All parts that are there now as one stream, up to `outstanding` of them opened ahead;
+        what is removed before that is left out."""
+        if not 1 <= outstanding <= OUTSTANDING_MAX:
+            raise InvalidArgumentError(f"outstanding={outstanding}: 1 to {OUTSTANDING_MAX}")
         names = [part.path for part in await self.parts()]
-        return AsyncMultiReader(self._store, self.path, names, self._timeout)
+        return AsyncMultiReader(self._store, self.path, names, outstanding, self._timeout)
 
     def __repr__(self) -> str:
         return f"<crailpy.aio.AsyncMultiFile {self.path}>"
@@ -70,29 +74,46 @@ class AsyncMultiReader:
     time."""
 
     def __init__(
-        self, store: AsyncStore, path: str, names: list[str], timeout: float | None
+        self,
+        store: AsyncStore,
+        path: str,
+        names: list[str],
+        outstanding: int,
+        timeout: float | None,
     ) -> None:
         self._store = store
         self._timeout = timeout
         self._names = names[::-1]
-        self._file: AsyncFile | None = None
+        self._outstanding = outstanding
+        self._ahead: deque[asyncio.Task[AsyncFile | None]] = deque()  # in the order of the parts
         self._closed = False
         self.name = path
 
+    async def _open(self, path: str) -> AsyncFile | None:
+        """None: it was removed."""
+        try:
+            file: AsyncFile = await self._store.open(path, timeout=self._timeout)
+        except NotFoundError:
+            return None
+        return file
+
     async def _front(self) -> AsyncFile | None:
-        """The part to read from; None at the end."""
+        """The part to read from; those behind it are being opened. None at the end."""
         if self._closed:
             raise ClosedError("the file is closed", path=self.name)
-        while self._file is None and self._names:
-            try:
-                self._file = await self._store.open(self._names[-1], timeout=self._timeout)
-            except NotFoundError:
-                pass
-            self._names.pop()
-        return self._file
+        while True:
+            while self._names and len(self._ahead) < self._outstanding:
+                self._ahead.append(asyncio.ensure_future(self._open(self._names.pop())))
+            if not self._ahead:
+                return None
+            # A reader that is cancelled leaves the part to the next call.
+            file = await asyncio.shield(self._ahead[0])
+            if file is not None:
+                return file
+            self._ahead.popleft()
 
     async def _next(self) -> None:
-        file, self._file = self._file, None
+        file = self._ahead.popleft().result()
         if file is not None:
             await file.close()
 
@@ -121,7 +142,12 @@ class AsyncMultiReader:
     async def close(self) -> None:
         """May be called twice."""
         self._closed = True
-        await self._next()
+        opening, self._ahead = self._ahead, deque()
+        for task in opening:
+            task.cancel()
+        for found in await asyncio.gather(*opening, return_exceptions=True):
+            if isinstance(found, AsyncFile):
+                await found.close()
 
     async def __aenter__(self) -> AsyncMultiReader:
         return self

@@ -12,10 +12,17 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 from crailpy import channel, hello, native
-from crailpy.errors import CrailError, ProtocolError, SessionLostError, UnavailableError
+from crailpy.errors import (
+    CrailError,
+    InvalidArgumentError,
+    ProtocolError,
+    SessionLostError,
+    UnavailableError,
+)
 
 from ..session import NEED_SERVER, NEED_WRITABLE, RETRY_FIRST, RETRY_MAX
 from .lane import Lane
@@ -60,6 +67,7 @@ class AsyncSession:
         self.on_new_session: list[Callable[[], None]] = []
         self._key = b""
         self._pid = os.getpid()
+        self._thread = get_ident()
         self._lock = asyncio.Lock()  # opening a session
         self._reaching = asyncio.Lock()
         self._unix: str | None = address.unix
@@ -74,6 +82,26 @@ class AsyncSession:
     def is_of_this_process(self) -> bool:
         """False in a child that was forked since."""
         return self._pid == os.getpid()
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing can be sent any more: the loop ended, or we are in a forked child."""
+        return self.loop.is_closed() or not self.is_of_this_process
+
+    def check_loop(self) -> None:
+        """Raises InvalidArgumentError in another event loop than the one it is for."""
+        if self.loop.is_running() and get_ident() == self._thread:
+            return  # without the system call that asking for the loop is (Python 3.11)
+        if asyncio.get_running_loop() is not self.loop:
+            raise InvalidArgumentError(
+                "the store was connected in another event loop",
+                hint="connect in each event loop; asyncio.run() makes a new one every time",
+            )
+
+    def new_future(self) -> asyncio.Future[Any]:
+        """Of every request: so none is made in a loop where its answer would never come."""
+        self.check_loop()
+        return self.loop.create_future()
 
     # -- lanes ---------------------------------------------------------------------
 
@@ -301,7 +329,7 @@ class AsyncSession:
         Views that are alive keep their memory. May be called twice."""
         if self.closed:
             return
-        if not self.is_of_this_process:
+        if self.is_over:
             self.abort()
             return
         self.closed = True

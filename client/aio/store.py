@@ -22,7 +22,6 @@ from .values import AsyncValues
 
 if TYPE_CHECKING:
     from .containers import AsyncQueue, AsyncTable
-    from .files import AsyncFile
     from .multifile import AsyncMultiFile
 
 
@@ -40,14 +39,23 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         mode: str = "rb",
         *,
         follow: bool = False,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
         timeout: float | None = None,
         **placement: Any,
-    ) -> AsyncFile:
-        """A file whose calls are awaited: binary modes r, w, x, a, each with +; see `Store.open`
-        and `AsyncFile`. `timeout` is of each call."""
+    ) -> Any:
+        """A file whose calls are awaited: modes r, w, x, a, each with +; an `AsyncFile` with b, and
+        an `AsyncText` without; see `Store.open`. `encoding`, `errors` and `newline` as for open();
+        `buffering` is of text, under a binary file there is no buffer. `timeout` is of each
+        call."""
         from .files import open_file
 
-        return await open_file(self, path, mode, follow, timeout, placement)
+        return await open_file(
+            self, path, mode, follow=follow, buffering=buffering, encoding=encoding, errors=errors,
+            newline=newline, timeout=timeout, placement=placement,
+        )  # fmt: skip
 
     async def truncate(self, path: str, size: int, *, timeout: float | None = None) -> None:
         """Cuts the value to `size` bytes, or fills it up with zeros; see `Store.truncate`."""
@@ -139,6 +147,8 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         """Counters of this store's client core."""
         counts = self._session.core.stats()
         counts["grants_held"] = self._transfers.grants_held
+        if self._circuit is not None:
+            counts |= self._circuit.counts()
         return counts
 
 
@@ -149,6 +159,7 @@ def connect(
     timeout: float = 10.0,
     transport: str | None = None,
     namespace: str = "/",
+    on_unavailable: str = "raise",
 ) -> AsyncStore:
     """A store that `await` or `async with` connects; arguments as of `crailpy.connect`."""
     if address is None or token is None:
@@ -158,5 +169,10 @@ def connect(
         address = address or settings["address"]
         token = token or settings["token"]
     return AsyncStore(
-        address, token=token, timeout=timeout, transport=transport, namespace=namespace
+        address,
+        token=token,
+        timeout=timeout,
+        transport=transport,
+        namespace=namespace,
+        on_unavailable=on_unavailable,
     )

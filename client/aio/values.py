@@ -13,6 +13,7 @@ from crailpy.errors import (
     InvalidArgumentError,
     NotFoundError,
     ProtocolError,
+    UnavailableError,
 )
 
 from .. import requests
@@ -74,6 +75,23 @@ class AsyncValues(AsyncConnection):
         return await self._put_large(key, data, flags, options, if_version, wait_space, timeout)
 
     async def _put_large(
+        self,
+        key: str,
+        data: Buffer,
+        flags: int,
+        options: bytes,
+        if_version: int,
+        wait_space: float,
+        timeout: float | None,
+    ) -> int:
+        args = (key, data, flags, options, if_version, wait_space, timeout)
+        if self._circuit is None or flags & requests.QUEUE:
+            return await self._move_large(*args)
+        lane: Any = self._changes
+        version: int = await lane.write(0, 1, self._move_large, *args)
+        return version
+
+    async def _move_large(
         self,
         key: str,
         data: Buffer,
@@ -298,6 +316,11 @@ class AsyncValues(AsyncConnection):
                     break
                 except OutOfDate:
                     await asyncio.sleep(0)
+                except UnavailableError as error:
+                    if self._circuit is None:
+                        raise
+                    self._circuit.reads_missed += 1
+                    raise NotFoundError("the store is away", path=key) from error
                 result = await self._call(requests.Request(requests.GET, key), 0, None)
         if is_whole and result[3] & requests.DELETE_AFTER_READ and type(made) is not native.View:
             await self._delivered(key, result[0])

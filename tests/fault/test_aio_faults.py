@@ -14,6 +14,7 @@ import crailpy
 import crailpy.aio
 from crailpy import errors
 
+from ..stopping import stop
 from .proxy import DroppingProxy
 
 NEVER = 1 << 60
@@ -128,7 +129,7 @@ async def test_a_change_that_may_have_been_made_in_a_lost_session_is_said_to_be_
 async def test_reads_go_on_in_the_next_session_after_the_namenode_died(own):
     async with crailpy.aio.connect(own.address, timeout=30) as aio:
         await aio.put("/gone", b"x" * 100_000)
-        os.kill(own.namenode.pid, signal.SIGSTOP)
+        stop(own.namenode.pid)
         calls = [asyncio.ensure_future(aio.get("/gone", default=None)) for _ in range(500)]
         await asyncio.sleep(0)
         own.namenode.kill()
@@ -147,7 +148,7 @@ async def test_deadlines_hold_while_nobody_answers_and_shift_no_reply(own):
     async with crailpy.aio.connect(own.address) as aio:
         await aio.put("/a", b"a")
         await aio.put("/b", b"b" * 100_000)
-        os.kill(own.namenode.pid, signal.SIGSTOP)
+        stop(own.namenode.pid)
         try:
             begin = time.monotonic()
             calls = [aio.get("/a", timeout=0.2), aio.put("/c", b"c", timeout=0.3)]
@@ -192,3 +193,19 @@ async def test_a_storage_server_that_died_is_found_again(own, transport):
         assert await aio.get("/v") == data
         await aio.put("/w", data)
         assert await aio.get("/w") == data
+
+
+async def test_waits_end_in_time_while_nobody_answers(own):
+    async with crailpy.aio.connect(own.address) as aio:
+        await aio.put("/a", b"")
+        stop(own.namenode.pid)
+        try:
+            begin = time.monotonic()
+            outcomes = await asyncio.gather(
+                aio.barrier("/b", 2, timeout=1), aio.wait("/c", timeout=1), return_exceptions=True
+            )
+            took = time.monotonic() - begin
+        finally:
+            os.kill(own.namenode.pid, signal.SIGCONT)
+        assert all(isinstance(o, errors.DeadlineError) for o in outcomes), outcomes
+        assert 1 <= took < 3.5

@@ -12,6 +12,8 @@ import pytest
 import crailpy
 from crailpy import errors
 
+from ..stopping import stop
+
 
 @pytest.fixture(params=[True, False], ids=["ring", "socket"])
 def own(request):
@@ -45,24 +47,16 @@ def test_a_client_finds_its_way_in_a_namenode_that_was_started_anew(own):
             store.get("/old")
 
 
-def states(pid: int) -> set[str]:
-    """Of the threads of a process: "T" is stopped."""
-    found = set()
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/stat") as file:
-            found.add(file.read().rpartition(")")[2].split()[0])
-    return found
-
-
 @pytest.fixture
 def stopped(own):
-    """A store, and how to send its namenode a signal; it goes on at the end."""
+    """A store, and how to stop its namenode and to have it go on; it goes on at the end."""
     cluster, store = own
 
     def signal_namenode(number: int) -> None:
-        os.kill(cluster.namenode.pid, number)
-        while number == signal.SIGSTOP and states(cluster.namenode.pid) != {"T"}:
-            pass
+        if number == signal.SIGSTOP:
+            stop(cluster.namenode.pid)
+        else:
+            os.kill(cluster.namenode.pid, number)
 
     yield cluster, store, signal_namenode
     signal_namenode(signal.SIGCONT)

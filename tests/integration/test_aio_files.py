@@ -120,7 +120,7 @@ async def test_an_exception_and_another_version_publish_nothing(aio):
     with pytest.raises(errors.VersionConflictError):
         await file.close()
     assert await aio.get("/af/x") == b"theirs"
-    for mode in ("r", "rt", "rwb", "q"):
+    for mode in ("r", "rbt", "rwb", "q"):
         if mode != "r":
             with pytest.raises(errors.InvalidArgumentError):
                 await aio.open("/af/x", mode)
@@ -214,7 +214,7 @@ async def test_parts_of_a_multifile_read_as_one_stream(aio):
             pieces.append(piece)
         assert all(len(piece) == 50_000 for piece in pieces[:-1])
         assert b"".join(pieces) == expected
-    async with await many.reader() as reader:
+    async with await many.reader(outstanding=1) as reader:
         buffer = bytearray(100_000)
         assert await reader.readinto(buffer) == 10
         gone = (await many.parts())[2]
@@ -224,3 +224,72 @@ async def test_parts_of_a_multifile_read_as_one_stream(aio):
         await reader.read()
     with pytest.raises(errors.ExistsError):
         await many.writer((await many.parts())[0].name)
+
+
+TEXT = "grüße\nzwei\r\ndrei\rvier\n\n" + "ß\r\n" * 5000 + "ohne Ende"
+
+
+def written_locally(path, options) -> tuple[bytes, list[str]]:
+    """What the builtin open() writes, and appends, and its lines."""
+    for mode in ("w", "a"):
+        with open(path, mode, **options) as file:
+            file.write(TEXT)
+    with open(path, **options) as file:
+        return path.read_bytes(), list(file)
+
+
+@pytest.mark.parametrize("newline", [None, "", "\n", "\r", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+async def test_text_is_what_the_builtin_open_makes_of_it(aio, tmp_path, newline, encoding):
+    options = {"encoding": encoding, "newline": newline}
+    for mode in ("w", "a"):
+        async with await aio.open("/af/t", mode, **options) as file:
+            assert await file.write(TEXT) == len(TEXT)
+    data, lines = written_locally(tmp_path / "t", options)
+    assert await aio.get("/af/t") == data
+    async with await aio.open("/af/t", "r", **options) as file:
+        assert [line async for line in file] == lines
+        await file.seek(0)
+        begun = await file.read(7)
+        assert (begun, begun + await file.read()) == ("".join(lines)[:7], "".join(lines))
+        assert await file.read() == await file.readline() == ""
+
+
+async def test_text_modes_refuse_what_the_builtin_open_refuses(aio):
+    async with await aio.open("/af/t", "w", encoding="ascii", errors="replace") as file:
+        await file.write("ß")
+        with pytest.raises(TypeError):
+            await file.write(b"bytes")
+        with pytest.raises(OSError, match="readable"):
+            await file.read()
+    assert await aio.get("/af/t") == b"?"
+    with pytest.raises(LookupError):
+        await aio.open("/af/t", "w", encoding="no-such")
+    for mode, options in (("rb", {"encoding": "utf-8"}), ("r", {"buffering": 0})):
+        with pytest.raises(errors.InvalidArgumentError):
+            await aio.open("/af/t", mode, **options)
+    file = await aio.open("/af/t", "w")
+    await file.write("half")
+    await file.discard()
+    assert await aio.get("/af/t") == b"?"
+
+
+async def test_parts_of_a_multifile_are_opened_ahead(aio):
+    many = await aio.multifile("/af/ahead")
+    for i in range(6):
+        async with await many.writer(f"{i}") as part:
+            await part.write(b"%d" % i)
+    for outstanding in (1, 3, 64):
+        async with await many.reader(outstanding=outstanding) as reader:
+            assert await reader.read() == b"012345"
+    async with await many.reader() as left_early:
+        assert await left_early.read(1) == b"0"
+    reader = await many.reader(outstanding=3)
+    assert await reader.read(1) == b"0"
+    await asyncio.wait(reader._ahead)
+    for i in range(6):
+        await aio.delete(f"/af/ahead/{i}")
+    assert await reader.read() == b"12", "two more were open, the rest is gone"
+    await reader.close()
+    with pytest.raises(errors.InvalidArgumentError):
+        await many.reader(outstanding=0)

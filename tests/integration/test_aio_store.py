@@ -7,6 +7,7 @@ import asyncio
 import gc
 import inspect
 import os
+import pickle
 import random
 import threading
 import warnings
@@ -290,3 +291,58 @@ def test_it_has_every_call_of_the_synchronous_face():
         return {name for name in dir(face) if not name.startswith("_")}
 
     assert names(crailpy.Store) == names(crailpy.aio.AsyncStore)
+
+
+async def test_a_store_pickles_as_its_address_and_options(cluster):
+    async with crailpy.aio.connect(cluster.address, namespace="/apickled", timeout=7) as aio:
+        await aio.put("/a", b"1")
+        copy = pickle.loads(pickle.dumps(aio))
+        async with copy:
+            assert await copy.get("/a") == b"1"
+            assert (copy.address, copy._timeout) == (aio.address, 7)
+        await aio.rmtree("/")
+
+
+async def test_a_store_that_nobody_connected_says_so(cluster):
+    aio = crailpy.aio.connect(cluster.address)
+    for call in (
+        lambda: aio.get("/a"),
+        lambda: aio.put("/a", b""),
+        lambda: aio.get_many(["/a"]),
+        lambda: aio.put("/a", b"x" * 100_000),
+        lambda: aio.open("/a"),
+        lambda: aio.barrier("/a", 1),
+    ):
+        with pytest.raises(errors.ClosedError, match="not connected"):
+            await call()
+    await aio.close()
+
+
+@pytest.mark.parametrize("first_goes_on", [False, True])
+def test_another_event_loop_is_refused_in_words(cluster, first_goes_on):
+    first = asyncio.new_event_loop()
+    aio = first.run_until_complete(crailpy.aio.connect(cluster.address)._connect())
+    if not first_goes_on:
+        first.close()
+
+    async def elsewhere() -> None:
+        for call in (
+            lambda: aio.get("/a"),
+            lambda: aio.get_many(["/a"]),
+            lambda: aio.put("/a", b""),
+            lambda: aio.put("/a", b"x" * 100_000),
+            lambda: aio.wait("/a"),
+            aio._connect,
+        ):
+            with pytest.raises(errors.InvalidArgumentError, match="another event loop"):
+                await call()
+        if first_goes_on:
+            with pytest.raises(errors.InvalidArgumentError, match="another event loop"):
+                await aio.close()
+        else:
+            await aio.close()
+
+    asyncio.run(elsewhere())
+    if first_goes_on:
+        first.run_until_complete(aio.close())
+        first.close()

@@ -206,3 +206,20 @@ async def test_queues_deliver_each_item_once_to_hasty_consumers(aio):
         assert (again.number, again.data) == (item.number, b"back")
     with pytest.raises(errors.NotFoundError):
         await queue.get()
+
+
+async def test_a_table_can_do_what_a_mapping_can(aio):
+    table = await aio.table("/aw/mapping")
+    await table.update({"a": b"1", "b": b"2", "c": b"3"})
+    assert [value async for value in table.values()] == [b"1", b"2", b"3"]
+    assert await table.setdefault("a", b"x") == b"1"
+    assert await table.setdefault("d", b"4") == await table.get("d") == b"4"
+    assert await table.pop("b") == b"2"
+    assert await table.pop("b", None) is None
+    with pytest.raises(errors.NotFoundError):
+        await table.pop("b")
+    assert await table.popitem() == ("a", b"1")
+    await table.clear()
+    assert await table.length() == 0
+    with pytest.raises(errors.NotFoundError):
+        await table.popitem()

@@ -22,6 +22,8 @@ from crailpy import hello
 from crailpy.errors import AuthError, CrailError, InvalidArgumentError, OutOfSpaceError
 from crailpy.server.local import Server
 
+from ..stopping import stop
+
 CRAILPY = [sys.executable, "-m", "crailpy.cli"]
 PATIENCE_S = 20.0
 
@@ -188,7 +190,7 @@ def test_the_next_cluster_removes_what_a_massacre_left() -> None:
         assert parent.stdout is not None
         folder, *pids = json.loads(parent.stdout.readline())
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)  # so that none of them can tidy up
+            stop(pid)  # so that none of them can tidy up
         parent.kill()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
@@ -271,7 +273,7 @@ def test_visitors_that_do_not_know_how_to_behave_are_sent_away() -> None:
 def test_a_silent_storage_server_is_down_until_it_speaks() -> None:
     with crailpy.LocalCluster(dram="16MiB", heartbeat=0.1) as cluster:
         pid = cluster.servers[0].pid
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         until(lambda: servers(cluster)[0]["state"] == "down", "three heartbeats are missed")
         os.kill(pid, signal.SIGCONT)
         until(lambda: servers(cluster)[0]["state"] == "up", "it speaks again")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 
 import crailpy
+import crailpy.aio
 from crailpy import errors
 
 
@@ -74,3 +76,37 @@ def test_errors_that_are_answers_stay_errors(cluster):
             store.mkdir("/d")
         counts = store.client_stats()
         assert (counts["reads_missed"], counts["writes_dropped"]) == (0, 0)
+
+
+async def test_the_asynchronous_store_misses_as_well(cluster):
+    connect = crailpy.aio.connect
+    async with connect(cluster.address, on_unavailable="miss", timeout=1) as aio:
+        assert await aio.put("/a", b"1") > 0
+        cluster.namenode.kill()
+        begin = time.monotonic()
+        gets = [aio.get("/a", default=None) for _ in range(100)]
+        assert set(await asyncio.gather(*gets)) == {None}
+        assert await aio.put("/b", b"2") == await aio.put("/l", b"2" * 100_000) == 0
+        assert await aio.put_many({"/c": b"3", "/d": b"4"}) == [0, 0]
+        assert await aio.get_many(["/a", "/b"], missing="none") == [None, None]
+        assert await aio.stat_many(["/a"]) == [None]
+        await aio.mkdir("/e")
+        for missing in (aio.get_view, aio.stat, aio.listdir):
+            with pytest.raises(errors.NotFoundError):
+                await missing("/a")
+        with pytest.raises((errors.UnavailableError, errors.DeadlineError)):
+            await aio.incr("/n")
+        assert time.monotonic() - begin < 8, "one call waits for the store, not each"
+        counts = aio.client_stats()
+        assert counts["reads_missed"] == 100 + 2 + 1 + 3
+        assert counts["writes_dropped"] == 2 + 2 + 1
+        assert counts["breaker_opened"] == 1
+        cluster.namenode.start()
+        while not await aio.put("/a", b"again"):  # noqa: ASYNC110 (a probe, each time)
+            await asyncio.sleep(0)
+        assert await aio.get("/a") == b"again"
+    cluster.namenode.stop()
+    async with connect(cluster.address, on_unavailable="miss", timeout=1) as aio:
+        assert await aio.get("/a", default=5) == 5
+    with pytest.raises(errors.InvalidArgumentError):
+        connect(cluster.address, on_unavailable="panic")

@@ -1,0 +1,224 @@
+"""Text over the files that are awaited: what io.TextIOWrapper is over a binary file."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+from typing import TYPE_CHECKING
+
+from crailpy.errors import ClosedError
+
+from ..files import BUFFER_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import TracebackType
+
+    from .files import AsyncFile
+
+CHUNK_BYTES = 8192  # decoded at once, as by io.TextIOWrapper
+
+
+class AsyncText:
+    """A value as text, for one task at a time; see `Store.open`. Leaving an `async with` block by
+    an exception, and `discard()`, publish nothing."""
+
+    def __init__(
+        self,
+        file: AsyncFile,
+        encoding: str | None,
+        errors: str | None,
+        newline: str | None,
+        buffering: int,
+    ) -> None:
+        # The defaults, and what is refused, are io.TextIOWrapper's.
+        with io.TextIOWrapper(io.BytesIO(), encoding, errors, newline) as like:
+            self.encoding = like.encoding
+            self.errors = like.errors or "strict"
+        self.buffer = file
+        self._encoder = codecs.getincrementalencoder(self.encoding)(self.errors)
+        decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
+        self._decoder: codecs.IncrementalDecoder | io.IncrementalNewlineDecoder = decoder
+        if not newline:
+            self._decoder = io.IncrementalNewlineDecoder(decoder, translate=newline is None)
+        self._line_ends = ("\r\n", "\r", "\n") if newline == "" else (newline or "\n",)
+        self._written_as = os.linesep if newline is None else newline or "\n"
+        self._by_line = buffering == 1
+        self._buffer_bytes = buffering if buffering > 1 else BUFFER_BYTES
+        self._began = False  # what the encoder says at the start (a byte order mark) is settled
+        self._unwritten = bytearray()
+        self._chars = ""  # decoded and not read
+
+    # -- what it is ------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return self.buffer.name
+
+    @property
+    def mode(self) -> str:
+        """As it was opened."""
+        return self.buffer.mode
+
+    @property
+    def version(self) -> int | None:
+        """The version that is read, or the one that was published, after close()."""
+        return self.buffer.version
+
+    @property
+    def closed(self) -> bool:
+        """Was it closed?"""
+        return self.buffer.closed
+
+    def readable(self) -> bool:
+        return self.buffer.readable()
+
+    def writable(self) -> bool:
+        return self.buffer.writable()
+
+    def seekable(self) -> bool:
+        return True
+
+    def _check(self, may: bool, what: str) -> None:
+        if self.closed:
+            raise ClosedError("the file is closed", path=self.name)
+        if not may:
+            raise io.UnsupportedOperation(f"not {what}")
+
+    # -- reading -----------------------------------------------------------------------
+
+    async def _more(self, size: int = CHUNK_BYTES) -> bool:
+        """Decodes so many bytes more; False: that was all."""
+        data = await self.buffer.read(size)
+        self._chars += self._decoder.decode(data, not data)
+        return bool(data)
+
+    async def read(self, size: int | None = -1) -> str:
+        """Up to `size` characters, fewer only at the end; -1: all the rest."""
+        self._check(self.readable(), "readable")
+        await self._write_out()
+        if size is None or size < 0:
+            rest = await self.buffer.read()
+            text, self._chars = self._chars + self._decoder.decode(rest, True), ""
+            return text
+        while (missing := size - len(self._chars)) > 0:
+            if not await self._more(max(missing, CHUNK_BYTES)):
+                break
+        text, self._chars = self._chars[:size], self._chars[size:]
+        return text
+
+    def _line_end(self, start: int) -> int:
+        """Where the first line ends that ends behind `start`; 0: not in what was decoded."""
+        found = ((self._chars.find(end, start), -len(end)) for end in self._line_ends)
+        at, length = min((f for f in found if f[0] >= 0), default=(0, 0))
+        return at - length
+
+    async def readline(self) -> str:
+        """Up to and with the next end of a line; "" at the end."""
+        self._check(self.readable(), "readable")
+        await self._write_out()
+        start = 0
+        while not (end := self._line_end(start)):
+            start = max(0, len(self._chars) - 1)  # the half of an end may be there
+            if not await self._more():
+                end = self._line_end(start) or len(self._chars)
+                break
+        line, self._chars = self._chars[:end], self._chars[end:]
+        return line
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        while line := await self.readline():
+            yield line
+
+    # -- writing -----------------------------------------------------------------------
+
+    async def write(self, text: str) -> int:
+        """Writes all of `text`; returns its characters."""
+        self._check(self.writable(), "writable")
+        if not isinstance(text, str):
+            raise TypeError(f"text is a str, not {type(text).__name__}")
+        if not self._began:
+            self._began = True
+            if self.buffer.tell():
+                self._encoder.setstate(0)  # in the middle no byte order mark
+        ends_line = self._by_line and ("\n" in text or "\r" in text)
+        lines = text.replace("\n", self._written_as) if self._written_as != "\n" else text
+        self._unwritten += self._encoder.encode(lines)
+        self._forget_chars()
+        if ends_line or len(self._unwritten) >= self._buffer_bytes:
+            await self._write_out()
+        return len(text)
+
+    async def writelines(self, lines: list[str]) -> None:
+        """Writes each; none is given an end."""
+        for line in lines:
+            await self.write(line)
+
+    async def _write_out(self) -> None:
+        if self._unwritten:
+            data, self._unwritten = bytes(self._unwritten), bytearray()
+            await self.buffer.write(data)
+
+    def _forget_chars(self) -> None:
+        self._chars = ""
+        self._decoder.reset()
+
+    async def flush(self) -> None:
+        """See `AsyncFile.flush`."""
+        self._check(True, "")
+        await self._write_out()
+        await self.buffer.flush()
+
+    async def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to the start (0) or to the end (0, io.SEEK_END): elsewhere characters have no
+        number. Returns the byte."""
+        self._check(True, "")
+        if offset or whence not in (io.SEEK_SET, io.SEEK_END):
+            raise io.UnsupportedOperation("text: seek to its start or to its end")
+        await self._write_out()
+        self._forget_chars()
+        self._encoder.reset()
+        self._began = False
+        return await self.buffer.seek(0, whence)
+
+    async def truncate(self, size: int | None = None) -> int:
+        """Cuts it to `size` bytes (None: to where it stands); see `AsyncFile.truncate`."""
+        self._check(self.writable(), "writable")
+        await self._write_out()
+        return await self.buffer.truncate(size)
+
+    # -- the end -----------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Publishes what was written. May be called twice. Raises as `AsyncFile.close`."""
+        if self.closed:
+            return
+        try:
+            await self._write_out()
+        except BaseException:
+            await self.buffer.discard()
+            raise
+        await self.buffer.close()
+
+    async def discard(self) -> None:
+        """Closes without publishing anything."""
+        self._unwritten.clear()
+        await self.buffer.discard()
+
+    async def __aenter__(self) -> AsyncText:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            await self.discard()
+        await self.close()
+
+
+__all__ = ["AsyncText"]
