@@ -8,7 +8,8 @@
 
 #define RESEND_NS_FIRST 1000000000ll /* a reply this late may have been lost: ask again on a new connection */
 #define LOOK_AT_SIGNALS_NS 100000000ll
-#define LATE_CALLS 16 /* so many calls of a lane give the lock up at once after a late reply */
+#define REACH_NS_MAX 250000000ll /* for a server in whose place another will do */
+#define LATE_CALLS 16            /* so many calls of a lane give the lock up at once after a late reply */
 
 int64_t call_deadline(struct call *c) {
     if (!c->deadline_ns) {
@@ -370,9 +371,14 @@ int call_extents(struct call *c, const struct crail_result *r, const void *data,
 /* ---- bulk data ----------------------------------------------------------- */
 
 int call_attach(struct call *c, uint32_t server, int need) {
-    PyObject *r =
-        PyObject_CallMethod(c->self->owner, "_attach", "IIid", server, c->lane->number, need, deadline_seconds(c));
+    double until = deadline_seconds(c);
+    if (c->gives_up_early) {
+        int64_t left = time_left(c), most = left / 4 < REACH_NS_MAX ? left / 4 : REACH_NS_MAX;
+        until -= (double)(left - most) / 1e9;
+    }
+    PyObject *r = PyObject_CallMethod(c->self->owner, "_attach", "IIid", server, c->lane->number, need, until);
     Py_XDECREF(r);
+    c->is_unreachable = !r && c->gives_up_early && PyErr_ExceptionMatches(PyExc_OSError);
     return r ? 0 : -1;
 }
 

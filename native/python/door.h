@@ -40,8 +40,10 @@ struct call {
     int64_t deadline_ns; /* 0 until somebody needed it: the common call never reads the clock */
     const char *path;
     Py_ssize_t path_len;
-    bool was_restarted; /* a transfer was: an earlier data connection may still bring bytes */
-    uint32_t wait_ms;   /* how long the namenode may set the request aside (CRAIL_OPF_WAIT), 0: not at all */
+    bool gives_up_early; /* who writes may do so elsewhere: a server is not waited for up to the deadline */
+    bool is_unreachable; /* and one was not reached; the exception says why */
+    bool was_restarted;  /* a transfer was: an earlier data connection may still bring bytes */
+    uint32_t wait_ms;    /* how long the namenode may set the request aside (CRAIL_OPF_WAIT), 0: not at all */
     bool has_options;
     struct crail_options options; /* of the node that is made */
 };
