@@ -142,16 +142,20 @@ class File(io.RawIOBase):
         more.setdefault("timeout", self._timeout)
         return self._store._call(code, flags, self.name, **more)
 
-    def _call_waiting(self, code: int, **more: Any) -> tuple[Any, ...]:
+    def _call_waiting(
+        self, code: int, *, seconds: float | None = None, **more: Any
+    ) -> tuple[Any, ...]:
         """An operation that the namenode answers when it can, within the deadline."""
-        limit = self._store._timeout if self._timeout is None else self._timeout
         return self._store._wait(
             lambda ms, timeout: self._call(
                 code, requests.WAIT, count=ms, **(more | {"timeout": timeout})
             ),
-            limit,
-            limit,
+            self._limit() if seconds is None else seconds,
+            requests.WAY_BACK,
         )
+
+    def _limit(self) -> float:
+        return self._store._timeout if self._timeout is None else self._timeout
 
     def _open_version(self) -> None:
         appends = self._mode.appends
@@ -159,7 +163,7 @@ class File(io.RawIOBase):
         try:
             found = self._ask_for_append(token) if appends else self._ask_to_open(token)
         except BaseException:
-            self._end_hold(token)  # the answer may be on its way still
+            self._end_hold(token, requests.WAY_BACK)  # the answer may be on its way still
             self._token = 0
             raise
         self._opened(found)
@@ -184,22 +188,22 @@ class File(io.RawIOBase):
         return self._call(OPEN, arg0=token)
 
     def _ask_for_append(self, token: int) -> tuple[Any, ...]:
+        deadline = time.monotonic() + self._limit()  # one for all that is asked
         while True:
+            left = max(0.0, deadline - time.monotonic())
             try:
-                return self._call_waiting(APPEND, arg0=token)
+                return self._call_waiting(APPEND, seconds=left, arg0=token)
             except NotFoundError:
                 try:
-                    self._store.put(
-                        self.name, b"", if_absent=True, timeout=self._timeout, **self._placement
-                    )
+                    self._store.put(self.name, b"", if_absent=True, timeout=left, **self._placement)
                 except ExistsError:
                     pass
 
-    def _end_hold(self, token: int) -> None:
+    def _end_hold(self, token: int, timeout: float = GIVE_BACK_S) -> None:
         if not token:
             return
         try:
-            self._store._run(requests.end(token), GIVE_BACK_S)
+            self._store._run(requests.end(token), timeout)
         except CrailError:
             pass  # it ends with the session
 

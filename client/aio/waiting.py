@@ -33,7 +33,9 @@ class AsyncWaiting(AsyncConnection):
     ) -> NodeInfo | None:
         """Waits until there is a node at `path`; see `Store.wait`."""
         seconds = self._timeout if timeout is None else timeout
-        info: NodeInfo | None = await self._run(requests.wait(path, version, absent, seconds))
+        info: NodeInfo | None = await self._run(
+            requests.wait(path, version, absent, seconds), requests.WAY_BACK
+        )
         return info
 
     def watch(self, prefix: str = "/", *, timeout: float | None = None) -> AsyncWatch:
@@ -47,7 +49,9 @@ class AsyncWaiting(AsyncConnection):
         seconds = self._timeout if timeout is None else timeout
         token = self._token()
         try:
-            opened: int = await self._hold(requests.enter(path, n, token, seconds), token, None)
+            opened: int = await self._hold(
+                requests.enter(path, n, token, seconds), token, requests.WAY_BACK
+            )
         finally:  # opened, broken, or this member gives up: until then its place is kept for it
             self._end(token)
         return opened
