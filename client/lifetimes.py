@@ -55,7 +55,7 @@ class Lifetimes(Waiting):
         name: str,
         *,
         ttl: float = 60.0,
-        quota_bytes: int | None = None,
+        quota_bytes: int | str | None = None,
         quota_nodes: int | None = None,
         timeout: float | None = None,
         **placement: Any,
@@ -64,7 +64,7 @@ class Lifetimes(Waiting):
 
         What lies in it, and every node made with `job=`, goes when the last share is closed, or
         `ttl` seconds after the last session that had one has ended. `quota_bytes` and `quota_nodes`
-        limit what lies there (QuotaExceededError); the last who says them decides. Raises
+        limit what lies there ("64MiB"; QuotaExceededError); the last who says them decides. Raises
         InvalidArgumentError, ExistsError (something else is there)."""
         options = job_options(name, ttl, placement)
         return Job(self, f"{JOBS}/{name}", options, quota_bytes, quota_nodes, timeout)
@@ -106,7 +106,7 @@ class Job:
         store: Lifetimes,
         path: str,
         options: bytes,
-        quota_bytes: int | None,
+        quota_bytes: int | str | None,
         quota_nodes: int | None,
         timeout: float | None,
     ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from operator import index
 from struct import Struct
 
 from crailpy import native
 from crailpy.errors import InvalidArgumentError
 from crailpy.model import STORAGE_CLASSES
+
+from .requests import seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +21,6 @@ _SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
 _ANY = 255
 
 STRIPE_MAX = 64
-SECONDS_MAX = 86400.0 * 365 * 100
 
 KEYWORDS = (
     "tier", "strict", "location", "stripe", "replicas", "durability", "checksum", "ttl", "job",
@@ -52,7 +54,7 @@ def pack(
     refuse_promises(replicas, durability, checksum)
     if tier is not None and tier not in STORAGE_CLASSES:
         raise InvalidArgumentError(f"tier={tier!r} is none of {', '.join(STORAGE_CLASSES)}")
-    if not isinstance(stripe, int) or not 1 <= stripe <= STRIPE_MAX:
+    if not hasattr(stripe, "__index__") or not 1 <= (stripe := index(stripe)) <= STRIPE_MAX:
         raise InvalidArgumentError(f"stripe={stripe!r}: 1 to {STRIPE_MAX} servers")
     if strict and tier is None and location is None:
         raise InvalidArgumentError("strict=True says nothing without tier= or location=")
@@ -64,7 +66,7 @@ def pack(
         | (_TTL if ttl is not None else 0)
     )
     options = _OPTIONS.pack(
-        0 if ttl is None else round(seconds(ttl, "ttl") * 1e9),
+        0 if ttl is None else lifetime_ns(ttl),
         0 if job is None else job_number(job),
         0 if location is None else location_number(location),
         flags,
@@ -81,9 +83,7 @@ PLAIN = _OPTIONS.pack(0, 0, 0, 0, _ANY, 1, 0)
 
 def ttl_only(ttl: float | None) -> bytes:
     """Options of SETATTR: the lifetime, None to take the limit away."""
-    return _OPTIONS.pack(
-        0 if ttl is None else round(seconds(ttl, "ttl") * 1e9), 0, 0, _TTL, _ANY, 0, 0
-    )
+    return _OPTIONS.pack(0 if ttl is None else lifetime_ns(ttl), 0, 0, _TTL, _ANY, 0, 0)
 
 
 def refuse_promises(replicas: int, durability: str | None, checksum: bool | None) -> None:
@@ -99,11 +99,12 @@ def refuse_promises(replicas: int, durability: str | None, checksum: bool | None
         raise InvalidArgumentError(f"checksum={checksum!r}: this store computes no checksums")
 
 
-def seconds(value: float, what: str) -> float:
-    """A time that fits the wire; not negative, and a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise InvalidArgumentError(f"{what}={value!r} is no number of seconds")
-    return min(float(value), SECONDS_MAX)
+def lifetime_ns(ttl: float) -> int:
+    """Of ttl=, as it travels: where 0 means that there is no limit."""
+    ns = round(seconds(ttl, "ttl") * 1e9)
+    if ns == 0:
+        raise InvalidArgumentError(f"ttl={ttl!r} is a time that is over", hint="None: no limit")
+    return ns
 
 
 def job_number(job: Any) -> int:

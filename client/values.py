@@ -70,6 +70,7 @@ class Values(Connection):
             flags |= requests.IF_ABSENT
         if if_version is not None:
             flags |= requests.IF_VERSION
+            if_version = requests.unsigned(if_version, "if_version")
         options, wait_ms = b"", 0
         if placement:
             options, wait_ms, timeout = self._placed(placement, timeout)
@@ -146,7 +147,7 @@ class Values(Connection):
     ) -> int:
         """Adds to the counter at `key`, exactly once, and returns the sum: 64 bits with a sign.
 
-        It is made, as 0, at its first use; as a value it is 8 bytes, little-endian. Raises
+        It is made, as 0, at its first use; as a value it is decimal text. Raises
         InvalidArgumentError for a value that is no counter and for a sum that is out of range,
         IsContainerError, NotFoundError (no parent and `parents` is false)."""
         options = b""

@@ -19,8 +19,8 @@ SLOW_LIMIT_S = 600
 
 
 def pytest_configure() -> None:
-    """A run in the background of a shell begins with SIGINT ignored, and would hand that on to every
-    program whose Ctrl-C is tested."""
+    """A run in the background of a shell begins with SIGINT ignored, and would hand that on to
+    every program whose Ctrl-C is tested."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -19,7 +19,7 @@ from crailpy.errors import (
 )
 
 from .. import requests
-from ..connection import TRANSPORTS
+from ..connection import check_options
 from ..session import Address
 from .session import AsyncSession
 from .transfer import Transfers
@@ -48,10 +48,7 @@ class AsyncConnection:
         transport: str | None,
         namespace: str,
     ) -> None:
-        if transport not in TRANSPORTS:
-            raise InvalidArgumentError(f"transport {transport!r} is none of {TRANSPORTS}")
-        if not timeout >= 0:
-            raise InvalidArgumentError(f"timeout {timeout!r} is no number of seconds")
+        timeout = check_options(address, timeout, transport, namespace)
         try:
             self._address = Address(address)
         except ValueError as error:

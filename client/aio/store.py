@@ -14,6 +14,7 @@ from crailpy.errors import (
 )
 
 from .. import requests
+from ..connection import TIMEOUT_DEFAULT
 from ..store import INLINE_MAX
 from .connection import Limit
 from .lifetimes import AsyncLifetimes
@@ -52,6 +53,7 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
     async def truncate(self, path: str, size: int, *, timeout: float | None = None) -> None:
         """Cuts the value to `size` bytes, or fills it up with zeros; see `Store.truncate`."""
         deadline = self._deadline(timeout)
+        size = requests.unsigned(size, "size")
         within_node = size <= INLINE_MAX
         while True:
             try:
@@ -146,17 +148,18 @@ def connect(
     address: str | None = None,
     *,
     token: str | None = None,
-    timeout: float = 10.0,
+    timeout: float = TIMEOUT_DEFAULT,
     transport: str | None = None,
     namespace: str = "/",
 ) -> AsyncStore:
     """A store that `await` or `async with` connects; arguments as of `crailpy.connect`."""
-    if address is None or token is None:
-        from crailpy import config
+    from crailpy import config
 
-        settings = config.client_settings()
-        address = address or settings["address"]
-        token = token or settings["token"]
+    settings = config.client_settings()
     return AsyncStore(
-        address, token=token, timeout=timeout, transport=transport, namespace=namespace
+        settings["address"] if address is None else address,
+        token=token or settings["token"],
+        timeout=settings["timeout"] if timeout is TIMEOUT_DEFAULT else timeout,
+        transport=transport or settings["transport"],
+        namespace=namespace,
     )

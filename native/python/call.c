@@ -63,17 +63,24 @@ static int open_lane(struct call *c, bool is_mutating, int attempt) {
     return r ? 0 : -1;
 }
 
+int call_refuse(const char *why) {
+    PyErr_Clear(); /* what a conversion said of it */
+    PyObject *errors = PyImport_ImportModule("crailpy.errors");
+    PyObject *type = errors ? PyObject_GetAttrString(errors, "InvalidArgumentError") : NULL;
+    if (type)
+        PyErr_SetString(type, why);
+    Py_XDECREF(type);
+    Py_XDECREF(errors);
+    return -1;
+}
+
 int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out) {
     *out = own_ns;
     if (timeout == Py_None)
         return 0;
     double seconds = PyFloat_AsDouble(timeout);
-    if (seconds == -1.0 && PyErr_Occurred())
-        return -1;
-    if (!(seconds >= 0)) {
-        PyErr_SetString(PyExc_ValueError, "timeout must be a number of seconds, 0 or more");
-        return -1;
-    }
+    if (!(seconds >= 0))
+        return call_refuse("timeout is a number of seconds, 0 or more");
     *out = seconds * 1e9 >= (double)TIMEOUT_NS_MAX ? TIMEOUT_NS_MAX : (int64_t)(seconds * 1e9);
     return 0;
 }

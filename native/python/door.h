@@ -94,7 +94,9 @@ PyObject *call_new_bytes(uint64_t n);
 int call_extents(struct call *c, const struct crail_result *r, const void *data, struct crail_extent *out,
                  uint32_t *count);
 
-/* The seconds of a timeout argument, `own_ns` for None. Raises ValueError. */
+/* Raises InvalidArgumentError, in place of what is raised. Returns -1. */
+int call_refuse(const char *why);
+/* The seconds of a timeout argument, `own_ns` for None. Raises InvalidArgumentError. */
 int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out);
 /* Bytes that are not filled yet, on huge pages where that pays. */
 PyObject *call_new_bytes(uint64_t n);

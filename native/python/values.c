@@ -111,14 +111,21 @@ PyObject *client_get(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     return b;
 }
 
+/* Has the conversion of a number failed? One too large is an InvalidArgumentError then. */
+static bool out_of_range(void) {
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_OverflowError))
+        call_refuse("offset and length are below 2**63");
+    return PyErr_Occurred() != NULL;
+}
+
 /* get_range(key, offset, length, timeout) -> bytes */
 PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     struct found f;
     if (!call_arguments("get_range", n, 4))
         return NULL;
-    int64_t offset = PyLong_AsLongLong(args[1]), length = PyLong_AsLongLong(args[2]);
-    if (PyErr_Occurred() || start(&c, self, args[0], args[3]))
+    int64_t offset = PyLong_AsLongLong(args[1]), length = PyErr_Occurred() ? -1 : PyLong_AsLongLong(args[2]);
+    if (out_of_range() || start(&c, self, args[0], args[3]))
         return NULL;
     PyObject *b = NULL;
     if (offset < 0 || length < 0)
@@ -155,7 +162,7 @@ PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     if (!call_arguments("get_into", n, 4))
         return NULL;
     int64_t offset = PyLong_AsLongLong(args[2]), got;
-    if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS))
+    if (out_of_range() || PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS))
         return NULL;
     if (start(&c, self, args[0], args[3])) {
         PyBuffer_Release(&buffer);
