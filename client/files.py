@@ -96,6 +96,8 @@ class File(io.RawIOBase):
         self._store = store
         self._hot = store._hot
         self._timeout = timeout
+        placement = dict(placement)
+        self._parents = bool(placement.pop("parents", True))
         self._placement = placement
         self._options, self._wait_space = place.pack(**placement)
         granted = bytearray(self._options)
@@ -122,6 +124,7 @@ class File(io.RawIOBase):
         self._tail_closed = False
         self._dirty = mode.creates
         self._sequential = True  # everything up to _at was read in order
+        self._unread = 0  # bytes that a layer above has read ahead; discard() leaves one too
         self._pipe = pipe  # another file's that was left idle, or made when there is use for it
         self._stream_token = 0  # of what is announced to those who follow; 0: nothing was
         self._announced = 0
@@ -195,7 +198,10 @@ class File(io.RawIOBase):
                 return self._call_waiting(APPEND, seconds=left, arg0=token)
             except NotFoundError:
                 try:
-                    self._store.put(self.name, b"", if_absent=True, timeout=left, **self._placement)
+                    self._store.put(
+                        self.name, b"", if_absent=True, parents=self._parents, timeout=left,
+                        **self._placement,
+                    )  # fmt: skip
                 except ExistsError:
                     pass
 
@@ -275,6 +281,10 @@ class File(io.RawIOBase):
         self._at += n
         if n == 0 and self._sequential and self._at == self._size:
             self._report_delivery()
+
+    def _was_all_read(self) -> bool:
+        is_whole = self._at == self._size > 0 and not self._flags & requests.MORE
+        return is_whole and self._sequential and not self._unread
 
     def _report_delivery(self) -> None:
         """It was read to its end, in order: a value that goes when it was read goes now."""
@@ -594,6 +604,7 @@ class File(io.RawIOBase):
                 self._memory if self._memory is not None and self._size else b"",
                 if_absent=self._mode.exclusive,
                 if_version=base,
+                parents=self._parents,
                 timeout=self._timeout,
                 **self._placement,
             )
@@ -602,7 +613,8 @@ class File(io.RawIOBase):
         if self._fixed:
             flags, arg0, kept = GROW, self._token, self._granted
         else:
-            flags, arg0, kept = requests.PARENTS, 0, len(self._extents) // _EXTENT_BYTES
+            flags, arg0 = requests.PARENTS if self._parents else 0, 0
+            kept = len(self._extents) // _EXTENT_BYTES
             if self._mode.exclusive:
                 flags |= requests.IF_ABSENT
             elif base is not None:
@@ -622,6 +634,7 @@ class File(io.RawIOBase):
     def discard(self) -> None:
         """Closes without publishing anything."""
         self._dirty = False
+        self._unread = 1
         self.close()
 
     def close(self) -> None:
@@ -632,6 +645,8 @@ class File(io.RawIOBase):
         if self._pid != os.getpid():  # the parent's to close
             super().close()
             return
+        if self._was_all_read():
+            self._report_delivery()  # its reader knew the size, and saw no empty read
         try:
             if self._dirty:
                 self._publish()
@@ -724,6 +739,10 @@ class _OverFile:
         """The version that is read, or the one that was published, after close()."""
         return self._file().version
 
+    def _read_ahead(self, file: File) -> int:
+        """Bytes of the file that lie here and were not taken."""
+        return 0
+
     def discard(self) -> None:
         """Closes without publishing anything."""
         self._file().discard()
@@ -735,6 +754,7 @@ class _OverFile:
             file = None
         if file is not None and not file.closed:
             file._closing = True  # what flushes now is shown by the commit
+            file._unread = max(file._unread, self._read_ahead(file))
             try:
                 self.flush()  # type: ignore[attr-defined]
             except BaseException:  # what is not all there is not published
@@ -760,6 +780,9 @@ class Reader(_OverFile, io.BufferedReader):
 
     def _file(self) -> File:
         return self.raw  # type: ignore[return-value]
+
+    def _read_ahead(self, file: File) -> int:
+        return file._at - self.tell() if file._pid == os.getpid() else 0
 
 
 class Writer(_OverFile, io.BufferedWriter):
@@ -789,6 +812,9 @@ class Text(_OverFile, io.TextIOWrapper):
 
     def _file(self) -> File:
         return self.buffer.raw  # type: ignore[attr-defined,no-any-return]
+
+    def _read_ahead(self, file: File) -> int:
+        return 1  # it does not say how much; who reads text to its end sees the empty read
 
 
 AnyFile = File | Reader | Writer | Random | Text

@@ -23,6 +23,7 @@ def job_options(name: str, ttl: float, placement: dict[str, Any]) -> bytes:
 
     if not name or "/" in name:
         raise InvalidArgumentError(f"job({name!r}): a name without a slash")
+    placement.pop("parents", None)  # /jobs is made where it is not there
     if pack(**placement)[0]:
         raise InvalidArgumentError(
             f"job({name!r}): {', '.join(placement)} say nothing of a directory",

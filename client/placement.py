@@ -43,6 +43,7 @@ def pack(
     delete_after_read: bool = False,
     wait_space: float | None = None,
     session: bool = False,
+    **unknown: Any,
 ) -> tuple[bytes, float]:
     """The struct crail_options (b"" where all is as it is without), and the seconds to wait for
     space.
@@ -51,6 +52,10 @@ def pack(
     there is no other choice; `stripe`: equal runs on so many servers; `ttl`: seconds after the
     last commit; `job`: a Job; `session`: goes with this session. Raises InvalidArgumentError, also
     for what this store cannot promise: more than one replica, durability, checksums."""
+    if unknown:
+        raise TypeError(
+            f"{next(iter(unknown))!r} is no keyword of placement: {', '.join(KEYWORDS)}"
+        )
     refuse_promises(replicas, durability, checksum)
     if tier is not None and tier not in STORAGE_CLASSES:
         raise InvalidArgumentError(f"tier={tier!r} is none of {', '.join(STORAGE_CLASSES)}")

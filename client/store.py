@@ -122,7 +122,7 @@ class Store(Values, Tree, Lifetimes):
         another kind of node."""
         from .containers import Table, open_container
 
-        open_container(self, path, create, requests.TABLE, "table", timeout)
+        open_container(self, path, create, requests.TABLE, "table", timeout, placement)
         return Table(self, path, timeout, placement)
 
     def queue(
@@ -132,7 +132,7 @@ class Store(Values, Tree, Lifetimes):
         `placement` holds for what is put in. Raises ExistsError for another kind of node."""
         from .containers import Queue, open_container
 
-        open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout)
+        open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout, placement)
         return Queue(self, path, timeout, placement)
 
     def multifile(
@@ -144,7 +144,7 @@ class Store(Values, Tree, Lifetimes):
         from .containers import open_container
         from .multifile import MultiFile
 
-        open_container(self, path, create, requests.MULTIFILE, "multifile", timeout)
+        open_container(self, path, create, requests.MULTIFILE, "multifile", timeout, placement)
         return MultiFile(self, path, timeout, placement)
 
     # -- facts --------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         """The table at `path`; see `Store.table`."""
         from .containers import AsyncTable, open_container
 
-        await open_container(self, path, create, requests.TABLE, "table", timeout)
+        await open_container(self, path, create, requests.TABLE, "table", timeout, placement)
         return AsyncTable(self, path, timeout, placement)
 
     async def queue(
@@ -103,7 +103,7 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         """The queue at `path`; see `Store.queue`."""
         from .containers import AsyncQueue, open_container
 
-        await open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout)
+        await open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout, placement)
         return AsyncQueue(self, path, timeout, placement)
 
     async def multifile(
@@ -113,7 +113,9 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         from .containers import open_container
         from .multifile import AsyncMultiFile
 
-        await open_container(self, path, create, requests.MULTIFILE, "multifile", timeout)
+        await open_container(
+            self, path, create, requests.MULTIFILE, "multifile", timeout, placement
+        )
         return AsyncMultiFile(self, path, timeout, placement)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:

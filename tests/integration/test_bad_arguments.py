@@ -89,3 +89,47 @@ def test_numbers_of_numpy_are_numbers(store):
     assert store.incr("/bad/n", numpy.int64(3)) == 3
     store.truncate("/bad/v", numpy.int32(2))
     assert store.get("/bad/v", wait=numpy.float64(1)) == b"ot"
+
+
+@pytest.mark.parametrize("make", ["table", "queue", "multifile", "job"])
+def test_wrong_placement_fails_when_a_container_is_made(store, make):
+    path = "bad" if make == "job" else "/bad/none/made"
+    for wrong in ({"tier": "bogus"}, {"replicas": 2}):
+        with pytest.raises(errors.InvalidArgumentError):
+            getattr(store, make)(path, **wrong)
+    with pytest.raises(TypeError, match="'foo' is no keyword"):
+        getattr(store, make)(path, foo=1)
+    assert not store.exists("/bad/none")
+
+
+def test_parents_are_made_unless_refused(store):
+    for make in (store.table, store.queue, store.multifile):
+        with pytest.raises(errors.NotFoundError):
+            make("/bad/none/x", parents=False)
+        make(f"/bad/made/{make.__name__}", parents=True)
+    for size in (10, 1_000_000):
+        with (
+            pytest.raises(errors.NotFoundError),
+            store.open("/bad/none/x", "wb", parents=False) as f,
+        ):
+            f.write(bytes(size))
+        with store.open(f"/bad/open/{size}", "wb", parents=True) as f:
+            f.write(bytes(size))
+    with pytest.raises(errors.NotFoundError):
+        store.open("/bad/none/x", "ab", parents=False)
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_what_was_all_read_is_delivered_without_an_empty_read(store, size, buffering):
+    store.put("/bad/once", bytes(size), delete_after_read=True)
+    with store.open("/bad/once", buffering=buffering) as file:
+        file.read(10)
+    assert store.exists("/bad/once"), "read ahead is not read"
+    file = store.open("/bad/once", buffering=buffering)
+    file.read(size)
+    file.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert store.exists("/bad/once"), "its reader failed"
+    with store.open("/bad/once", buffering=buffering) as file:
+        assert len(file.read(size)) == size
+    assert not store.exists("/bad/once")
