@@ -102,7 +102,7 @@ class File(io.RawIOBase):
         self._options, self._wait_space = place.pack(**placement)
         granted = bytearray(self._options)
         if granted:
-            granted[_STRIPE_AT] = 0  # each further extent lies on the next server anyway
+            granted[_STRIPE_AT] = 0  # for the last extents, of which there may be only so many
         self._grant_options = bytes(granted)
         self._mode = mode
         self.name = path
@@ -485,19 +485,23 @@ class File(io.RawIOBase):
         """Extents for `missing` bytes more, beside `count` that have `room`: geometrically more, so
         that EXTENTS_MAX are enough for any size. None if they would be too many."""
         ahead = room // 4 if count < EXTENTS_SLOW else room
+        stripe = self._options[_STRIPE_AT] if self._options else 1
+        striped = stripe > 1 and count + stripe <= EXTENTS_SLOW  # else each is one of few
+        options = self._options if striped else self._grant_options
+        flags = 0 if striped else _ONE_EXTENT
         try:
-            new = self._alloc(max(missing, ahead, self._extent_min), _ONE_EXTENT, 0.0)
+            new = self._alloc(max(missing, ahead, self._extent_min), flags, 0.0, options)
         except OutOfSpaceError:
-            new = self._alloc(missing, 0, self._wait_space)
+            new = self._alloc(missing, 0, self._wait_space, self._grant_options)
         n = len(new) // _EXTENT_BYTES
         if count + n <= EXTENTS_MAX:
             return new
         self._give_back(new, n)
         return None
 
-    def _alloc(self, size: int, flags: int, wait: float) -> bytes:
+    def _alloc(self, size: int, flags: int, wait: float, options: bytes) -> bytes:
         until = time.monotonic() + wait
-        ms, options = 0, self._grant_options
+        ms = 0
         limit = self._store._timeout if self._timeout is None else self._timeout
         while True:
             try:
