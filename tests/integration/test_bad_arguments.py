@@ -133,3 +133,11 @@ def test_what_was_all_read_is_delivered_without_an_empty_read(store, size, buffe
     with store.open("/bad/once", buffering=buffering) as file:
         assert len(file.read(size)) == size
     assert not store.exists("/bad/once")
+
+
+def test_an_error_of_rename_names_both_paths(store):
+    store.put("/bad/a", b"1")
+    store.put("/bad/b", b"2")
+    for dst in ("/bad/none/x", "/bad/b"):
+        with pytest.raises(errors.CrailError, match=f"'/bad/a' to '{dst}'"):
+            store.rename("/bad/a", dst)
