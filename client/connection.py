@@ -38,8 +38,22 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 STATUS_TIMEOUT = 1.0  # seconds to find out more about a failure
+TIMEOUT_DEFAULT = float("10")  # of connect(): this very object says that none was given
 TRANSPORTS = (None, "shm", "tcp")
 UNAVAILABLE = ("raise", "miss")
+
+
+def check_options(address: object, timeout: object, transport: object, namespace: object) -> float:
+    """Of connect(): the timeout as a float. Raises InvalidArgumentError."""
+    if not isinstance(address, str):
+        raise InvalidArgumentError(f"address {address!r} is no text like crail://host:port")
+    if transport not in TRANSPORTS:
+        raise InvalidArgumentError(f"transport {transport!r} is none of {TRANSPORTS}")
+    if not isinstance(namespace, str) or not namespace.startswith("/"):
+        raise InvalidArgumentError(f"namespace {namespace!r} is no path like /job")
+    if {".", ".."} & set(namespace.split("/")) or "//" in namespace or "\0" in namespace:
+        raise InvalidArgumentError(f"namespace {namespace!r} is no path like /job")
+    return requests.seconds(timeout, "timeout")
 
 
 class Connection:
@@ -56,10 +70,7 @@ class Connection:
         on_unavailable: str = "raise",
         ring: bool = True,
     ) -> None:
-        if transport not in TRANSPORTS:
-            raise InvalidArgumentError(f"transport {transport!r} is none of {TRANSPORTS}")
-        if not timeout >= 0:
-            raise InvalidArgumentError(f"timeout {timeout!r} is no number of seconds")
+        timeout = check_options(address, timeout, transport, namespace)
         if on_unavailable not in UNAVAILABLE:
             raise InvalidArgumentError(
                 f"on_unavailable {on_unavailable!r} is none of {UNAVAILABLE}"
@@ -289,10 +300,10 @@ def _reconnect(cls: type[Connection], address: str, options: dict[str, Any]) -> 
 
 def all_or_batch_error(results: list[Any]) -> list[Any]:
     """The results of many, or a BatchError if there is an error among them."""
-    failed = sum(isinstance(r, CrailError) for r in results)
+    failed = sum(isinstance(r, Exception) for r in results)
     if not failed:
         return results
-    first = next(r for r in results if isinstance(r, CrailError))
+    first = next(r for r in results if isinstance(r, Exception))
     raise BatchError(
         f"{failed} of {len(results)} failed, the first with: {first}", results=results
     ) from first

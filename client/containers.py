@@ -28,12 +28,29 @@ if TYPE_CHECKING:
 ITEM_NUMBER = Struct("<Q")
 
 
+def take_parents(placement: dict[str, Any]) -> bool:
+    """Checks the keywords, and takes the one out that is not of pack()."""
+    from .placement import pack
+
+    parents = bool(placement.pop("parents", True))
+    pack(**placement)
+    return parents
+
+
 def open_container(
-    store: Store, path: str, create: bool, kind: int, name: str, timeout: float | None
+    store: Store,
+    path: str,
+    create: bool,
+    kind: int,
+    name: str,
+    timeout: float | None,
+    placement: dict[str, Any],
 ) -> None:
-    """Makes the container, or sees that it is there."""
+    """Makes the container, or sees that it is there. Takes `parents` out of `placement`, which is
+    of what is put in; it is checked here already."""
+    parents = take_parents(placement)
     if create:
-        store._run(requests.mkdir(path, parents=True, exist_ok=True, kind=kind), timeout)
+        store._run(requests.mkdir(path, parents=parents, exist_ok=True, kind=kind), timeout)
     elif store._run(requests.stat(path), timeout).kind != name:
         raise NotContainerError(f"the node is no {name}", path=path)
 

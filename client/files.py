@@ -97,11 +97,13 @@ class File(io.RawIOBase):
         self._store = store
         self._hot = store._hot
         self._timeout = timeout
+        placement = dict(placement)
+        self._parents = bool(placement.pop("parents", True))
         self._placement = placement
         self._options, self._wait_space = place.pack(**placement)
         granted = bytearray(self._options)
         if granted:
-            granted[_STRIPE_AT] = 0  # each further extent lies on the next server anyway
+            granted[_STRIPE_AT] = 0  # for the last extents, of which there may be only so many
         self._grant_options = bytes(granted)
         self._mode = mode
         self.name = path
@@ -123,6 +125,7 @@ class File(io.RawIOBase):
         self._tail_closed = False
         self._dirty = mode.creates
         self._sequential = True  # everything up to _at was read in order
+        self._unread = 0  # bytes that a layer above has read ahead; discard() leaves one too
         self._pipe = pipe  # another file's that was left idle, or made when there is use for it
         self._stream_token = 0  # of what is announced to those who follow; 0: nothing was
         self._announced = 0
@@ -143,16 +146,20 @@ class File(io.RawIOBase):
         more.setdefault("timeout", self._timeout)
         return self._store._call(code, flags, self.name, **more)
 
-    def _call_waiting(self, code: int, **more: Any) -> tuple[Any, ...]:
+    def _call_waiting(
+        self, code: int, *, seconds: float | None = None, **more: Any
+    ) -> tuple[Any, ...]:
         """An operation that the namenode answers when it can, within the deadline."""
-        limit = self._store._timeout if self._timeout is None else self._timeout
         return self._store._wait(
             lambda ms, timeout: self._call(
                 code, requests.WAIT, count=ms, **(more | {"timeout": timeout})
             ),
-            limit,
-            limit,
+            self._limit() if seconds is None else seconds,
+            requests.WAY_BACK,
         )
+
+    def _limit(self) -> float:
+        return self._store._timeout if self._timeout is None else self._timeout
 
     def _open_version(self) -> None:
         appends = self._mode.appends
@@ -160,7 +167,7 @@ class File(io.RawIOBase):
         try:
             found = self._ask_for_append(token) if appends else self._ask_to_open(token)
         except BaseException:
-            self._end_hold(token)  # the answer may be on its way still
+            self._end_hold(token, requests.WAY_BACK)  # the answer may be on its way still
             self._token = 0
             raise
         self._opened(found)
@@ -185,22 +192,25 @@ class File(io.RawIOBase):
         return self._call(OPEN, arg0=token)
 
     def _ask_for_append(self, token: int) -> tuple[Any, ...]:
+        deadline = time.monotonic() + self._limit()  # one for all that is asked
         while True:
+            left = max(0.0, deadline - time.monotonic())
             try:
-                return self._call_waiting(APPEND, arg0=token)
+                return self._call_waiting(APPEND, seconds=left, arg0=token)
             except NotFoundError:
                 try:
                     self._store.put(
-                        self.name, b"", if_absent=True, timeout=self._timeout, **self._placement
-                    )
+                        self.name, b"", if_absent=True, parents=self._parents, timeout=left,
+                        **self._placement,
+                    )  # fmt: skip
                 except ExistsError:
                     pass
 
-    def _end_hold(self, token: int) -> None:
+    def _end_hold(self, token: int, timeout: float = GIVE_BACK_S) -> None:
         if not token:
             return
         try:
-            self._store._run(requests.end(token), GIVE_BACK_S)
+            self._store._run(requests.end(token), timeout)
         except CrailError:
             pass  # it ends with the session
 
@@ -272,6 +282,10 @@ class File(io.RawIOBase):
         self._at += n
         if n == 0 and self._sequential and self._at == self._size:
             self._report_delivery()
+
+    def _was_all_read(self) -> bool:
+        is_whole = self._at == self._size > 0 and not self._flags & requests.MORE
+        return is_whole and self._sequential and not self._unread
 
     def _report_delivery(self) -> None:
         """It was read to its end, in order: a value that goes when it was read goes now."""
@@ -472,19 +486,23 @@ class File(io.RawIOBase):
         """Extents for `missing` bytes more, beside `count` that have `room`: geometrically more, so
         that EXTENTS_MAX are enough for any size. None if they would be too many."""
         ahead = room // 4 if count < EXTENTS_SLOW else room
+        stripe = self._options[_STRIPE_AT] if self._options else 1
+        striped = stripe > 1 and count + stripe <= EXTENTS_SLOW  # else each is one of few
+        options = self._options if striped else self._grant_options
+        flags = 0 if striped else _ONE_EXTENT
         try:
-            new = self._alloc(max(missing, ahead, self._extent_min), _ONE_EXTENT, 0.0)
+            new = self._alloc(max(missing, ahead, self._extent_min), flags, 0.0, options)
         except OutOfSpaceError:
-            new = self._alloc(missing, 0, self._wait_space)
+            new = self._alloc(missing, 0, self._wait_space, self._grant_options)
         n = len(new) // _EXTENT_BYTES
         if count + n <= EXTENTS_MAX:
             return new
         self._give_back(new, n)
         return None
 
-    def _alloc(self, size: int, flags: int, wait: float) -> bytes:
+    def _alloc(self, size: int, flags: int, wait: float, options: bytes) -> bytes:
         until = time.monotonic() + wait
-        ms, options = 0, self._grant_options
+        ms = 0
         limit = self._store._timeout if self._timeout is None else self._timeout
         while True:
             try:
@@ -592,6 +610,7 @@ class File(io.RawIOBase):
                 self._memory if self._memory is not None and self._size else b"",
                 if_absent=self._mode.exclusive,
                 if_version=base,
+                parents=self._parents,
                 timeout=self._timeout,
                 **self._placement,
             )
@@ -600,7 +619,8 @@ class File(io.RawIOBase):
         if self._fixed:
             flags, arg0, kept = GROW, self._token, self._granted
         else:
-            flags, arg0, kept = requests.PARENTS, 0, len(self._extents) // _EXTENT_BYTES
+            flags, arg0 = requests.PARENTS if self._parents else 0, 0
+            kept = len(self._extents) // _EXTENT_BYTES
             if self._mode.exclusive:
                 flags |= requests.IF_ABSENT
             elif base is not None:
@@ -620,6 +640,7 @@ class File(io.RawIOBase):
     def discard(self) -> None:
         """Closes without publishing anything."""
         self._dirty = False
+        self._unread = 1
         self.close()
 
     def close(self) -> None:
@@ -630,6 +651,8 @@ class File(io.RawIOBase):
         if self._pid != os.getpid():  # the parent's to close
             super().close()
             return
+        if self._was_all_read():
+            self._report_delivery()  # its reader knew the size, and saw no empty read
         try:
             if self._dirty:
                 self._publish()
@@ -719,6 +742,10 @@ class _OverFile:
         """The version that is read, or the one that was published, after close()."""
         return self._file().version
 
+    def _read_ahead(self, file: File) -> int:
+        """Bytes of the file that lie here and were not taken."""
+        return 0
+
     def discard(self) -> None:
         """Closes without publishing anything."""
         self._file().discard()
@@ -730,6 +757,7 @@ class _OverFile:
             file = None
         if file is not None and not file.closed:
             file._closing = True  # what flushes now is shown by the commit
+            file._unread = max(file._unread, self._read_ahead(file))
             try:
                 self.flush()  # type: ignore[attr-defined]
             except BaseException:  # what is not all there is not published
@@ -755,6 +783,9 @@ class Reader(_OverFile, io.BufferedReader):
 
     def _file(self) -> File:
         return self.raw  # type: ignore[return-value]
+
+    def _read_ahead(self, file: File) -> int:
+        return file._at - self.tell() if file._pid == os.getpid() else 0
 
 
 class Writer(_OverFile, io.BufferedWriter):
@@ -784,6 +815,9 @@ class Text(_OverFile, io.TextIOWrapper):
 
     def _file(self) -> File:
         return self.buffer.raw  # type: ignore[attr-defined,no-any-return]
+
+    def _read_ahead(self, file: File) -> int:
+        return 1  # it does not say how much; who reads text to its end sees the empty read
 
 
 AnyFile = File | Reader | Writer | Random | Text

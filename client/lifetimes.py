@@ -23,6 +23,7 @@ def job_options(name: str, ttl: float, placement: dict[str, Any]) -> bytes:
 
     if not name or "/" in name:
         raise InvalidArgumentError(f"job({name!r}): a name without a slash")
+    placement.pop("parents", None)  # /jobs is made where it is not there
     if pack(**placement)[0]:
         raise InvalidArgumentError(
             f"job({name!r}): {', '.join(placement)} say nothing of a directory",
@@ -55,7 +56,7 @@ class Lifetimes(Waiting):
         name: str,
         *,
         ttl: float = 60.0,
-        quota_bytes: int | None = None,
+        quota_bytes: int | str | None = None,
         quota_nodes: int | None = None,
         timeout: float | None = None,
         **placement: Any,
@@ -64,7 +65,7 @@ class Lifetimes(Waiting):
 
         What lies in it, and every node made with `job=`, goes when the last share is closed, or
         `ttl` seconds after the last session that had one has ended. `quota_bytes` and `quota_nodes`
-        limit what lies there (QuotaExceededError); the last who says them decides. Raises
+        limit what lies there ("64MiB"; QuotaExceededError); the last who says them decides. Raises
         InvalidArgumentError, ExistsError (something else is there)."""
         options = job_options(name, ttl, placement)
         return Job(self, f"{JOBS}/{name}", options, quota_bytes, quota_nodes, timeout)
@@ -106,7 +107,7 @@ class Job:
         store: Lifetimes,
         path: str,
         options: bytes,
-        quota_bytes: int | None,
+        quota_bytes: int | str | None,
         quota_nodes: int | None,
         timeout: float | None,
     ) -> None:

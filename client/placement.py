@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from operator import index
 from struct import Struct
 
 from crailpy import native
 from crailpy.errors import InvalidArgumentError
 from crailpy.model import STORAGE_CLASSES
+
+from .requests import seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +21,6 @@ _SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
 _ANY = 255
 
 STRIPE_MAX = 64
-SECONDS_MAX = 86400.0 * 365 * 100
 TTL_SECONDS_MAX = 86400.0 * 365 * 70
 
 KEYWORDS = (
@@ -42,6 +44,7 @@ def pack(
     delete_after_read: bool = False,
     wait_space: float | None = None,
     session: bool = False,
+    **unknown: Any,
 ) -> tuple[bytes, float]:
     """The struct crail_options (b"" where all is as it is without), and the seconds to wait for
     space.
@@ -50,10 +53,14 @@ def pack(
     there is no other choice; `stripe`: equal runs on so many servers; `ttl`: seconds after the
     last commit; `job`: a Job; `session`: goes with this session. Raises InvalidArgumentError, also
     for what this store cannot promise: more than one replica, durability, checksums."""
+    if unknown:
+        raise TypeError(
+            f"{next(iter(unknown))!r} is no keyword of placement: {', '.join(KEYWORDS)}"
+        )
     refuse_promises(replicas, durability, checksum)
     if tier is not None and tier not in STORAGE_CLASSES:
         raise InvalidArgumentError(f"tier={tier!r} is none of {', '.join(STORAGE_CLASSES)}")
-    if not isinstance(stripe, int) or not 1 <= stripe <= STRIPE_MAX:
+    if not hasattr(stripe, "__index__") or not 1 <= (stripe := index(stripe)) <= STRIPE_MAX:
         raise InvalidArgumentError(f"stripe={stripe!r}: 1 to {STRIPE_MAX} servers")
     if strict and tier is None and location is None:
         raise InvalidArgumentError("strict=True says nothing without tier= or location=")
@@ -98,20 +105,16 @@ def refuse_promises(replicas: int, durability: str | None, checksum: bool | None
         raise InvalidArgumentError(f"checksum={checksum!r}: this store computes no checksums")
 
 
-def seconds(value: float, what: str) -> float:
-    """A time that fits the wire; not negative, and a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise InvalidArgumentError(f"{what}={value!r} is no number of seconds")
-    return min(float(value), SECONDS_MAX)
-
-
 def lifetime_ns(ttl: float) -> int:
-    """A time to live as it travels: nanoseconds."""
+    """Of ttl=, as it travels: nanoseconds, where 0 means that there is no limit."""
     if seconds(ttl, "ttl") > TTL_SECONDS_MAX:
         raise InvalidArgumentError(
             f"ttl={ttl!r} is more than 70 years", hint="None, or no ttl, is no limit"
         )
-    return round(ttl * 1e9)
+    ns = round(seconds(ttl, "ttl") * 1e9)
+    if ns == 0:
+        raise InvalidArgumentError(f"ttl={ttl!r} is a time that is over", hint="None: no limit")
+    return ns
 
 
 def job_number(job: Any) -> int:

@@ -8,6 +8,7 @@ of native/include/crail/wire.h; what the operations mean is told in docs/NAMESPA
 from __future__ import annotations
 
 import time
+from operator import index
 from struct import Struct
 
 from crailpy.errors import (
@@ -16,6 +17,7 @@ from crailpy.errors import (
     InvalidPathError,
     NotFoundError,
 )
+from crailpy.units import parse_size
 
 from . import listing
 
@@ -48,12 +50,15 @@ INLINE, MORE, DELETE_AFTER_READ = 1, 2, 8
 # kinds
 DIRECTORY, TABLE, MULTIFILE, QUEUE_KIND, BARRIER = 2, 3, 4, 5, 6
 
+SECONDS_MAX = 86400.0 * 365 * 100
 PAGE = 1024  # entries of one page of a listing
 PATH_MAX = 4096  # bytes
 ATTRIBUTES_MAX = 65536  # bytes of a node's user attributes, heads included
 WAIT_AT_ONCE = (
     15.0  # seconds: a longer wait is several requests, so that a lost reply costs no more
 )
+
+WAY_BACK = 0.5  # seconds beyond its deadline, for the answer of a wait that has a timeout
 
 _ATTRIBUTE = Struct("<HHI")  # name_len, -, value_len
 _GONE = 0xFFFFFFFF
@@ -143,15 +148,13 @@ class Request:
 
 
 class WaitPieces:
-    """Cuts a wait of `seconds` into requests: `next_ms()` is how long the next one may be set aside
+    """Cuts a `wait` in seconds into requests: `next_ms()` is how long the next one may be set aside
     (milliseconds, at least 1), and `over(error)` raises the DeadlineError of the last one."""
 
     __slots__ = ("_until",)
 
-    def __init__(self, seconds: float) -> None:
-        if not seconds >= 0:
-            raise InvalidArgumentError(f"{seconds!r} is no number of seconds to wait")
-        self._until = time.monotonic() + seconds
+    def __init__(self, wait: float) -> None:
+        self._until = time.monotonic() + seconds(wait, "wait")
 
     def next_ms(self) -> int:
         left = min(self._until - time.monotonic(), WAIT_AT_ONCE)
@@ -160,6 +163,13 @@ class WaitPieces:
     def over(self, error: DeadlineError) -> None:
         if time.monotonic() >= self._until:
             raise error
+
+
+def seconds(value: Any, what: str) -> float:
+    """A time that fits the wire; not negative, and a number."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or not value >= 0:
+        raise InvalidArgumentError(f"{what}={value!r} is no number of seconds")
+    return min(float(value), SECONDS_MAX)
 
 
 def wait_ms(seconds: float) -> int:
@@ -223,10 +233,11 @@ def explain_put(error: NotFoundError, parents: bool, placement: Mapping[str, Any
 
 def truncate(path: str, size: int) -> Request:
     """Of a value that lies within its node; a larger one is a new value (`files`)."""
-    return Request(TRUNCATE, path, arg1=_unsigned(size, "size"), decode=_version)
+    return Request(TRUNCATE, path, arg1=unsigned(size, "size"), decode=_version)
 
 
 def incr(path: str, by: int, parents: bool, options: bytes) -> Request:
+    by = whole(by, "by")
     if not -(1 << 63) <= by < 1 << 63:
         raise InvalidArgumentError(f"{by} is no number of 64 bits", path=path)
     return Request(
@@ -328,7 +339,7 @@ def wait(path: str, version: int | None, absent: bool, seconds: float) -> Reques
         STAT,
         path,
         flags=flags,
-        arg0=_unsigned(version or 0, "version"),
+        arg0=unsigned(version or 0, "version"),
         wait=seconds,
         decode=lambda r: listing.node_info(path, r[5]),
     )
@@ -367,6 +378,7 @@ def _events(prefix_len: int, data: bytes) -> list[Event]:
 
 def enter(path: str, members: int, token: int, seconds: float) -> Request:
     """A place in a barrier: the number of rounds it has seen, when all members are there."""
+    members = whole(members, "n")
     if not 0 < members < 1 << 32:
         raise InvalidArgumentError(f"a barrier of {members} members", path=path)
     return Request(
@@ -399,21 +411,34 @@ def end(token: int) -> Request:
 
 
 def job(
-    path: str, token: int, quota_bytes: int | None, quota_nodes: int | None, options: bytes
+    path: str, token: int, quota_bytes: int | str | None, quota_nodes: int | None, options: bytes
 ) -> Request:
     """A share in a job: its number."""
+    if isinstance(quota_bytes, str):
+        quota_bytes = parse_size(quota_bytes)
     quota = _QUOTA.pack(
-        _unsigned(quota_bytes or 0, "quota_bytes"), _unsigned(quota_nodes or 0, "quota_nodes")
+        unsigned(quota_bytes or 0, "quota_bytes"), unsigned(quota_nodes or 0, "quota_nodes")
     )
     return Request(
         JOB, path, flags=PARENTS, arg0=token, data=quota, options=options, decode=_version
     )
 
 
-def _unsigned(value: int, what: str) -> int:
-    if not 0 <= value < 1 << 64:
-        raise InvalidArgumentError(f"{what}={value} is out of its range")
-    return value
+def whole(value: Any, what: str) -> int:
+    """Whatever is a whole number, NumPy's too. Raises InvalidArgumentError."""
+    try:
+        number: int = index(value)
+    except TypeError:
+        raise InvalidArgumentError(f"{what}={value!r} is no whole number") from None
+    return number
+
+
+def unsigned(value: Any, what: str) -> int:
+    """The same for one of 64 bits without a sign."""
+    number = whole(value, what)
+    if not 0 <= number < 1 << 64:
+        raise InvalidArgumentError(f"{what}={number} is out of its range")
+    return number
 
 
 # ---- many nodes at once -------------------------------------------------------------------------

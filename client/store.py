@@ -14,6 +14,7 @@ from crailpy.errors import (
 )
 
 from . import requests
+from .connection import TIMEOUT_DEFAULT
 from .lifetimes import Lifetimes
 from .tree import Tree
 from .values import Values
@@ -75,6 +76,7 @@ class Store(Values, Tree, Lifetimes):
         NotFoundError, IsContainerError, InvalidArgumentError."""
         limit = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
+        size = requests.unsigned(size, "size")
         within_node = size <= INLINE_MAX
         while True:
             try:
@@ -120,7 +122,7 @@ class Store(Values, Tree, Lifetimes):
         another kind of node."""
         from .containers import Table, open_container
 
-        open_container(self, path, create, requests.TABLE, "table", timeout)
+        open_container(self, path, create, requests.TABLE, "table", timeout, placement)
         return Table(self, path, timeout, placement)
 
     def queue(
@@ -130,7 +132,7 @@ class Store(Values, Tree, Lifetimes):
         `placement` holds for what is put in. Raises ExistsError for another kind of node."""
         from .containers import Queue, open_container
 
-        open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout)
+        open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout, placement)
         return Queue(self, path, timeout, placement)
 
     def multifile(
@@ -142,7 +144,7 @@ class Store(Values, Tree, Lifetimes):
         from .containers import open_container
         from .multifile import MultiFile
 
-        open_container(self, path, create, requests.MULTIFILE, "multifile", timeout)
+        open_container(self, path, create, requests.MULTIFILE, "multifile", timeout, placement)
         return MultiFile(self, path, timeout, placement)
 
     # -- facts --------------------------------------------------------------------------
@@ -176,7 +178,7 @@ def connect(
     address: str | None = None,
     *,
     token: str | None = None,
-    timeout: float = 10.0,
+    timeout: float = TIMEOUT_DEFAULT,
     transport: str | None = None,
     namespace: str = "/",
     ring: bool | None = None,
@@ -186,27 +188,25 @@ def connect(
 
     `address`: "crail://host:port[,host:port]" or "crail+unix:///path"; None: $CRAILPY_ADDRESS, then
     the configuration file, then the local default. `timeout`: default deadline of every call in
-    seconds. `transport`: None (the best), "shm" or "tcp". `namespace`: every path is below it.
-    `ring`: False for lanes that use their sockets also on the namenode's host; None: $CRAILPY_RING,
-    then the configuration file, then True.
+    seconds. `transport`: None (the best), "shm" or "tcp". Where these are not given:
+    $CRAILPY_TIMEOUT and $CRAILPY_TRANSPORT, then the configuration file. `namespace`: every path
+    is below it. `ring`: False for lanes that use their sockets also on the namenode's host; None:
+    $CRAILPY_RING, then the configuration file, then True.
     `on_unavailable`: "raise", or "miss": while the store cannot be reached, reads report that there
     is nothing (NotFoundError, `default`, None, False) and writes are dropped, `put` giving version
     0; after a failure nobody waits for it until a single call has found it back. Both are counted
     (`client_stats`). What is neither (incr, queues, barriers, watches, jobs) raises as ever.
     Raises UnavailableError, AuthError, InvalidArgumentError.
     """
-    if address is None or token is None or ring is None:
-        from crailpy import config
+    from crailpy import config
 
-        settings = config.client_settings()
-        address = address or settings["address"]
-        token = token or settings["token"]
-        ring = settings["ring"] if ring is None else ring
+    settings = config.client_settings()
+    ring = settings["ring"] if ring is None else ring
     return Store(
-        address,
-        token=token,
-        timeout=timeout,
-        transport=transport,
+        settings["address"] if address is None else address,
+        token=token or settings["token"],
+        timeout=settings["timeout"] if timeout is TIMEOUT_DEFAULT else timeout,
+        transport=transport or settings["transport"],
         namespace=namespace,
         ring=ring,
         on_unavailable=on_unavailable,

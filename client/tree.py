@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crailpy.errors import NotContainerError, NotFoundError
+from crailpy.errors import CrailError, NotContainerError, NotFoundError
 
 from . import listing, requests
 from .connection import Connection, all_or_batch_error
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from crailpy.model import NodeInfo
 
     from .globs import Pattern, States
+
+
+def say_both(error: CrailError, src: str, dst: str) -> None:
+    """Of a rename, whose error may be about its destination: a hint that names both."""
+    hints = [f"renaming {src!r} to {dst!r}", error.hint or ""]
+    error.hint = "; ".join(filter(None, hints))
 
 
 class Tree(Connection):
@@ -68,7 +74,11 @@ class Tree(Connection):
 
         Raises NotFoundError, ExistsError, NotEmptyError, IsContainerError, NotContainerError,
         InvalidArgumentError (into itself)."""
-        self._run(requests.rename(self._prefix, src, dst, overwrite), timeout)
+        try:
+            self._run(requests.rename(self._prefix, src, dst, overwrite), timeout)
+        except CrailError as error:  # about either of them
+            say_both(error, src, dst)
+            raise
 
     def remove(self, path: str, *, timeout: float | None = None) -> None:
         """Removes a value or an empty directory. Raises NotFoundError, NotEmptyError."""

@@ -70,6 +70,7 @@ class Values(Connection):
             flags |= requests.IF_ABSENT
         if if_version is not None:
             flags |= requests.IF_VERSION
+            if_version = requests.unsigned(if_version, "if_version")
         options, wait_ms = b"", 0
         if placement:
             options, wait_ms, timeout = self._placed(placement, timeout)

@@ -37,7 +37,9 @@ class Waiting(Connection):
         until nothing is there, and gives None. `timeout` seconds at most (None: the store's):
         DeadlineError."""
         seconds = self._timeout if timeout is None else timeout
-        info: NodeInfo | None = self._run(requests.wait(path, version, absent, seconds))
+        info: NodeInfo | None = self._run(
+            requests.wait(path, version, absent, seconds), requests.WAY_BACK
+        )
         return info
 
     def watch(self, prefix: str = "/", *, timeout: float | None = None) -> Watch:
@@ -55,15 +57,15 @@ class Waiting(Connection):
         seconds = self._timeout if timeout is None else timeout
         token = self._token()
         try:
-            opened: int = self._run(requests.enter(path, n, token, seconds))
+            opened: int = self._run(requests.enter(path, n, token, seconds), requests.WAY_BACK)
         finally:  # opened, broken, or this member gives up: it leaves, and breaks nothing by that
-            self._end(token)
+            self._end(token, requests.WAY_BACK)
         return opened
 
-    def _end(self, token: int) -> None:
+    def _end(self, token: int, timeout: float = END_TIMEOUT) -> None:
         """Gives a hold back; if that cannot be said, its session's end will."""
         try:
-            self._run(requests.end(token), END_TIMEOUT)
+            self._run(requests.end(token), timeout)
         except CrailError:
             pass
 

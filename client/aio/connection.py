@@ -21,7 +21,7 @@ from crailpy.errors import (
 
 from .. import requests
 from ..breaker import Circuit
-from ..connection import TRANSPORTS, UNAVAILABLE
+from ..connection import UNAVAILABLE, check_options
 from ..session import Address
 from .breaker import LaneBreaker
 from .session import AsyncSession
@@ -63,10 +63,7 @@ class AsyncConnection:
         namespace: str,
         on_unavailable: str,
     ) -> None:
-        if transport not in TRANSPORTS:
-            raise InvalidArgumentError(f"transport {transport!r} is none of {TRANSPORTS}")
-        if not timeout >= 0:
-            raise InvalidArgumentError(f"timeout {timeout!r} is no number of seconds")
+        timeout = check_options(address, timeout, transport, namespace)
         if on_unavailable not in UNAVAILABLE:
             raise InvalidArgumentError(
                 f"on_unavailable {on_unavailable!r} is none of {UNAVAILABLE}"

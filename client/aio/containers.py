@@ -14,7 +14,7 @@ from crailpy.errors import (
 )
 
 from .. import listing, requests
-from ..containers import ITEM_NUMBER, table_key
+from ..containers import ITEM_NUMBER, table_key, take_parents
 from .transfer import OutOfDate, extents_of
 
 if TYPE_CHECKING:
@@ -26,11 +26,18 @@ if TYPE_CHECKING:
 
 
 async def open_container(
-    store: AsyncStore, path: str, create: bool, kind: int, name: str, timeout: float | None
+    store: AsyncStore,
+    path: str,
+    create: bool,
+    kind: int,
+    name: str,
+    timeout: float | None,
+    placement: dict[str, Any],
 ) -> None:
-    """Makes the container, or sees that it is there."""
+    """Makes the container, or sees that it is there; see containers.py."""
+    parents = take_parents(placement)
     if create:
-        made = requests.mkdir(path, parents=True, exist_ok=True, kind=kind)
+        made = requests.mkdir(path, parents=parents, exist_ok=True, kind=kind)
         await store._run(made, timeout)
     elif (await store.stat(path, timeout=timeout)).kind != name:
         raise NotContainerError(f"the node is no {name}", path=path)

@@ -73,6 +73,8 @@ class AsyncFile:
         self._store = store
         self._transfers = store._transfers
         self._timeout = timeout
+        placement = dict(placement)
+        self._parents = bool(placement.pop("parents", True))
         self._placement = placement
         self._options, self._wait_space = place.pack(**placement)
         self._mode = taken
@@ -133,7 +135,12 @@ class AsyncFile:
             except NotFoundError:
                 try:
                     await self._store.put(
-                        self.name, b"", if_absent=True, timeout=self._timeout, **self._placement
+                        self.name,
+                        b"",
+                        if_absent=True,
+                        parents=self._parents,
+                        timeout=self._timeout,
+                        **self._placement,
                     )
                 except ExistsError:
                     pass
@@ -442,18 +449,20 @@ class AsyncFile:
                 self._memory if self._memory is not None and self._size else b"",
                 if_absent=self._mode.exclusive,
                 if_version=base,
+                parents=self._parents,
                 timeout=self._timeout,
                 **self._placement,
             )
             return
+        parents = requests.PARENTS if self._parents else 0
         if self._fixed:  # appended behind what was committed
             flags, arg0 = GROW, self._token
         elif self._mode.exclusive:
-            flags, arg0 = requests.PARENTS | requests.IF_ABSENT, 0
+            flags, arg0 = parents | requests.IF_ABSENT, 0
         elif base is not None:
-            flags, arg0 = requests.PARENTS | requests.IF_VERSION, base
+            flags, arg0 = parents | requests.IF_VERSION, base
         else:
-            flags, arg0 = requests.PARENTS, 0
+            flags, arg0 = parents, 0
         kept = self._extents[len(self._extents) - self._granted :]
         self._granted = 0  # the commit's, or it gives them back
         try:

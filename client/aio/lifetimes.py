@@ -25,7 +25,7 @@ class AsyncLifetimes(AsyncWaiting):
         name: str,
         *,
         ttl: float = 60.0,
-        quota_bytes: int | None = None,
+        quota_bytes: int | str | None = None,
         quota_nodes: int | None = None,
         timeout: float | None = None,
         **placement: Any,

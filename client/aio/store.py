@@ -14,6 +14,7 @@ from crailpy.errors import (
 )
 
 from .. import requests
+from ..connection import TIMEOUT_DEFAULT
 from ..store import INLINE_MAX
 from .connection import Limit
 from .lifetimes import AsyncLifetimes
@@ -60,6 +61,7 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
     async def truncate(self, path: str, size: int, *, timeout: float | None = None) -> None:
         """Cuts the value to `size` bytes, or fills it up with zeros; see `Store.truncate`."""
         deadline = self._deadline(timeout)
+        size = requests.unsigned(size, "size")
         within_node = size <= INLINE_MAX
         while True:
             try:
@@ -100,7 +102,7 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         """The table at `path`; see `Store.table`."""
         from .containers import AsyncTable, open_container
 
-        await open_container(self, path, create, requests.TABLE, "table", timeout)
+        await open_container(self, path, create, requests.TABLE, "table", timeout, placement)
         return AsyncTable(self, path, timeout, placement)
 
     async def queue(
@@ -109,7 +111,7 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         """The queue at `path`; see `Store.queue`."""
         from .containers import AsyncQueue, open_container
 
-        await open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout)
+        await open_container(self, path, create, requests.QUEUE_KIND, "queue", timeout, placement)
         return AsyncQueue(self, path, timeout, placement)
 
     async def multifile(
@@ -119,7 +121,9 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         from .containers import open_container
         from .multifile import AsyncMultiFile
 
-        await open_container(self, path, create, requests.MULTIFILE, "multifile", timeout)
+        await open_container(
+            self, path, create, requests.MULTIFILE, "multifile", timeout, placement
+        )
         return AsyncMultiFile(self, path, timeout, placement)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
@@ -156,23 +160,20 @@ def connect(
     address: str | None = None,
     *,
     token: str | None = None,
-    timeout: float = 10.0,
+    timeout: float = TIMEOUT_DEFAULT,
     transport: str | None = None,
     namespace: str = "/",
     on_unavailable: str = "raise",
 ) -> AsyncStore:
     """A store that `await` or `async with` connects; arguments as of `crailpy.connect`."""
-    if address is None or token is None:
-        from crailpy import config
+    from crailpy import config
 
-        settings = config.client_settings()
-        address = address or settings["address"]
-        token = token or settings["token"]
+    settings = config.client_settings()
     return AsyncStore(
-        address,
-        token=token,
-        timeout=timeout,
-        transport=transport,
+        settings["address"] if address is None else address,
+        token=token or settings["token"],
+        timeout=settings["timeout"] if timeout is TIMEOUT_DEFAULT else timeout,
+        transport=transport or settings["transport"],
         namespace=namespace,
         on_unavailable=on_unavailable,
     )

@@ -8,6 +8,7 @@ from crailpy.errors import CrailError, NotContainerError, NotFoundError
 
 from .. import listing, requests
 from ..connection import all_or_batch_error
+from ..tree import say_both
 from .connection import AsyncConnection
 
 if TYPE_CHECKING:
@@ -73,7 +74,11 @@ class AsyncTree(AsyncConnection):
         self, src: str, dst: str, *, overwrite: bool = False, timeout: float | None = None
     ) -> None:
         """Moves a node and all below it; see `Store.rename`."""
-        await self._run(requests.rename(self._prefix, src, dst, overwrite), timeout)
+        try:
+            await self._run(requests.rename(self._prefix, src, dst, overwrite), timeout)
+        except CrailError as error:  # about either of them
+            say_both(error, src, dst)
+            raise
 
     async def remove(self, path: str, *, timeout: float | None = None) -> None:
         """Removes a value or an empty container; see `Store.remove`."""

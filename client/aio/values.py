@@ -52,6 +52,7 @@ class AsyncValues(AsyncConnection):
             flags |= requests.IF_ABSENT
         if if_version is not None:
             flags |= requests.IF_VERSION
+            if_version = requests.unsigned(if_version, "if_version")
         options, wait = self._placed(placement) if placement else (b"", 0.0)
         try:
             return await self._put(key, data, flags, options, if_version or 0, wait, timeout)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..requests import Request, Result
 
-WAY_SECONDS = 0.5
 
 
 class AsyncWaiting(AsyncConnection):
@@ -36,7 +35,7 @@ class AsyncWaiting(AsyncConnection):
         """Waits until there is a node at `path`; see `Store.wait`."""
         seconds = self._timeout if timeout is None else timeout
         info: NodeInfo | None = await self._run(
-            requests.wait(path, version, absent, seconds), self._way(timeout)
+            requests.wait(path, version, absent, seconds), requests.WAY_BACK
         )
         return info
 
@@ -52,15 +51,11 @@ class AsyncWaiting(AsyncConnection):
         token = self._token()
         try:
             opened: int = await self._hold(
-                requests.enter(path, n, token, seconds), token, self._way(timeout)
+                requests.enter(path, n, token, seconds), token, requests.WAY_BACK
             )
         finally:  # opened, broken, or this member gives up: until then its place is kept for it
             self._end(token)
         return opened
-
-    def _way(self, timeout: float | None) -> float | None:
-        """What the way there and back may add to a wait: little where its caller said how long."""
-        return None if timeout is None else min(self._timeout, WAY_SECONDS)
 
     async def _hold(self, request: Request, token: int, timeout: float | None) -> Any:
         """Runs a request that makes a hold. Whoever gives up leaves none behind: the request may

@@ -8,7 +8,8 @@
 
 #define RESEND_NS_FIRST 1000000000ll /* a reply this late may have been lost: ask again on a new connection */
 #define LOOK_AT_SIGNALS_NS 100000000ll
-#define LATE_CALLS 16 /* so many calls of a lane give the lock up at once after a late reply */
+#define REACH_NS_MAX 250000000ll /* for a server in whose place another will do */
+#define LATE_CALLS 16            /* so many calls of a lane give the lock up at once after a late reply */
 
 int64_t call_deadline(struct call *c) {
     if (!c->deadline_ns) {
@@ -73,17 +74,24 @@ static void discard_lane(struct call *c) {
     PyErr_Restore(type, value, trace); /* instead of another, a second interruption */
 }
 
+int call_refuse(const char *why) {
+    PyErr_Clear(); /* what a conversion said of it */
+    PyObject *errors = PyImport_ImportModule("crailpy.errors");
+    PyObject *type = errors ? PyObject_GetAttrString(errors, "InvalidArgumentError") : NULL;
+    if (type)
+        PyErr_SetString(type, why);
+    Py_XDECREF(type);
+    Py_XDECREF(errors);
+    return -1;
+}
+
 int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out) {
     *out = own_ns;
     if (timeout == Py_None)
         return 0;
     double seconds = PyFloat_AsDouble(timeout);
-    if (seconds == -1.0 && PyErr_Occurred())
-        return -1;
-    if (!(seconds >= 0)) {
-        PyErr_SetString(PyExc_ValueError, "timeout must be a number of seconds, 0 or more");
-        return -1;
-    }
+    if (!(seconds >= 0))
+        return call_refuse("timeout is a number of seconds, 0 or more");
     *out = seconds * 1e9 >= (double)TIMEOUT_NS_MAX ? TIMEOUT_NS_MAX : (int64_t)(seconds * 1e9);
     return 0;
 }
@@ -381,9 +389,14 @@ int call_extents(struct call *c, const struct crail_result *r, const void *data,
 /* ---- bulk data ----------------------------------------------------------- */
 
 int call_attach(struct call *c, uint32_t server, int need) {
-    PyObject *r =
-        PyObject_CallMethod(c->self->owner, "_attach", "IIid", server, c->lane->number, need, deadline_seconds(c));
+    double until = deadline_seconds(c);
+    if (c->gives_up_early) {
+        int64_t left = time_left(c), most = left / 4 < REACH_NS_MAX ? left / 4 : REACH_NS_MAX;
+        until -= (double)(left - most) / 1e9;
+    }
+    PyObject *r = PyObject_CallMethod(c->self->owner, "_attach", "IIid", server, c->lane->number, need, until);
     Py_XDECREF(r);
+    c->is_unreachable = !r && c->gives_up_early && PyErr_ExceptionMatches(PyExc_OSError);
     return r ? 0 : -1;
 }
 

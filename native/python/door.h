@@ -41,8 +41,10 @@ struct call {
     PyObject *key;       /* borrowed: what `path` was made from, for errors; NULL: the call is about no path */
     const char *path;
     Py_ssize_t path_len;
-    bool was_restarted; /* a transfer was: an earlier data connection may still bring bytes */
-    uint32_t wait_ms;   /* how long the namenode may set the request aside (CRAIL_OPF_WAIT), 0: not at all */
+    bool gives_up_early; /* who writes may do so elsewhere: a server is not waited for up to the deadline */
+    bool is_unreachable; /* and one was not reached; the exception says why */
+    bool was_restarted;  /* a transfer was: an earlier data connection may still bring bytes */
+    uint32_t wait_ms;    /* how long the namenode may set the request aside (CRAIL_OPF_WAIT), 0: not at all */
     bool has_options;
     struct crail_options options; /* of the node that is made */
 };
@@ -93,7 +95,9 @@ PyObject *call_new_bytes(uint64_t n);
 int call_extents(struct call *c, const struct crail_result *r, const void *data, struct crail_extent *out,
                  uint32_t *count);
 
-/* The seconds of a timeout argument, `own_ns` for None. Raises ValueError. */
+/* Raises InvalidArgumentError, in place of what is raised. Returns -1. */
+int call_refuse(const char *why);
+/* The seconds of a timeout argument, `own_ns` for None. Raises InvalidArgumentError. */
 int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out);
 /* Bytes that are not filled yet, on huge pages where that pays. */
 PyObject *call_new_bytes(uint64_t n);

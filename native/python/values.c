@@ -7,6 +7,7 @@
 #define HUGE_PAGE (2u << 20)
 #define HUGE_RESULT_BYTES_MIN (4u << 20)
 #define GIVE_BACK_NS 500000000ll
+#define ELSEWHERE_TRIES 8
 #define WAIT_MS_AT_ONCE 15000u
 
 /* Where a value is: in the reply (data), or in extents. */
@@ -110,14 +111,21 @@ PyObject *client_get(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     return b;
 }
 
+/* Has the conversion of a number failed? One too large is an InvalidArgumentError then. */
+static bool out_of_range(void) {
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_OverflowError))
+        call_refuse("offset and length are below 2**63");
+    return PyErr_Occurred() != NULL;
+}
+
 /* get_range(key, offset, length, timeout) -> bytes */
 PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     struct found f;
     if (!call_arguments("get_range", n, 4))
         return NULL;
-    int64_t offset = PyLong_AsLongLong(args[1]), length = PyLong_AsLongLong(args[2]);
-    if (PyErr_Occurred() || start(&c, self, args[0], args[3]))
+    int64_t offset = PyLong_AsLongLong(args[1]), length = PyErr_Occurred() ? -1 : PyLong_AsLongLong(args[2]);
+    if (out_of_range() || start(&c, self, args[0], args[3]))
         return NULL;
     PyObject *b = NULL;
     if (offset < 0 || length < 0)
@@ -154,7 +162,7 @@ PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     if (!call_arguments("get_into", n, 4))
         return NULL;
     int64_t offset = PyLong_AsLongLong(args[2]), got;
-    if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS))
+    if (out_of_range() || PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS))
         return NULL;
     if (start(&c, self, args[0], args[3])) {
         PyBuffer_Release(&buffer);
@@ -370,13 +378,43 @@ static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t
     return 0;
 }
 
+/* The server of what was granted is not to be reached: space on another one, and the exception is gone. Where there is
+ * no other, the grant stays, and its server is waited for. 0, or -1 with another exception. */
+static int go_elsewhere(struct call *c, uint64_t size, struct grant *g) {
+    struct grant other;
+    PyErr_Clear();
+    int rc = request_grant(c, size, &other);
+    if (rc < 0)
+        return -1;
+    c->gives_up_early = rc == 0;
+    if (rc == 0) {
+        give_back(c, g, false);
+        *g = other;
+    }
+    return c->lane ? 0 : call_fail(c, CRAIL_E_UNAVAILABLE, 0);
+}
+
+/* Writes the bytes to where there is space; a server that is away is avoided. As call_transfer(). */
+static int write_somewhere(struct call *c, const Py_buffer *b, struct grant *g) {
+    uint64_t n = (uint64_t)b->len;
+    for (int tries = 0;; tries++) {
+        c->gives_up_early = tries == 0 || (c->gives_up_early && tries < ELSEWHERE_TRIES);
+        c->is_unreachable = false;
+        int rc = call_transfer(c, g->extents, g->count, n, 0, n, b->buf, true);
+        if (rc >= 0 || !c->is_unreachable)
+            return rc;
+        if (go_elsewhere(c, n, g))
+            return -1;
+    }
+}
+
 static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint64_t if_version, uint32_t wait_ms,
                        uint64_t *version) {
     struct grant g;
     for (;;) {
         if (allocate(c, (uint64_t)b->len, wait_ms, &g))
             return -1;
-        int rc = call_transfer(c, g.extents, g.count, (uint64_t)b->len, 0, (uint64_t)b->len, b->buf, true);
+        int rc = write_somewhere(c, b, &g);
         if (rc)
             give_back(c, &g, rc < 0 && !c->was_restarted && T->client_find(c->client, g.extents[0].server));
         if (rc == 0 && (rc = commit(c, &g, (uint64_t)b->len, flags, if_version, version)) == 1)

@@ -156,8 +156,21 @@ static int take_versions(struct call *c, PyObject *items, Py_ssize_t from, Py_ss
     return 0;
 }
 
+/* The exception that an item no request can carry has raised, for its place among the results; NULL for any other. */
+static PyObject *fault_of_item(void) {
+    PyObject *type, *value, *trace;
+    if (!PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_ValueError) &&
+        !PyErr_ExceptionMatches(PyExc_BufferError))
+        return NULL;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    Py_XDECREF(type);
+    Py_XDECREF(trace);
+    return value;
+}
+
 /* put_many(items: list of (key, data), from, out: list, flags, options, timeout) -> int
- * Puts items[from...] in order, appending a version or a CrailError each to `out`, up to the end or to the first value
+ * Puts items[from...] in order, appending a version or an exception each to `out`, up to the end or to the first value
  * that is too large for a vector; returns where it stopped. */
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
@@ -177,8 +190,16 @@ PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
         T->lane_begin(c.lane);
         while (at < total && (rc = add_item(&c, args[0], at, flags)) == 0)
             at++;
-        if (rc >= 0 && at > from && (call_exchange(&c) || take_versions(&c, args[0], from, at, args[2])))
+        PyObject *fault = rc < 0 ? fault_of_item() : NULL;
+        if (rc < 0 && !fault)
+            break;
+        if (at > from && (call_exchange(&c) || take_versions(&c, args[0], from, at, args[2]))) {
+            Py_XDECREF(fault);
             rc = -1;
+        } else if (fault) {
+            rc = append_owned(args[2], fault);
+            at++;
+        }
     }
     if (c.lane)
         call_end(&c);

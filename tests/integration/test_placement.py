@@ -60,6 +60,14 @@ def test_a_full_class_overflows_into_the_next_unless_it_is_strict(store):
     assert not store.exists("/p/strict")
 
 
+def test_a_striped_file_lies_on_as_many_servers_and_reads_as_one(store):
+    data = bytes(range(256)) * (4 * MIB // 256)
+    with store.open("/p/file", "wb", stripe=2) as file:
+        file.write(data)
+    assert len(set(servers_of(store, "/p/file"))) == 2
+    assert store.get("/p/file") == data
+
+
 def test_a_stripe_lies_on_as_many_servers_and_reads_as_one(store):
     data = bytes(range(256)) * 8192 + b"odd"
     store.put("/p/striped", data, stripe=3)
