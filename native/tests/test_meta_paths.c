@@ -280,8 +280,24 @@ static void remove_and_rmtree_follow_their_rules(void) {
     kit_close(&k);
 }
 
+static void paths_that_are_too_long_are_not_hashed_ahead(void) {
+    struct kit k;
+    static char path[UINT16_MAX];
+    kit_open(&k, 1 << 20);
+    memset(path, 'x', sizeof(path));
+    path[0] = '/';
+    for (uint32_t len = CRAIL_PATH_MAX; len < sizeof(path); len += 1000) {
+        path[len - 2] = '/';
+        uint32_t at = k.m->ahead_next;
+        crail_meta_prefetch(k.m, &(struct crail_op){.path_len = (uint16_t)len}, path);
+        assert((k.m->ahead[at].prefix != 0) == (len == CRAIL_PATH_MAX));
+    }
+    kit_close(&k);
+}
+
 int main(void) {
     RUN(malformed_paths_are_refused);
+    RUN(paths_that_are_too_long_are_not_hashed_ahead);
     RUN(names_and_paths_may_be_as_long_as_said);
     RUN(the_middle_of_a_path_must_be_directories);
     RUN(malformed_operations_are_invalid_arguments);

@@ -1,5 +1,7 @@
 /* The namenode's loop: exactly once, slices, sessions and their grace, slow readers, many at once.
  * sources: rpc meta base api/api_namenode.c */
+#include <stdlib.h>
+
 #include "rpc_kit.h"
 
 /* ---- exactly once -------------------------------------------------------- */
@@ -71,6 +73,23 @@ static void test_a_dying_connection_does_not_stop_a_vector(void) {
     CHECK(stats().files == 40 * 1000);
     printf("  %d of 40 vectors outlived their connection\n", (int)replays);
     end();
+}
+
+static uint32_t operations_to_the_clock(uint64_t bytes) {
+    uint32_t n = 1;
+    for (nn->ops_to_clock = CRAIL_RPC_CLOCK_EVERY; !crail_rpc_time_over(nn, bytes); n++)
+        CHECK(n < 1000);
+    return n;
+}
+
+static void test_large_operations_look_at_the_clock_sooner(void) {
+    nn = calloc(1, sizeof *nn); /* its turn was over long ago */
+    CHECK(nn);
+    CHECK(operations_to_the_clock(64) == CRAIL_RPC_CLOCK_EVERY);
+    CHECK(operations_to_the_clock(3 * CRAIL_RPC_OP_BYTES) == CRAIL_RPC_CLOCK_EVERY / 4);
+    CHECK(operations_to_the_clock(64 << 10) == 1);
+    free(nn);
+    nn = NULL;
 }
 
 static void test_slices_let_others_through(void) {
@@ -288,6 +307,7 @@ int main(int argc, char **argv) {
     static const struct rpc_test tests[] = {
         T(test_exactly_once),
         T(test_a_dying_connection_does_not_stop_a_vector),
+        T(test_large_operations_look_at_the_clock_sooner),
         T(test_slices_let_others_through),
         T(test_bye),
         T(test_the_grace),

@@ -227,7 +227,7 @@ static struct crail_ahead *announced(struct crail_meta *m, uint32_t stage) {
 void crail_meta_prefetch(struct crail_meta *m, const struct crail_op *op, const char *path) {
     struct crail_ahead *a = announced(m, 0);
     uint32_t len = op->path_len;
-    const char *slash = len > 1 && path[0] == '/' ? memrchr(path, '/', len) : NULL;
+    const char *slash = len > 1 && len <= CRAIL_PATH_MAX && path[0] == '/' ? memrchr(path, '/', len) : NULL;
     *a = (struct crail_ahead){0};
     if (slash) {
         a->prefix = prefix_hash(m, path, (uint32_t)(slash - path));

@@ -67,9 +67,12 @@ static void bury(crail_namenode *nn) {
 
 /* ---- the turn ------------------------------------------------------------ */
 
-bool crail_rpc_time_over(crail_namenode *nn) {
-    if (--nn->ops_to_clock)
+bool crail_rpc_time_over(crail_namenode *nn, uint64_t bytes) {
+    uint64_t weight = 1 + bytes / CRAIL_RPC_OP_BYTES;
+    if (nn->ops_to_clock > weight) {
+        nn->ops_to_clock -= (uint32_t)weight;
         return false;
+    }
     nn->ops_to_clock = CRAIL_RPC_CLOCK_EVERY;
     nn->realtime_ns = crail_clock_realtime_ns();
     return crail_clock_ns() >= nn->turn_end_ns;

@@ -44,6 +44,7 @@
 #define CRAIL_RPC_DESCRIPTION_MAX (64u << 10)
 #define CRAIL_RPC_EVENTS_MAX 4096u
 #define CRAIL_RPC_CLOCK_EVERY 16u /* operations between two looks at the clock */
+#define CRAIL_RPC_OP_BYTES 2048u  /* so many bytes in and out count as one more of them */
 #define CRAIL_RPC_LOOK_NS 10000u  /* while rings keep the loop busy: between two looks at everybody else */
 #define CRAIL_RPC_CROWD 64u       /* requests over which busy lanes are counted */
 
@@ -255,8 +256,9 @@ void crail_rpc_arm(crail_namenode *nn, struct crail_rpc_endpoint *end, uint32_t 
 int crail_rpc_endpoint_open(crail_namenode *nn, struct crail_rpc_endpoint *end, enum crail_rpc_kind kind, int fd);
 /* Closes the descriptor now; the memory goes at the end of the turn. */
 void crail_rpc_endpoint_close(crail_namenode *nn, struct crail_rpc_endpoint *end);
-/* Another operation has been done: is the time of this turn over? Looks at the clock now and then. */
-bool crail_rpc_time_over(crail_namenode *nn);
+/* Another operation has been done, with so many bytes in and out: is the time of this turn over? Looks at the clock now
+ * and then. */
+bool crail_rpc_time_over(crail_namenode *nn, uint64_t bytes);
 
 /* ---- mailbox.c ----------------------------------------------------------- */
 

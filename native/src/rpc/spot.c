@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <sys/random.h>
 
+#include "base/clock.h"
 #include "base/siphash.h"
 #include "rpc/rpc.h"
 
@@ -219,8 +220,10 @@ static bool recheck_step(crail_namenode *nn, struct crail_rpc_spot *top) {
 
 void crail_rpc_recheck_some(crail_namenode *nn) {
     struct crail_list *list = &nn->waits.rechecks;
-    for (uint32_t i = 0; i < RECHECK_SOME && !crail_list_empty(list); i++)
+    uint32_t left = RECHECK_SOME;
+    do { /* at least one: a path of two thousand names takes a while to look up, and may be watched */
         recheck_step(nn, CRAIL_LIST_OF(list->next, struct crail_rpc_spot, recheck));
+    } while (--left && !crail_list_empty(list) && crail_clock_ns() < nn->turn_end_ns);
 }
 
 /* ---- changes ------------------------------------------------------------- */

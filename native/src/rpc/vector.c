@@ -189,11 +189,12 @@ enum crail_rpc_run crail_rpc_vector_run(crail_namenode *nn, struct crail_rpc_lan
         if (waits_for_space(nn, v, op, at))
             return CRAIL_RPC_RUN_SPACE;
         count(nn, op);
+        uint64_t moved = bytes_of(op) + (v->reply->len - at);
         v->offset += bytes_of(op);
         v->next++;
         if (v->next == v->count)
             break;
-        if (crail_rpc_time_over(nn))
+        if (crail_rpc_time_over(nn, moved))
             return CRAIL_RPC_RUN_SLICED;
     }
     assert(v->offset == head_of(v)->size);
