@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..requests import Request, Result
 
 
-
 class AsyncWaiting(AsyncConnection):
     """The part of an `AsyncStore` that waits. Any number may wait on one store."""
 

@@ -81,10 +81,10 @@ static void test_an_alloc_waits_and_gives_up(void) {
 
 static void ask_space(int fd, uint64_t seq) {
     frame(&Q, seq, seq);
-    op_full(&Q,
-            (struct crail_op){
-                .code = CRAIL_OP_ALLOC, .flags = CRAIL_OPF_WAIT, .count = 60000, .arg1 = 64 * CRAIL_GRANULE},
-            "", NULL, 0);
+    op_full(
+        &Q,
+        (struct crail_op){.code = CRAIL_OP_ALLOC, .flags = CRAIL_OPF_WAIT, .count = 60000, .arg1 = 64 * CRAIL_GRANULE},
+        "", NULL, 0);
     send_all(fd, Q.b.data, Q.b.len);
 }
 
