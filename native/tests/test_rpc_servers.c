@@ -81,10 +81,10 @@ static void test_an_alloc_waits_and_gives_up(void) {
 
 static void ask_space(int fd, uint64_t seq) {
     frame(&Q, seq, seq);
-    op_full(&Q,
-            (struct crail_op){
-                .code = CRAIL_OP_ALLOC, .flags = CRAIL_OPF_WAIT, .count = 60000, .arg1 = 64 * CRAIL_GRANULE},
-            "", NULL, 0);
+    op_full(
+        &Q,
+        (struct crail_op){.code = CRAIL_OP_ALLOC, .flags = CRAIL_OPF_WAIT, .count = 60000, .arg1 = 64 * CRAIL_GRANULE},
+        "", NULL, 0);
     send_all(fd, Q.b.data, Q.b.len);
 }
 
@@ -259,12 +259,9 @@ static void test_orders_that_wait_hold_up_no_others(void) {
 
 int main(int argc, char **argv) {
     static const struct rpc_test tests[] = {
-        T(test_the_description_of_a_server),
-        T(test_a_small_store_is_overwritten_for_ever),
-        T(test_an_alloc_waits_and_gives_up),
-        T(test_who_waits_for_space_waits_no_longer_than_its_connection),
-        T(test_channels_break_and_come_back),
-        T(test_many_retirements),
+        T(test_the_description_of_a_server),        T(test_a_small_store_is_overwritten_for_ever),
+        T(test_an_alloc_waits_and_gives_up),        T(test_who_waits_for_space_waits_no_longer_than_its_connection),
+        T(test_channels_break_and_come_back),       T(test_many_retirements),
         T(test_orders_that_wait_hold_up_no_others),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, argc, argv);

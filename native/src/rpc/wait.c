@@ -271,8 +271,7 @@ enum tried { ANSWERED, WAITS, PARKED };
 static bool lost_watch(const struct crail_rpc_waiter *waiter) {
     if (waiter->op.code != CRAIL_OP_NEXT)
         return false;
-    const struct crail_rpc_watch *watch =
-        crail_rpc_watch_find(waiter->party->conn->lane->session, waiter->op.arg0);
+    const struct crail_rpc_watch *watch = crail_rpc_watch_find(waiter->party->conn->lane->session, waiter->op.arg0);
     return !watch || watch->spot != waiter->spot;
 }
 
