@@ -116,6 +116,7 @@ class Session:
         self._presences: list[socket.socket] = []
         self._described: dict[int, dict[str, Any]] = {}
         self._established = False
+        self._closed = False
         self._staying = 0  # the session that has a connection for this
 
     # -- reaching somebody -------------------------------------------------
@@ -201,7 +202,7 @@ class Session:
         is never used. It waits for nothing, for its caller is being interrupted, and raises
         nothing; a namenode elsewhere gives us the time until the next call."""
         session = self.number
-        if not session or not self._unix or session == self._staying:
+        if self._closed or not session or not self._unix or session == self._staying:
             return
         fields = {"role": "lane", "lane": PRESENCE_LANE, "host": hello.host_identity()}
         try:
@@ -211,6 +212,8 @@ class Session:
             return
         self._staying = session
         self._presences.append(sock)
+        if self._closed:  # by another thread, meanwhile
+            sock.close()
 
     def connect_lane(self, number: int, deadline: float) -> socket.socket:
         """A connection of lane `number` whose hello is done, for a caller that speaks wire.h
@@ -397,6 +400,7 @@ class Session:
     def close(self) -> None:
         """Closes what is open. Views that are alive keep their memory, and through the lock on the
         use table their pins."""
+        self._closed = True
         self.core.close()
         for sock in self._presences:
             sock.close()
