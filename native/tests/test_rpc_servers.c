@@ -308,9 +308,12 @@ static void test_an_alloc_that_waits_evicts_more_where_a_reader_keeps_the_first(
 
 int main(int argc, char **argv) {
     static const struct rpc_test tests[] = {
-        T(test_the_description_of_a_server),        T(test_a_small_store_is_overwritten_for_ever),
-        T(test_an_alloc_waits_and_gives_up),        T(test_who_waits_for_space_waits_no_longer_than_its_connection),
-        T(test_channels_break_and_come_back),       T(test_many_retirements),
+        T(test_the_description_of_a_server),
+        T(test_a_small_store_is_overwritten_for_ever),
+        T(test_an_alloc_waits_and_gives_up),
+        T(test_who_waits_for_space_waits_no_longer_than_its_connection),
+        T(test_channels_break_and_come_back),
+        T(test_many_retirements),
         T(test_orders_that_wait_hold_up_no_others),
         T(test_an_alloc_that_waits_evicts_more_where_a_reader_keeps_the_first),
     };
