@@ -16,7 +16,6 @@ from crailpy import hello, native
 from crailpy.errors import (
     CrailError,
     DeadlineError,
-    ProtocolError,
     SessionLostError,
     UnavailableError,
 )
@@ -356,12 +355,7 @@ class Session:
     def _attach_shm(self, server: int, unix: str, deadline: float) -> None:
         sock, reply, fds = self._receive_descriptors(unix, deadline, write=False)
         try:
-            granules = reply["regions"]
-            n = len(granules)
-            if len(fds) != 2 * n + 1:
-                raise ProtocolError(f"storage server {server} sent {len(fds)} descriptors")
-            # per region memory, generations; last the use table
-            self.core.server_shm(server, fds[0 : 2 * n : 2], fds[1 : 2 * n : 2], granules, fds[-1])
+            self.core.server_shm(server, reply["regions"], fds)
         except BaseException:
             sock.close()
             raise

@@ -378,16 +378,19 @@ class ClientHandle(_Handle):
     def server_shm(
         self,
         server: int,
-        region_fds: Sequence[int],
-        generation_fds: Sequence[int],
         granules: Sequence[int],
-        use_fd: int,
+        fds: Sequence[int],
     ) -> None:
-        """Maps a server's regions for reading. The caller keeps the descriptors."""
+        """Maps a server's regions for reading, with the descriptors that its hello brought: of each
+        region memory and generations, last the use table. The caller keeps them. Raises
+        ProtocolError if there are more or fewer."""
+        n = len(granules)
+        if len(fds) != 2 * n + 1:
+            raise ProtocolError(f"storage server {server} sent {len(fds)} descriptors")
+        memory, generations = list(fds[0 : 2 * n : 2]), list(fds[1 : 2 * n : 2])
         check(
             lib.crail_client_server_shm(
-                self._open, server, len(granules), list(region_fds), list(generation_fds),
-                list(granules), use_fd,
+                self._open, server, n, memory, generations, list(granules), fds[-1]
             ),
             server=server,
         )  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import math
 import warnings
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..requests import Request, Result
 
     T = TypeVar("T")
+    Ask = Callable[[int, float | None], Awaitable[Result]]
 
 RECORDED_FIRST, HOLDS_FIRST = 16, 48  # operations that carry a sequence number (wire.h)
 UNCONNECTED = "the store is not connected: `await` it, or use `async with`"
@@ -175,15 +177,17 @@ class AsyncConnection:
 
     # -- requests ---------------------------------------------------------------------
 
-    async def _run(self, request: Request, timeout: float | None = None) -> Any:
-        """Sends the request and gives what its answer means."""
+    async def _run(
+        self, request: Request, timeout: float | None = None, ask: Ask | None = None
+    ) -> Any:
+        """Sends the request and gives what its answer means. `ask`: sends it once, in another way
+        than `_call`: with the milliseconds that it may be set aside, and its timeout."""
+        ask = ask or partial(self._call, request)
         try:
             if request.wait is None:
-                result = await self._call(request, 0, timeout)
+                result = await ask(0, timeout)
             else:
-                result = await self._wait(
-                    lambda ms, timeout: self._call(request, ms, timeout), request.wait, timeout
-                )
+                result = await self._wait(ask, request.wait, timeout)
         except NotFoundError as error:
             if request.absent is requests.RAISE:
                 request.explain(error)

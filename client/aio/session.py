@@ -19,7 +19,6 @@ from crailpy import channel, hello, native
 from crailpy.errors import (
     CrailError,
     InvalidArgumentError,
-    ProtocolError,
     SessionLostError,
     UnavailableError,
 )
@@ -274,12 +273,7 @@ class AsyncSession:
             unix, self._credentials("shm") | {"write": False}, timeout=HELLO_TIMEOUT
         )
         try:
-            granules = reply["regions"]
-            n = len(granules)
-            if len(fds) != 2 * n + 1:
-                raise ProtocolError(f"storage server {server} sent {len(fds)} descriptors")
-            # per region memory, generations; last the use table
-            self.core.server_shm(server, fds[0 : 2 * n : 2], fds[1 : 2 * n : 2], granules, fds[-1])
+            self.core.server_shm(server, reply["regions"], fds)
         except BaseException:
             sock.close()
             raise

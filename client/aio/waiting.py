@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crailpy.errors import ClosedError, CrailError, DeadlineError, NotFoundError, SessionLostError
@@ -59,24 +60,7 @@ class AsyncWaiting(AsyncConnection):
     async def _hold(self, request: Request, token: int, timeout: float | None) -> Any:
         """Runs a request that makes a hold. Whoever gives up leaves none behind: the request may
         be on its way still, so that its answer is awaited before the hold is ended."""
-        try:
-            if request.wait is None:
-                result = await self._hold_once(request, token, 0, timeout)
-            else:
-                result = await self._wait(
-                    lambda ms, limit: self._hold_once(request, token, ms, limit),
-                    request.wait,
-                    timeout,
-                )
-        except NotFoundError as error:
-            if request.absent is requests.RAISE:
-                request.explain(error)
-                raise
-            return request.absent
-        except CrailError as error:
-            request.explain(error)
-            raise
-        return request.decode(result)
+        return await self._run(request, timeout, partial(self._hold_once, request, token))
 
     async def _hold_once(
         self, r: Request, token: int, wait_ms: int, timeout: float | None
