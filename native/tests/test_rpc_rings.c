@@ -74,7 +74,7 @@ static void test_a_dense_stream_starves_nobody(void) {
     with_rings = false;
     int sparse = client(2);
     CHECK(one(dense, 1, CRAIL_OP_PUT, "/v", "v", 1) == 0);
-    atomic_store(&ring_of(dense)->ring.memory->is_dense, 1);
+    atomic_store(&ring_of(dense)->ring.memory->follows_ns, CRAIL_RING_SPIN_NS);
     for (int i = 0; i < 20000; i++) {
         CHECK(one(dense, 0, CRAIL_OP_GET, "/v", NULL, 0) == 0);
         if (i % 1000 == 0)

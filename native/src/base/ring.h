@@ -22,8 +22,9 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define CRAIL_RING_BYTES (64u << 10) /* of each stream; longer frames pass in pieces */
-#define CRAIL_RING_SPIN_NS 20000u    /* nobody waits longer than this without sleeping */
+#define CRAIL_RING_BYTES (64u << 10)   /* of each stream; longer frames pass in pieces */
+#define CRAIL_RING_SPIN_NS 20000u      /* how long an end waits awake for one that thinks briefly */
+#define CRAIL_RING_SPIN_NS_MAX 100000u /* nobody waits longer than this without sleeping */
 
 /* One stream in shared memory. A line of cache for each word, by who changes it and how often. */
 struct crail_ring_stream {
@@ -36,8 +37,9 @@ struct crail_ring_stream {
 struct crail_ring_memory {
     uint32_t magic, bytes;
     struct crail_ring_stream requests, replies;
-    /* The client's word for it, changed seldom: its next request will follow at once; and on which core it sits. */
-    _Alignas(64) _Atomic uint32_t is_dense, client_core;
+    /* The client's word for it, changed seldom: its next request will follow within so many ns (0: who knows); and on
+     * which core it sits. */
+    _Alignas(64) _Atomic uint32_t follows_ns, client_core;
     _Alignas(4096) uint8_t request_bytes[CRAIL_RING_BYTES];
     uint8_t reply_bytes[CRAIL_RING_BYTES];
 };

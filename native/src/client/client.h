@@ -80,7 +80,9 @@ struct crail_lane {
     struct crail_ring_pace pace;
     uint32_t close_requests; /* in a row, each sent soon after the reply before */
     uint32_t core;           /* as told to the namenode */
-    bool is_dense, was_rung; /* the present request: at the end of such a row; found the namenode asleep */
+    uint32_t long_thoughts;  /* of late, between reply and request */
+    uint32_t follows_ns;     /* the present request: at the end of such a row, which the namenode was told */
+    bool was_rung;           /* it found the namenode asleep */
     int64_t replied_ns;      /* when the last reply was here; kept with a ring only */
     bool checked_out;
     bool is_lost;     /* a request ended without its reply: nobody here knows what the namenode executed last */

@@ -20,12 +20,13 @@
 
 #include "client.h"
 
-#define RECEIVE_BYTES_MIN (64u << 10) /* room for a receive: most replies need no second one */
-#define BUFFER_BYTES_KEPT (4u << 20)  /* a lane that was checked in keeps no larger buffers */
-#define REPLY_BYTES_MAX (64u << 20)   /* a vector's largest honest reply is far below */
-#define CLOSE_NS 50000                /* requests that follow the reply before within this... */
-#define WAKE_NS 40000                 /* until a namenode that was rung answers, where its core has to wake first */
-#define DENSE_REQUESTS 32u            /* ... make a dense stream when they are so many in a row */
+#define RECEIVE_BYTES_MIN (64u << 10)             /* room for a receive: most replies need no second one */
+#define BUFFER_BYTES_KEPT (4u << 20)              /* a lane that was checked in keeps no larger buffers */
+#define REPLY_BYTES_MAX (64u << 20)               /* a vector's largest honest reply is far below */
+#define CLOSE_NS (CRAIL_RING_SPIN_NS_MAX - 10000) /* requests that follow the reply before within this... */
+#define WAKE_NS 40000      /* until a namenode that was rung answers, where its core has to wake first */
+#define THOUGHT_NS 15000   /* ... and longer than this, mostly: a stream of large values, say */
+#define DENSE_REQUESTS 32u /* ... make a dense stream when they are so many in a row */
 
 /* ---- the pool ------------------------------------------------------------ */
 
@@ -191,7 +192,8 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh, c
     lane->ring = ring;
     lane->bell = bell;
     lane->pace = (struct crail_ring_pace){0};
-    lane->is_dense = false;
+    lane->follows_ns = 0;
+    lane->long_thoughts = 0;
     lane->core = 0;
     lane->close_requests = 0;
     if (fresh) {
@@ -242,7 +244,7 @@ static void ring_bell(struct crail_lane *lane) {
 
 /* Looks for bytes without sleeping, for as long as a namenode that is awake may need. */
 static bool spin(struct crail_lane *lane) {
-    if (!lane->is_dense)
+    if (!lane->follows_ns)
         return false;
     bool found = crail_ring_readable(&lane->ring);
     if (found)
@@ -296,15 +298,19 @@ static ssize_t stream_write(struct crail_lane *lane, const void *from, size_t n)
 
 /* A request is about to be sent: is the stream dense? The namenode hears of it, and waits awake for the next. */
 static void note_pace(struct crail_lane *lane) {
-    lane->close_requests = crail_now_ns() - lane->replied_ns < CLOSE_NS ? lane->close_requests + 1 : 0;
+    int64_t thought = crail_now_ns() - lane->replied_ns;
+    lane->close_requests = thought < CLOSE_NS ? lane->close_requests + 1 : 0;
+    lane->long_thoughts += thought < THOUGHT_NS ? -(lane->long_thoughts > 0) : lane->long_thoughts < DENSE_REQUESTS;
     lane->was_rung = false;
     bool dense = lane->close_requests >= DENSE_REQUESTS && crail_ring_may_spin(&lane->pace);
-    uint32_t core = (uint32_t)sched_getcpu();
-    if (dense != lane->is_dense)
-        atomic_store_explicit(&lane->ring.memory->is_dense, dense, memory_order_relaxed);
+    uint32_t core = (uint32_t)sched_getcpu(), follows_ns = 0;
+    if (dense)
+        follows_ns = lane->long_thoughts > DENSE_REQUESTS / 2 ? CRAIL_RING_SPIN_NS_MAX : CRAIL_RING_SPIN_NS;
+    if (follows_ns != lane->follows_ns)
+        atomic_store_explicit(&lane->ring.memory->follows_ns, follows_ns, memory_order_relaxed);
+    lane->follows_ns = follows_ns;
     if (core != lane->core)
         atomic_store_explicit(&lane->ring.memory->client_core, core, memory_order_relaxed);
-    lane->is_dense = dense;
     lane->core = core;
 }
 

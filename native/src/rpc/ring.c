@@ -4,7 +4,7 @@
  * Asleep or awake. A ring whose connection is idle either sleeps (its flag is up, the client will ring) or spins (its
  * flag is down and the loop looks at it again and again, crail_rpc_rings_look). Spinning saves both ends all system
  * calls, and harms whoever needs this core. So it is done only
- *   - in a dense stream, by the client's word, and for 20 us after a reply;
+ *   - in a dense stream, and after a reply for as long as the client says that it thinks, 100 us at most;
  *   - while all busy lanes and this thread can have a core each: else a client needs ours to send its request;
  *   - not for a while after it found nothing (crail_ring_pace). */
 #include <assert.h>
@@ -124,8 +124,9 @@ void crail_rpc_crowd_count(crail_namenode *nn, struct crail_rpc_lane *lane) {
 }
 
 static bool may_spin(crail_namenode *nn, struct crail_rpc_ring *ring) {
-    return atomic_load_explicit(&ring->ring.memory->is_dense, memory_order_relaxed) && nn->crowd < nn->cores &&
-           crail_ring_may_spin(&ring->pace);
+    uint32_t follows_ns = atomic_load_explicit(&ring->ring.memory->follows_ns, memory_order_relaxed);
+    ring->spin_ns = follows_ns < CRAIL_RING_SPIN_NS_MAX ? follows_ns : CRAIL_RING_SPIN_NS_MAX;
+    return follows_ns && nn->crowd < nn->cores && crail_ring_may_spin(&ring->pace);
 }
 
 static void ready(crail_namenode *nn, struct crail_rpc_ring *ring) {
@@ -167,7 +168,7 @@ bool crail_rpc_rings_look(crail_namenode *nn) {
     for (struct crail_list *l = nn->spinning.next, *next; l != &nn->spinning; l = next) {
         struct crail_rpc_ring *ring = CRAIL_LIST_OF(l, struct crail_rpc_ring, spin);
         next = l->next;
-        bool came = crail_ring_readable(&ring->ring), late = now - ring->spin_since >= CRAIL_RING_SPIN_NS;
+        bool came = crail_ring_readable(&ring->ring), late = now - ring->spin_since >= ring->spin_ns;
         if (came || late)
             crail_ring_spun(&ring->pace, came);
         if (!came && late) {

@@ -111,6 +111,7 @@ struct crail_rpc_ring {
     struct crail_ring ring;
     struct crail_ring_pace pace;
     struct crail_list spin; /* in nn->spinning while the next request is waited for awake; in the order of spin_since */
+    uint32_t spin_ns;       /* how long, at most */
     uint64_t spin_since;
 };
 
