@@ -256,6 +256,8 @@ _Static_assert(sizeof(struct crail_dirent) == 32, "wire");
 enum crail_data_code {
     CRAIL_DATA_READ = 1,
     CRAIL_DATA_WRITE = 2,
+    CRAIL_DATA_FLUSH = 3, /* with the key for writing, length 0: what was written into the extent, and answered, before
+                             this was sent is durable when it is answered. In memory there is nothing to do */
 };
 
 /* A WRITE is followed by `length` bytes. */
@@ -270,7 +272,9 @@ struct crail_data_request {
 };
 _Static_assert(sizeof(struct crail_data_request) == 64, "wire");
 
-/* A good READ is followed by `length` bytes. A refused WRITE's bytes are read and dropped. */
+/* A good READ is followed by `length` bytes. A refused WRITE's bytes are read and dropped. CRAIL_E_DATA_LOST,
+ * CRAIL_E_OUT_OF_SPACE: the disk failed; other servers will do for a WRITE. A disk that fails in the middle of a good
+ * READ ends the connection, and the same READ is refused from then on. */
 struct crail_data_reply {
     uint32_t magic;
     int32_t status;

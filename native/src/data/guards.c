@@ -4,23 +4,31 @@
  *   slot, generation        a client names no slot, or does not compare the generation (use.h)
  *   tcp-slot, tcp-generation, key   the same two on the server's side, and the key of an extent
  *   retire-scan             the server confirms without a look at the slots
- *   retire-generation       the server does not raise the generation */
+ *   retire-generation       the server does not raise the generation
+ *   retire-durable          the server confirms before the generation is on the disk
+ *
+ * CRAILPY_TEST_FAULTS=path names a file that makes the disk fail, as long as it is there and says so: lines of
+ * `disk-read ERRNO`, `disk-write ERRNO`, `disk-sync ERRNO`, with the number. */
 #include "use.h"
 
 #ifdef CRAIL_TEST_GUARDS
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const char *off_list = "";
+static const char *off_list = "", *faults_path = "";
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void read_environment(void) {
     const char *value = getenv("CRAILPY_TEST_GUARDS_OFF");
     if (value && *value)
         off_list = strdup(value);
-    if (!off_list)
+    value = getenv("CRAILPY_TEST_FAULTS");
+    if (value && *value)
+        faults_path = strdup(value);
+    if (!off_list || !faults_path)
         abort(); /* a test build without its switches would test nothing */
 }
 
@@ -36,6 +44,18 @@ bool crail_guard_on(const char *name) {
         at += part + (at[part] == ',');
     }
     return true;
+}
+
+int crail_fault(const char *name) {
+    char word[64];
+    int number = 0, found = 0;
+    pthread_once(&once, read_environment);
+    FILE *file = *faults_path ? fopen(faults_path, "re") : NULL;
+    while (file && !found && fscanf(file, "%63s %d", word, &number) == 2)
+        found = strcmp(word, name) == 0 ? -number : 0;
+    if (file)
+        fclose(file);
+    return found;
 }
 
 #else
