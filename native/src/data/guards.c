@@ -8,7 +8,8 @@
  *   retire-durable          the server confirms before the generation is on the disk
  *
  * CRAILPY_TEST_FAULTS=path names a file that makes the disk fail, as long as it is there and says so: lines of
- * `disk-read ERRNO`, `disk-write ERRNO`, `disk-sync ERRNO`, with the number. */
+ * `disk-read ERRNO`, `disk-write ERRNO`, `disk-sync ERRNO`, with the number; with 0 it stands still as
+ * long as the file says so. */
 #include "use.h"
 
 #ifdef CRAIL_TEST_GUARDS
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char *off_list = "", *faults_path = "";
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -46,16 +48,24 @@ bool crail_guard_on(const char *name) {
     return true;
 }
 
-int crail_fault(const char *name) {
+/* What the file says of this name; -1: nothing. */
+static int look_up(const char *name) {
     char word[64];
-    int number = 0, found = 0;
-    pthread_once(&once, read_environment);
+    int number = 0, found = -1;
     FILE *file = *faults_path ? fopen(faults_path, "re") : NULL;
-    while (file && !found && fscanf(file, "%63s %d", word, &number) == 2)
-        found = strcmp(word, name) == 0 ? -number : 0;
+    while (file && found < 0 && fscanf(file, "%63s %d", word, &number) == 2)
+        found = strcmp(word, name) == 0 ? number : -1;
     if (file)
         fclose(file);
     return found;
+}
+
+int crail_fault(const char *name) {
+    int number;
+    pthread_once(&once, read_environment);
+    while ((number = look_up(name)) == 0)
+        usleep(1000);
+    return number > 0 ? -number : 0;
 }
 
 #else
