@@ -130,47 +130,35 @@ static void test_the_key_for_reading_neither_writes_nor_flushes(void) {
     end_on_file(&w);
 }
 
-/* Neighbours in one granule, written from two connections at once, lose nothing to each other. */
-struct neighbour {
-    struct world *w;
-    uint32_t at;
-};
-
-static void *write_again_and_again(void *arg) {
-    struct neighbour *n = arg;
-    int fd = data_connection(n->w, 0);
-    uint8_t data[1000];
-    for (uint32_t i = 0; i < 60; i++) {
-        fill(data, sizeof(data), n->at + i);
-        assert(ask(fd, request(CRAIL_DATA_WRITE, 8, 2, 0, n->at, sizeof(data)), data) == 0);
-    }
-    close(fd);
-    return NULL;
-}
-
+/* Each reads the granule before it writes its half. The disk stands still until both had the time to read. */
 static void test_writers_of_one_granule_lose_nothing_to_each_other(void) {
     struct world w = begin_on_file();
-    pthread_t threads[8];
-    struct neighbour all[8];
-    for (uint32_t i = 0; i < 8; i++) {
-        all[i] = (struct neighbour){&w, i * 1000};
-        assert(pthread_create(&threads[i], NULL, write_again_and_again, &all[i]) == 0);
+    int fds[2] = {data_connection(&w, 0), data_connection(&w, 0)};
+    uint8_t data[2][2000], back[4000];
+    struct crail_data_request q[2];
+    set_faults("disk-write 0\n");
+    for (uint32_t i = 0; i < 2; i++) {
+        fill(data[i], sizeof(data[i]), i + 1);
+        q[i] = request(CRAIL_DATA_WRITE, 8, 2, 0, i * sizeof(data[i]), sizeof(data[i]));
+        send_all(fds[i], &q[i], sizeof(q[i]));
+        send_all(fds[i], data[i], sizeof(data[i]));
     }
-    for (int i = 0; i < 8; i++)
-        pthread_join(threads[i], NULL);
-    int fd = data_connection(&w, 0);
-    uint8_t back[8000], want[1000];
-    assert(ask(fd, request(CRAIL_DATA_READ, 8, 2, 0, 0, sizeof(back)), NULL) == 0);
-    recv_all(fd, back, sizeof(back));
-    for (uint32_t i = 0; i < 8; i++) {
-        fill(want, sizeof(want), i * 1000 + 59);
-        assert(memcmp(back + i * 1000, want, sizeof(want)) == 0);
-    }
-    close(fd);
+    assert(!readable(fds[0], 50) && !readable(fds[1], 50));
+    unlink(faults_path);
+    assert(reply_to(fds[0], &q[0]) == 0 && reply_to(fds[1], &q[1]) == 0);
+    assert(ask(fds[0], request(CRAIL_DATA_READ, 8, 2, 0, 0, sizeof(back)), NULL) == 0);
+    recv_all(fds[0], back, sizeof(back));
+    assert(memcmp(back, data, sizeof(back)) == 0);
+    close(fds[0]), close(fds[1]);
     end_on_file(&w);
 }
 
 /* ---- buffers ------------------------------------------------------------------------- */
+
+struct neighbour {
+    struct world *w;
+    uint32_t at;
+};
 
 static void *write_and_read(void *arg) {
     struct neighbour *n = arg;

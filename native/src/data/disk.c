@@ -232,11 +232,12 @@ static int take_buffers(struct crail_storage *s) {
     d->free = malloc(n * sizeof(*d->free));
     if (!d->free)
         return -ENOMEM;
-    void *memory = mmap(NULL, (size_t)n * CRAIL_DISK_BUFFER_BYTES, PROT_READ | PROT_WRITE,
+    void *memory = mmap(NULL, ((size_t)n + 1) * CRAIL_DISK_BUFFER_BYTES, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED)
         return -errno;
     d->buffers = memory;
+    s->rounds.job.buffer = d->buffers + (size_t)n * CRAIL_DISK_BUFFER_BYTES;
     for (uint32_t i = 0; i < n; i++)
         d->free[d->buffers_free++] = n - 1 - i; /* the same few are used again and again */
     return 0;
@@ -303,7 +304,7 @@ void crail_disk_free(struct crail_storage *s) {
     struct crail_disk *d = &s->disk;
     assert(!d->threads_count);
     if (d->buffers)
-        munmap(d->buffers, (size_t)s->tuning.buffers * CRAIL_DISK_BUFFER_BYTES);
+        munmap(d->buffers, ((size_t)s->tuning.buffers + 1) * CRAIL_DISK_BUFFER_BYTES);
     free(d->free);
     if (d->wake.fd >= 0)
         close(d->wake.fd);
