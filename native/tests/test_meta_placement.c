@@ -65,7 +65,6 @@ static void a_location_is_preferred_within_the_class(void) {
     assert(crail_meta_server_place(k.m, file_here, (struct crail_meta_place){33, 7}) == 0); /* it came back so */
     kit_retire(&k, file_here);
     assert(crail_meta_server_place(k.m, 9, (struct crail_meta_place){33, 7}) == -ENOENT);
-    assert(crail_meta_server_place(k.m, file_here, (struct crail_meta_place){33, CRAIL_CLASS_ANY}) == -EINVAL);
     WANT(kit_release(&k, &last, 1), OK);
     kit_retire(&k, file_here);
     assert(server_of(&k, where(7, 33, 0, CRAIL_OPTION_STRICT), 8) == file_here);
@@ -184,10 +183,35 @@ static void only_what_helps_is_evicted(void) {
     kit_close(&k);
 }
 
+static void a_server_that_is_closed_or_to_be_avoided_grants_nothing(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    uint32_t one = kit_server_at(&k, 1, 16, 2, 0), other = kit_server_at(&k, 1, 16, 2, 0);
+    struct crail_options o = where(2, 0, 0, CRAIL_OPTION_STRICT);
+    struct answer a = alloc(&k, o, 4);
+    struct crail_extent first = extent_at(&a, 0);
+    o.avoid = one;
+    assert(server_of(&k, o, 4) == other && server_of(&k, o, 4) == other);
+    o.avoid = 0;
+    assert(crail_meta_server_place(k.m, other, (struct crail_meta_place){0, CRAIL_CLASS_ANY}) == 0);
+    assert(server_of(&k, o, 4) == one && server_of(&k, o, 4) == one);
+    o.avoid = one;
+    WANT(alloc(&k, o, 4), E(OUT_OF_SPACE));
+    /* What it has granted may be committed and given back as ever. */
+    WANT(kit_commit(&k, 0, "/a", &first, 1, 0, 4096), OK);
+    WANT(kit_remove(&k, "/a"), OK);
+    kit_retire(&k, first.server);
+    assert(crail_meta_server_place(k.m, other, (struct crail_meta_place){0, 2}) == 0);
+    assert(server_of(&k, o, 4) == other);
+    kit_check(&k);
+    kit_close(&k);
+}
+
 int main(void) {
     RUN(tiers_fill_by_the_order_of_their_class);
     RUN(a_class_is_preferred_or_a_must);
     RUN(a_location_is_preferred_within_the_class);
+    RUN(a_server_that_is_closed_or_to_be_avoided_grants_nothing);
     RUN(a_fragmented_class_is_filled_before_the_next_and_gathered_over_all_at_last);
     RUN(a_stripe_is_equal_runs_on_distinct_servers);
     RUN(fewer_servers_than_asked_are_used_unless_it_is_strict);

@@ -81,7 +81,8 @@ int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uin
 int crail_namenode_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
                               const uint64_t *const *generations, uint32_t storage_class, uint32_t location,
                               const void *description, uint32_t description_size, uint32_t *number);
-/* Replaces its classes and its description (after a restart on another port). */
+/* Replaces its classes and its description (after a restart on another port). Storage class 255: no grant comes from
+ * there any more. */
 int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, uint32_t storage_class, uint32_t location,
                                    const void *description, uint32_t size);
 /* state: enum crail_meta_server_state: 1 up, 2 down, 3 lost for ever. */

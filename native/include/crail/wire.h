@@ -146,7 +146,8 @@ struct crail_options {
     uint16_t flags;        /* enum crail_option_flags */
     uint8_t storage_class; /* CRAIL_CLASS_ANY or the class of the tier */
     uint8_t stripe;        /* ALLOC: equal runs on so many servers (0, 1: no) */
-    uint64_t reserved;     /* 0 */
+    uint32_t avoid;        /* a server that no grant is to come from: it refused what was to be written; 0: none */
+    uint32_t reserved;     /* 0 */
 };
 _Static_assert(sizeof(struct crail_options) == 32, "wire");
 #define CRAIL_CLASS_ANY 255u

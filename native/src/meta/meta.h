@@ -108,7 +108,8 @@ struct crail_meta_place {
 int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *regions, uint32_t n,
                           const uint64_t *const *generations, struct crail_meta_place place, uint32_t *number);
 
-/* It lies elsewhere now, or its medium is another. -ENOENT for an unknown number, -EINVAL for no storage class. */
+/* It lies elsewhere now, or its medium is another. Storage class CRAIL_CLASS_ANY closes it: no grant comes from there,
+ * all else goes on. -ENOENT for an unknown number. */
 int crail_meta_server_place(struct crail_meta *m, uint32_t number, struct crail_meta_place place);
 
 enum crail_meta_server_state {
