@@ -101,6 +101,7 @@ class Breaker(Circuit):
         super().__init__()
         self._hot = hot
         self.rebind = hot.rebind
+        self.flush = hot.flush
         self.alloc = hot.alloc  # of files, which are neither reads nor writes
         self.pipe = hot.pipe
 

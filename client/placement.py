@@ -15,8 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# ttl_ns, job, location, flags, storage_class, stripe, reserved (native/include/crail/wire.h)
+# ttl_ns, job, location, flags, storage_class, stripe; avoid and reserved (wire.h)
 _OPTIONS = Struct("<QQIHBBQ")
+_AVOID_AT = 24
 _SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
 _ANY = 255
 
@@ -82,6 +83,13 @@ def pack(
     )
     wait = 0.0 if wait_space is None else seconds(wait_space, "wait_space")
     return (b"" if options == PLAIN else options), wait
+
+
+def avoiding(options: bytes, server: int) -> bytes:
+    """The same for an ALLOC that is to find other servers than this one."""
+    avoid = server.to_bytes(4, "little")
+    whole = options or PLAIN
+    return whole[:_AVOID_AT] + avoid + whole[_AVOID_AT + len(avoid) :]
 
 
 PLAIN = _OPTIONS.pack(0, 0, 0, 0, _ANY, 1, 0)

@@ -7,7 +7,9 @@ storage server -> namenode (`control`)
                 unix, host_identity, heartbeat
                 -> number, mac_key, cluster; or fresh: the namenode does not know this incarnation
                 and it has a history, so its memory must be made anew (docs/ARCHITECTURE.md)
-    heartbeat   stats                       -> nothing
+    heartbeat   stats                       -> nothing; a `disk_errno` other than 0 among the stats
+                says that the disk has failed: nothing more is placed there until the server
+                registers again and does not say so
     leave       forget                      -> nothing; forget: this incarnation will not return
 namenode -> storage server (`control`)
     channel                                 -> nothing; open the retire channel again

@@ -16,12 +16,14 @@ import asyncio
 import math
 import socket
 from errno import ENOBUFS
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from crailpy import native
 from crailpy.errors import (
     CrailError,
+    DataLostError,
     NoMemoryError,
     OutOfSpaceError,
     ProtocolError,
@@ -30,10 +32,11 @@ from crailpy.errors import (
     from_status,
 )
 
+from ..placement import avoiding
 from ..session import NEED_SERVER, NEED_WRITABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from .session import AsyncSession
 
@@ -46,12 +49,13 @@ GRANT_AHEAD_BYTES_MAX = 16 << 20  # larger values pay one more request instead o
 GRANTS_MAX = 8  # held ahead
 GRANTS_BYTES_MAX = 32 << 20
 GRANULE = 4096
+ELSEWHERE_TRIES = 8  # so many servers may refuse a write
 
 _EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
 _DATA_REQUEST = Struct("<IHHQ32sQQ")  # magic, code, flags, id, extent, offset, length
 _DATA_REPLY = Struct("<IiQQQ")  # magic, status, id, length, -
 _DATA_MAGIC = 0x31445243
-_READ, _WRITE = 1, 2
+_READ, _WRITE, _FLUSH = 1, 2, 3
 _DONE, _AGAIN = 0, 3  # of Copy.step(), beside NEED_SERVER and NEED_WRITABLE
 _STALE = -StaleLocationError.status
 _COMMIT, _ALLOC, _RELEASE = 17, 18, 19
@@ -164,14 +168,20 @@ class Transfers:
         return True
 
     async def _transmit(self, extent: bytes, within: int, part: memoryview, is_write: bool) -> None:
-        """One run over TCP."""
+        """One run over a data connection."""
+        exchange = self._send if is_write else self._receive
+        await self._converse(extent, lambda sock: exchange(sock, extent, within, part))
+
+    async def _converse(
+        self, extent: bytes, exchange: Callable[[socket.socket], Awaitable[int]]
+    ) -> None:
+        """Lets `exchange`, which gives a status, have a data connection to the extent's server."""
         server = _EXTENT.unpack(extent)[0]
         try:
             connections = await self._session.data_connections(server)
             sock = await connections.take()
             try:
-                exchange = self._send if is_write else self._receive
-                status = await exchange(sock, extent, within, part)
+                status = await exchange(sock)
             except BaseException:
                 connections.end(sock)
                 raise
@@ -240,6 +250,18 @@ class Transfers:
                 raise ConnectionResetError("the storage server closed the connection")
             at += n
 
+    async def flush(self, extents: list[bytes]) -> None:
+        """Makes what was written into the extents durable, where they lie on a disk: before a
+        commit that promises so. Raises OutOfDate, DataLostError, OutOfSpaceError."""
+        for extent in extents:
+            if not self._session.core.has_server(_EXTENT.unpack(extent)[0]):
+                await self._converse(extent, partial(self._send_flush, extent))
+
+    async def _send_flush(self, extent: bytes, sock: socket.socket) -> int:
+        head = _DATA_REQUEST.pack(_DATA_MAGIC, _FLUSH, 0, 0, extent, 0, 0)
+        await self._session.loop.sock_sendall(sock, head)
+        return await self._reply(sock, 0, 0)
+
     # -- views -------------------------------------------------------------------------
 
     async def pin(
@@ -273,13 +295,22 @@ class Transfers:
         deadline: float,
     ) -> int:
         """Space, bytes, commit: the new version. Raises as Store.put."""
+        refusals = 0
+        extents = await self._grant(key, size, options, wait_space)
         while True:
-            extents = await self._grant(key, size, options, wait_space)
             try:
                 await self._move(extents, 0, data, size, True, deadline)
             except OutOfDate:
                 self.release(extents)
                 await asyncio.sleep(0)
+                extents = await self._grant(key, size, options, wait_space)
+                continue
+            except (DataLostError, OutOfSpaceError) as error:
+                self.release(extents)
+                refusals += 1
+                if refusals > ELSEWHERE_TRIES:
+                    raise
+                extents = await self._grant_elsewhere(key, size, options, error)
                 continue
             except BaseException:
                 self._give_back(extents, at_rest=self._is_shared(extents))
@@ -289,6 +320,18 @@ class Transfers:
             except StaleLocationError:
                 self.release(extents)  # some of it may be ours still
                 await asyncio.sleep(0)
+                extents = await self._grant(key, size, options, wait_space)
+
+    async def _grant_elsewhere(
+        self, key: str, size: int, options: bytes, refusal: DataLostError | OutOfSpaceError
+    ) -> list[bytes]:
+        """A server's disk failed under a write: space on others. Raises the refusal if there is
+        none."""
+        try:
+            elsewhere = avoiding(options, int(refusal.server or 0))
+            return await self.allocate(key, size, elsewhere, 0.0)
+        except OutOfSpaceError:
+            raise refusal from None
 
     def _is_shared(self, extents: list[bytes]) -> bool:
         """Do all of them lie in shared memory? Then only our own copies reach them, and those have

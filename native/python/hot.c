@@ -55,6 +55,7 @@ static PyMethodDef client_methods[] = {
     FAST(get_into, "get_into(key, buffer, offset, timeout) -> int"),
     FAST(get_view, "get_view(key, wait_ms, timeout) -> View"),
     FAST(put, "put(key, data, flags, if_version, options, wait_ms, timeout) -> version"),
+    FAST(flush, "flush(extents, timeout): what was written into them is durable, where they lie on a disk"),
     FAST(alloc, "alloc(size, flags, options, wait_ms, timeout) -> extents, as bytes"),
     {"pipe", client_pipe, METH_O, "pipe(path) -> Pipe"},
     FAST(get_many, "get_many(keys, none_if_missing, timeout) -> (values, indexes to ask again, what goes now)"),

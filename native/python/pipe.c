@@ -75,22 +75,6 @@ static void end(struct call *c, Pipe *st) {
     st->is_busy = false;
 }
 
-/* The extents of a value as the caller keeps them. 0, or -1. */
-static int parse_extents(PyObject *arg, struct crail_extent *out, uint32_t *count) {
-    Py_buffer b;
-    if (PyObject_GetBuffer(arg, &b, PyBUF_C_CONTIGUOUS))
-        return -1;
-    size_t n = (size_t)b.len / sizeof(*out);
-    bool good = (size_t)b.len % sizeof(*out) == 0 && n <= CRAIL_EXTENTS_MAX;
-    if (good)
-        memcpy(out, b.buf, (size_t)b.len);
-    PyBuffer_Release(&b);
-    *count = (uint32_t)n;
-    if (!good)
-        PyErr_Format(PyExc_ValueError, "not up to %u extents", CRAIL_EXTENTS_MAX);
-    return good ? 0 : -1;
-}
-
 static uint64_t bytes_of(const struct crail_extent *e) {
     return (uint64_t)e->granules * CRAIL_GRANULE;
 }
@@ -239,7 +223,7 @@ static int outcome(struct call *c, int rc) {
 /* The first arguments of whatever reads: extents, size, offset. 0, or -1. */
 static int parse_value(PyObject *const *args, struct crail_extent *extents, struct crail_range *v, uint64_t *at) {
     *v = (struct crail_range){.extents = extents};
-    if (parse_extents(args[0], extents, &v->count))
+    if (call_parse_extents(args[0], extents, &v->count))
         return -1;
     v->bytes = PyLong_AsUnsignedLongLong(args[1]);
     *at = PyLong_AsUnsignedLongLong(args[2]);
@@ -305,7 +289,7 @@ static PyObject *pipe_write(PyObject *self, PyObject *const *args, Py_ssize_t n)
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
     struct crail_range v = {.extents = extents};
     Py_buffer b;
-    if (!call_arguments("write", n, 4) || parse_extents(args[0], extents, &v.count))
+    if (!call_arguments("write", n, 4) || call_parse_extents(args[0], extents, &v.count))
         return NULL;
     v.bytes = capacity(&v);
     uint64_t at = PyLong_AsUnsignedLongLong(args[1]);

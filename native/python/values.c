@@ -323,6 +323,23 @@ PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     return out;
 }
 
+/* flush(extents, timeout) -> None */
+PyObject *client_flush(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {.self = (HotClient *)self};
+    struct crail_extent extents[CRAIL_EXTENTS_MAX];
+    uint32_t count;
+    if (!call_arguments("flush", n, 2) || call_parse_extents(args[0], extents, &count) ||
+        call_begin(&c, c.self, args[1], 0))
+        return NULL;
+    int rc = call_flush(&c, extents, count);
+    if (rc == 1)
+        rc = call_fail(&c, CRAIL_E_STALE_LOCATION, 0);
+    finish(&c);
+    if (rc)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 /* The write came to nothing: what was granted is kept for the next one, or given back. Nothing may be kept into which
  * an aborted transfer may still write: then it goes by way of the namenode, whose retire order waits for that. An
  * exception may be set and stays; a failure to give back adds nothing to it: the session's end will do it. */
@@ -378,12 +395,35 @@ static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t
     return 0;
 }
 
-/* The server of what was granted is not to be reached: space on another one, and the exception is gone. Where there is
- * no other, the grant stays, and its server is waited for. 0, or -1 with another exception. */
+/* As request_grant(), from other servers than this one. */
+static int request_grant_elsewhere(struct call *c, uint64_t size, uint32_t server, struct grant *g) {
+    struct crail_options own = c->options;
+    bool had_options = c->has_options;
+    if (!had_options)
+        c->options = (struct crail_options){.storage_class = CRAIL_CLASS_ANY};
+    c->has_options = true;
+    c->options.avoid = server;
+    int rc = request_grant(c, size, g);
+    c->has_options = had_options;
+    c->options = own;
+    return rc;
+}
+
+/* The server of what was granted is not to be reached, or its disk has failed: space on another one, and the exception
+ * is gone. Where there is no other: one that is away is waited for, and keeps the grant; a disk does not come back. 0,
+ * or -1 with an exception. */
 static int go_elsewhere(struct call *c, uint64_t size, struct grant *g) {
     struct grant other;
-    PyErr_Clear();
-    int rc = request_grant(c, size, &other);
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    int rc = request_grant_elsewhere(c, size, c->troublesome, &other);
+    if (rc > 0 && c->is_refused) {
+        PyErr_Restore(type, value, trace);
+        return -1;
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
     if (rc < 0)
         return -1;
     c->gives_up_early = rc == 0;
@@ -394,14 +434,15 @@ static int go_elsewhere(struct call *c, uint64_t size, struct grant *g) {
     return c->lane ? 0 : call_fail(c, CRAIL_E_UNAVAILABLE, 0);
 }
 
-/* Writes the bytes to where there is space; a server that is away is avoided. As call_transfer(). */
+/* Writes the bytes to where there is space; a server that is away, or whose disk fails, is avoided. As
+ * call_transfer(). */
 static int write_somewhere(struct call *c, const Py_buffer *b, struct grant *g) {
     uint64_t n = (uint64_t)b->len;
     for (int tries = 0;; tries++) {
         c->gives_up_early = tries == 0 || (c->gives_up_early && tries < ELSEWHERE_TRIES);
-        c->is_unreachable = false;
+        c->is_unreachable = c->is_refused = false;
         int rc = call_transfer(c, g->extents, g->count, n, 0, n, b->buf, true);
-        if (rc >= 0 || !c->is_unreachable)
+        if (rc >= 0 || !(c->is_unreachable || (c->is_refused && tries < ELSEWHERE_TRIES)))
             return rc;
         if (go_elsewhere(c, n, g))
             return -1;

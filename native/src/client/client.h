@@ -193,6 +193,13 @@ void crail_io_end(struct crail_io *io);
 /* Has the lane a data connection to this server? */
 bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server);
 
+/* All that was written into the extent, and answered, is durable when this returns 0; in memory there is nothing to do.
+ * To be called for each extent before a COMMIT that promises it. CRAIL_NEED_SERVER, -EINTR, -EPIPE (the connection
+ * ended: once again), -ETIMEDOUT, or the negative status that the server gave. The caller closes the connection after a
+ * failure (crail_lane_data_drop). */
+int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, int64_t deadline_ns);
+void crail_lane_data_drop(struct crail_lane *lane, uint32_t server);
+
 /* Takes a data connection out of the lane, -1 if it has none; gives one to it, false if it has one or no room. */
 int crail_lane_data_take(struct crail_lane *lane, uint32_t server);
 bool crail_lane_data_give(struct crail_lane *lane, uint32_t server, int fd);

@@ -25,6 +25,8 @@
     X(io_run)                  \
     X(io_restart)              \
     X(io_end)                  \
+    X(io_flush)                \
+    X(lane_data_drop)          \
     X(pin_take)                \
     X(pin_release)             \
     X(client_ref)              \
