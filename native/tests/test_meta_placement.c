@@ -199,7 +199,7 @@ static void a_server_that_is_closed_or_to_be_avoided_grants_nothing(void) {
     WANT(alloc(&k, o, 4), E(OUT_OF_SPACE));
     /* What it has granted may be committed and given back as ever. */
     WANT(kit_commit(&k, 0, "/a", &first, 1, 0, 4096), OK);
-    WANT(kit_remove(&k, "/a"), OK);
+    WANT(kit_remove(&k, 0, "/a"), OK);
     kit_retire(&k, first.server);
     assert(crail_meta_server_place(k.m, other, (struct crail_meta_place){0, 2}) == 0);
     assert(server_of(&k, o, 4) == other);
