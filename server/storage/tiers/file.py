@@ -238,7 +238,7 @@ class FileTier:
         """Trying would fill the disk under the eyes of others."""
         about = os.fstatvfs(self._fd)
         free = about.f_bavail * about.f_frsize + os.fstat(self._fd).st_blocks * 512
-        if wanted > free * (1 - RESERVE):
+        if about.f_blocks and wanted > free * (1 - RESERVE):  # some do not say
             raise OutOfSpaceError(
                 f"{format_size(free)} are free where {self.path} is, {format_size(wanted)} are"
                 f" wanted and {RESERVE:.0%} stay",
