@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from itertools import pairwise
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_nothing_of_the_file_overlaps(tmp_path):
         parts += [(at, at + n * 8) for at, n in zip(layout.generations, sizes, strict=True)]
         parts += [(at, at + n * GRANULE) for at, n in zip(layout.data, sizes, strict=True)]
         assert all(at % GRANULE == 0 for at, _ in parts)
-        assert all(end <= at for (_, end), (at, _) in zip(parts, parts[1:], strict=False))
+        assert all(end <= at for (_, end), (at, _) in pairwise(parts))
         assert parts[-1][1] == layout.size
 
 
@@ -173,7 +174,7 @@ def test_where_direct_io_is_refused_it_goes_through_the_page_cache(make, tmp_pat
     mounted("ramfs", "", where, why="which refuses O_DIRECT")
     try:
         tier = make(path=where / "tier.data")
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="Invalid argument"):
             os.open(tier.path, os.O_RDWR | os.O_DIRECT)
         os.close(open_direct(tier.path))
         assert attached(tier) == [2, 512, 512]
