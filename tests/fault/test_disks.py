@@ -174,6 +174,34 @@ def test_a_read_that_fails_in_the_middle_is_a_typed_error_too(cluster, disks):
             store.get("/v")
 
 
+def test_a_stream_onto_a_disk_that_fails_publishes_nothing_and_the_next_goes_elsewhere(
+    cluster, disks
+):
+    """What was written is not in the writer's memory any more: only he can write it again."""
+    with cluster.connect(timeout=20) as store:
+        file = store.open("/s", "wb")
+        file.write(VALUE)
+        file.flush()
+        number = server_of_stream(store) - 1
+        disks.fail(number, "disk-write", errno.EIO)
+        with pytest.raises(errors.DataLostError) as raised, file:
+            file.writelines([VALUE] * 8)
+        assert raised.value.server == str(number + 1)
+        assert not store.exists("/s")
+        until(lambda: "failed" in states(store))
+        with store.open("/s", "wb") as file:
+            for _ in range(8):
+                file.write(VALUE)
+        assert store.get("/s") == VALUE * 8
+        assert {p["server"] for p in store.stat("/s").locations} == {2 - number}
+
+
+def server_of_stream(store) -> int:
+    """The server that has granted something."""
+    servers = store.status()["servers"]
+    return next(s["number"] for s in servers if s["granules_granted"])
+
+
 def test_a_server_that_is_started_again_takes_part_again(cluster, disks):
     with cluster.connect() as store:
         fill(store)

@@ -30,7 +30,7 @@ from crailpy.errors import ExistsError, InvalidArgumentError, OutOfSpaceError
 from crailpy.units import format_size
 
 from ...reception import private_folder
-from .dram import GRANULE, RESERVE, lock_folder, region_sizes, remove_file
+from .dram import GRANULE, REGIONS_MAX, RESERVE, lock_folder, region_sizes, remove_file
 
 log = logging.getLogger("crailpy.storage")
 
@@ -133,7 +133,8 @@ class FileTier:
             return True
         self.server = server or secrets.token_hex(8)
         capacity = self._capacity or self._room_of_device()
-        self._sizes = region_sizes(capacity, self._region_max)
+        # nobody maps them: they may be larger than what was set for memory
+        self._sizes = region_sizes(capacity, max(self._region_max, capacity // REGIONS_MAX * 2))
         self._allocate()
         self.fresh()
         return False
