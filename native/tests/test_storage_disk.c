@@ -302,6 +302,29 @@ static void test_an_order_waits_for_a_write_whose_client_has_gone(void) {
     end_on_file(&w);
 }
 
+/* The same for a reader that stands still in the middle: what it has not got yet is still to be read. */
+static void test_an_order_waits_for_a_reader_in_the_middle(void) {
+    struct world w = begin_on_file();
+    size_t n = 4u << 20; /* more than sockets and buffers take */
+    uint8_t *data = malloc(n), *back = malloc(n);
+    int fd = data_connection(&w, 0), ch = channel(&w);
+    fill(data, n, 4);
+    assert(ask(fd, request(CRAIL_DATA_WRITE, 0, 1024, 0, 0, n), data) == 0);
+    struct crail_data_request q = request(CRAIL_DATA_READ, 0, 1024, 0, 0, n);
+    send_all(fd, &q, sizeof(q));
+    assert(reply_to(fd, &q) == 0);
+    struct crail_retire o = one_order(0, 1024, 1), done[1];
+    order(ch, &o, 1);
+    assert(!readable(ch, 150));
+    recv_all(fd, back, n);
+    assert(memcmp(data, back, n) == 0);
+    assert(confirmed(ch, done, 1) == 1);
+    assert(ask(fd, request(CRAIL_DATA_READ, 0, 1024, 0, 0, n), NULL) == CRAIL_E_STALE_LOCATION);
+    close(fd), close(ch);
+    free(data), free(back);
+    end_on_file(&w);
+}
+
 /* ---- failure ---------------------------------------------------------------------------------- */
 
 static void test_a_disk_that_fails_is_told_of_and_written_no_more(void) {
@@ -394,6 +417,7 @@ int main(void) {
     test_a_confirmed_generation_is_on_the_disk();
     test_what_cannot_be_made_durable_is_not_confirmed();
     test_an_order_waits_for_a_write_whose_client_has_gone();
+    test_an_order_waits_for_a_reader_in_the_middle();
     test_a_disk_that_fails_is_told_of_and_written_no_more();
     test_what_cannot_be_read_is_lost_and_said_so();
     test_a_flush_that_fails_says_so();
