@@ -591,6 +591,8 @@ static inline struct crail_stream *crail_stream_at(const struct crail_meta *m, c
 void crail_change_tell(struct crail_meta *m, enum crail_event_kind kind, const char *path, uint32_t len,
                        uint64_t version);
 void crail_change_tell_node(struct crail_meta *m, enum crail_event_kind kind, crail_ref ref);
+/* Of `count` directories that were made one in the other, the last of them being `dir` at this path. */
+void crail_change_tell_made(struct crail_meta *m, const char *path, uint32_t len, crail_ref dir, uint32_t count);
 /* A node whose path is at hand. */
 static inline void crail_changed(struct crail_meta *m, enum crail_event_kind kind, const char *path, uint32_t len,
                                  uint64_t version) {

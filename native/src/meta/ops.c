@@ -41,21 +41,6 @@ int crail_leaf_find(struct crail_call *c, int *walked, struct crail_walk *w) {
     return crail_leaf_allowed(c, *walked, w);
 }
 
-/* Tells of the `made` directories that end with `dir`, from above. */
-static void tell_made(struct crail_meta *m, crail_ref dir, uint32_t made) {
-    char path[CRAIL_PATH_MAX];
-    crail_ref at[CRAIL_PATH_MAX / 2];
-    uint32_t len = crail_tree_path(m, dir, path);
-    for (uint32_t i = made; i--; dir = crail_node_at(m, dir)->parent) {
-        at[i] = dir;
-        len -= crail_node_at(m, dir)->name_len + 1u;
-    }
-    for (uint32_t i = 0; i < made; i++) {
-        len += crail_node_at(m, at[i])->name_len + 1u;
-        crail_change_tell(m, CRAIL_CHANGE_PUT, path, len, crail_node_at(m, at[i])->version);
-    }
-}
-
 crail_ref crail_node_make(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind) {
     uint32_t made = 0;
     if (walked && crail_tree_make_parents(c->m, c->path, c->op->path_len, w, c->now_ns, &made))
@@ -64,7 +49,7 @@ crail_ref crail_node_make(struct crail_call *c, int walked, struct crail_walk *w
     if (!ref)
         crail_tree_unmake(c->m, w->dir, made);
     else if (made && c->m->listening)
-        tell_made(c->m, w->dir, made);
+        crail_change_tell_made(c->m, c->path, (uint32_t)(w->name - c->path) - 1, w->dir, made);
     return ref;
 }
 
