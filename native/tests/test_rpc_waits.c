@@ -441,6 +441,109 @@ static void test_a_crowd_below_a_renamed_directory(void) {
     end();
 }
 
+/* ---- deep paths ---------------------------------------------------------- */
+
+static void test_a_deep_path_is_one_spot_until_another_parts_from_it(void) {
+    start(5000);
+    int fd = client(1), other = client(2);
+    char deep[CRAIL_PATH_MAX + 1], path[CRAIL_PATH_MAX + 1];
+    uint32_t len = deep_path(deep, CRAIL_PATH_MAX / 2);
+    ask_get(fd, 1, deep, LONG_MS);
+    until_waiters(1);
+    CHECK(spots() == 2); /* and the root */
+    for (uint32_t i = 0; i < 100; i++) { /* each parts from it elsewhere, or is on its way */
+        memcpy(path, deep, len + 1);
+        path[4 + 40 * i] = 0;
+        if (i % 2)
+            memcpy(path + 1 + 40 * i, "yyy", 3);
+        ask_get(fd, 2 + i, path, LONG_MS);
+    }
+    until_waiters(101);
+    CHECK(spots() == 2 + 50 + 2 * 50);
+    for (uint64_t i = 0; i < 100; i++)
+        CHECK(cancel(fd, 1000 + i, 2 + (i * 37) % 100) == 1);
+    CHECK(spots() == 2); /* in whatever order they go, what they parted is whole again */
+    CHECK(put(other, 1, deep, "v") == 0);
+    CHECK(answered(fd, 1) == 0 && says("v") && spots() == 0);
+    close(fd);
+    close(other);
+    end();
+}
+
+/* The least time of a PUT that makes this many directories, beside one who waits for its path and one on the way. */
+static uint64_t put_ns(uint32_t names) {
+    char path[CRAIL_PATH_MAX + 1], half[CRAIL_PATH_MAX + 1];
+    uint64_t least = UINT64_MAX;
+    deep_path(path, names);
+    deep_path(half, names / 2);
+    for (uint64_t round = 0; round < 7; round++) {
+        start(5000);
+        int fd = client(1), other = client(2);
+        ask_get(fd, 1, path, LONG_MS);
+        ask_get(fd, 2, half, LONG_MS);
+        until_waiters(2);
+        uint64_t from = crail_clock_ns();
+        CHECK(put(other, 1, path, "v") == 0);
+        uint64_t took = crail_clock_ns() - from;
+        least = took < least ? took : least;
+        for (int i = 0; i < 2; i++) {
+            CHECK(take(fd, &R) && (R.head.id == 1 || R.head.id == 2));
+            CHECK(R.head.id == 1 ? says("v") : result(&R, 0)->status == -CRAIL_E_IS_CONTAINER);
+        }
+        close(fd);
+        close(other);
+        end();
+    }
+    return least;
+}
+
+/* Eight times the depth costs eight times as much, or less; told one by one from the root it was sixty times. */
+static void test_who_waits_makes_deep_parents_no_worse_than_longer(void) {
+    uint64_t shallow = put_ns(CRAIL_PATH_MAX / 16), deep = put_ns(CRAIL_PATH_MAX / 2);
+    printf("  %u names: %.0f us, %u names: %.0f us\n", CRAIL_PATH_MAX / 16, (double)shallow / 1e3, CRAIL_PATH_MAX / 2,
+           (double)deep / 1e3);
+    CHECK(deep < 24 * shallow);
+}
+
+/* Requests that wait at random paths of a small tree that changes at random: what is there at the end has been
+ * answered, what is not there waits. */
+static void test_whoever_waits_for_what_came_was_answered(void) {
+    start(5000);
+    enum { WAITERS = 400 };
+    int fd = client(1), other = client(2);
+    static char at[WAITERS][64];
+    bool waiting[WAITERS];
+    for (uint64_t i = 0; i < WAITERS; i++) {
+        random_path(at[i], 6);
+        ask(fd, i, waits(CRAIL_OP_STAT, LONG_MS), at[i]);
+        waiting[i] = true;
+    }
+    ask(fd, 9999, (struct crail_op){.code = CRAIL_OP_PING}, ""); /* all of them stand, or were answered */
+    while (take(fd, &R) && R.head.id != 9999)
+        waiting[R.head.id] = false;
+    for (uint64_t i = 0; i < 40; i++)
+        change_at_random(other, 1 + i);
+    ask(fd, 10000, (struct crail_op){.code = CRAIL_OP_PING}, "");
+    stats(); /* rechecks and tries are over */
+    while (take(fd, &R) && R.head.id != 10000)
+        waiting[R.head.id] = false;
+    while (!silent(fd)) {
+        CHECK(take(fd, &R));
+        waiting[R.head.id] = false;
+    }
+    uint32_t still = 0;
+    for (uint64_t i = 0; i < WAITERS; i++) {
+        still += waiting[i];
+        bool is_there = one(other, 0, CRAIL_OP_STAT, at[i], NULL, 0) == 0;
+        CHECK(!is_there || !waiting[i]);
+    }
+    printf("  %u of %u still wait\n", (unsigned)still, WAITERS);
+    CHECK(stats().waiters == still);
+    close(fd);
+    close(other);
+    end();
+}
+
 int main(int argc, char **argv) {
     static const struct rpc_test tests[] = {
         T(test_a_reply_overtakes_one_that_waits),
@@ -461,6 +564,9 @@ int main(int argc, char **argv) {
         T(test_late_replies_to_a_slow_reader_are_not_made_ahead),
         T(test_a_renamed_directory_wakes_below_both_names),
         T(test_a_crowd_below_a_renamed_directory),
+        T(test_a_deep_path_is_one_spot_until_another_parts_from_it),
+        T(test_who_waits_makes_deep_parents_no_worse_than_longer),
+        T(test_whoever_waits_for_what_came_was_answered),
     };
     return run_seeded(tests, sizeof tests / sizeof *tests, argc, argv);
 }

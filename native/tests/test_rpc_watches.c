@@ -202,6 +202,203 @@ static void test_watches_go_with_their_session(void) {
     end();
 }
 
+/* ---- deep watches, and what watches cost ----------------------------------- */
+
+static struct crail_rpc_session *first_session(crail_namenode *in, uint64_t id) {
+    for (uint64_t i = 0; i < (uint64_t)1 << in->buckets_log2; i++)
+        for (struct crail_rpc_session *s = in->buckets[i]; s; s = s->next)
+            if (s->id == id)
+                return s;
+    return NULL;
+}
+
+static int read_charge(crail_namenode *in, void *arg) {
+    uint64_t *id = arg;
+    *id = first_session(in, *id)->watch_bytes;
+    return 0;
+}
+
+/* Bytes that the watches of a session are charged with. */
+static uint64_t charge(uint64_t session) {
+    CHECK(crail_rpc_post(nn, read_charge, &session) == 0);
+    return session;
+}
+
+static void test_a_deep_watch_costs_its_path_and_little_else(void) {
+    start(5000);
+    int fd = client(1), other = client(2);
+    char path[CRAIL_PATH_MAX + 1];
+    for (uint64_t i = 0; i < CRAIL_RPC_WATCHES_MAX; i++) {
+        uint32_t len = deep_path(path, CRAIL_PATH_MAX / 2);
+        snprintf(path, 9, "/%07u", (unsigned)i);
+        path[8] = '/';
+        CHECK(strlen(path) == len && watch(fd, i, path) == 0);
+    }
+    CHECK(spots() == 1 + CRAIL_RPC_WATCHES_MAX);
+    CHECK(charge(1) < CRAIL_RPC_WATCHES_MAX * (2 * CRAIL_PATH_MAX + 2048) && charge(1) < CRAIL_RPC_WATCH_BYTES_MAX);
+    CHECK(put(other, 1, path, "v") == 0); /* 2,047 directories and a value under it: the last is its own */
+    CHECK(next(fd, CRAIL_RPC_WATCHES_MAX - 1, 0) == 1 && is(0, CRAIL_CHANGE_PUT, path));
+    for (uint64_t i = 0; i < CRAIL_RPC_WATCHES_MAX; i++)
+        end_hold(fd, 1 + i, i, 0);
+    CHECK(charge(1) == 0 && spots() == 0);
+    close(fd);
+    close(other);
+    end();
+}
+
+static void test_made_parents_are_told_to_every_watch_on_their_way(void) {
+    start(5000);
+    int fd = client(1), other = client(2);
+    CHECK(put(other, 1, "/e/f", "v") == 0);
+    CHECK(watch(fd, 1, "/") == 0 && watch(fd, 2, "/e") == 0 && watch(fd, 3, "/e/a") == 0 &&
+          watch(fd, 4, "/e/a/b/c") == 0 && watch(fd, 5, "/e/a/b/c/d/x") == 0 && watch(fd, 6, "/e/a/q") == 0);
+    CHECK(put(other, 2, "/e/a/b/c/d", "v") == 0);
+    for (uint64_t token = 1; token <= 2; token++) {
+        CHECK(next(fd, token, 0) == 4 && is(0, CRAIL_CHANGE_PUT, "/e/a") && is(1, CRAIL_CHANGE_PUT, "/e/a/b"));
+        CHECK(is(2, CRAIL_CHANGE_PUT, "/e/a/b/c") && is(3, CRAIL_CHANGE_PUT, "/e/a/b/c/d"));
+        for (uint32_t i = 0; i + 1 < 4; i++)
+            CHECK(event_at(i)->version + 1 == event_at(i + 1)->version);
+    }
+    CHECK(next(fd, 3, 0) == 4 && is(0, CRAIL_CHANGE_PUT, "/e/a"));
+    uint64_t version = event_at(2)->version;
+    CHECK(next(fd, 4, 0) == 2 && is(0, CRAIL_CHANGE_PUT, "/e/a/b/c") && is(1, CRAIL_CHANGE_PUT, "/e/a/b/c/d"));
+    CHECK(event_at(0)->version == version);
+    ask(fd, 9, (struct crail_op){.code = CRAIL_OP_STAT}, "/e/a/b/c");
+    CHECK(answered(fd, 9) == 0 && result(&R, 0)->version == version);
+    CHECK(next(fd, 5, 0) == 0 && next(fd, 6, 0) == 0);
+    CHECK(one(other, 3, CRAIL_OP_RMTREE, "/e", NULL, 0) == 0); /* what was told of them is known */
+    CHECK(next(fd, 4, 2) == 1 && is(0, CRAIL_CHANGE_DELETE, "/e/a/b/c"));
+    CHECK(next(fd, 6, 0) == 0);
+    close(fd);
+    close(other);
+    end();
+}
+
+static void test_thousands_of_made_parents_under_many_watches_are_a_resync(void) {
+    start(5000);
+    int fd = client(1), other = client(2);
+    char path[CRAIL_PATH_MAX + 1];
+    for (uint32_t i = 0; i < 1000; i++) {
+        deep_path(path, 1 + 2 * i);
+        CHECK(watch(fd, i, path) == 0);
+    }
+    deep_path(path, CRAIL_PATH_MAX / 2);
+    CHECK(put(other, 1, path, "v") == 0);
+    uint32_t whole_story = 0;
+    for (uint64_t i = 0; i < 1000; i++) {
+        uint32_t n = next(fd, i, 0), all = n, above = 1 + 2 * (uint32_t)i;
+        char own[CRAIL_PATH_MAX + 1];
+        deep_path(own, above);
+        bool told = is(0, CRAIL_CHANGE_PUT, own);
+        whole_story += told;
+        CHECK(told || (n == 2 && is(0, CRAIL_CHANGE_RESYNC, own)));
+        for (; result(&R, 0)->flags & CRAIL_RESF_MORE; all += n)
+            n = next(fd, i, result(&R, 0)->version);
+        CHECK(is(n - 1, CRAIL_CHANGE_PUT, path) && (!told || all == CRAIL_PATH_MAX / 2 - above + 1));
+    }
+    CHECK(whole_story > 0 && whole_story < 100);
+    close(fd);
+    close(other);
+    end();
+}
+
+/* Events of 2 KiB at 40 watches of one session that reads nothing, beside one that keeps up. */
+static void test_who_reads_nothing_pays_with_its_oldest_events(void) {
+    start(5000);
+    enum { WATCHES = 40, PUTS = 400 };
+    int fd = client(1), other = client(2), diligent = client(3);
+    char path[CRAIL_PATH_MAX + 1], long_path[CRAIL_PATH_MAX + 1];
+    uint64_t seen = 0;
+    for (uint32_t i = 0; i < WATCHES; i++) {
+        deep_path(path, 1 + i);
+        CHECK(watch(fd, i, path) == 0);
+    }
+    CHECK(watch(diligent, 7, "/x") == 0); /* the log of another's */
+    uint32_t len = deep_path(long_path, 1000);
+    CHECK(put(other, 1, long_path, "v") == 0);
+    while (next(diligent, 7, seen))
+        seen = result(&R, 0)->version;
+    for (uint64_t i = 0; i < PUTS; i++) {
+        CHECK(put(other, 2 + i, long_path, "w") == 0);
+        CHECK(next(diligent, 7, seen) == 1 && is(0, CRAIL_CHANGE_PUT, long_path));
+        seen++;
+    }
+    CHECK(charge(1) <= CRAIL_RPC_WATCH_BYTES_MAX && charge(1) > CRAIL_RPC_WATCH_BYTES_MAX / 2);
+    CHECK(charge(3) < 3 * CRAIL_RPC_CHUNK_BYTES_MAX);
+    CHECK(len == 2000 && watch(fd, 5000, "/") == 0); /* small enough, perhaps: then until it is not */
+    uint32_t more = 0;
+    for (int rc = 0; !rc; more++) {
+        deep_path(path, CRAIL_PATH_MAX / 2);
+        path[1] = 'y';
+        rc = watch(fd, 6000 + more, path);
+        CHECK(rc == 0 || rc == CRAIL_E_QUOTA_EXCEEDED);
+    }
+    CHECK(more < 200);
+    for (uint64_t i = 0; i < WATCHES; i++) {
+        uint32_t n = next(fd, i, 0);
+        deep_path(path, 1 + (uint32_t)i);
+        CHECK(n && is(0, CRAIL_CHANGE_RESYNC, path)); /* lost some, and says so */
+        CHECK(n == 1 || is(n - 1, CRAIL_CHANGE_PUT, long_path));
+        for (uint64_t at = result(&R, 0)->version; next(fd, i, at); at = result(&R, 0)->version)
+            ;
+    }
+    CHECK(watch(fd, 9000, "/other") == 0); /* it has read, and has room again */
+    close(fd);
+    close(other);
+    close(diligent);
+    end();
+}
+
+/* What a watch says of its own path is what is there, however spots parted and were joined meanwhile. */
+static void test_the_last_event_of_a_watched_path_is_the_truth(void) {
+    start(5000);
+    enum { WATCHES = 60, CHANGES = 3000 };
+    int fd = client(1), other = client(2);
+    static char at[WATCHES][64];
+    uint64_t seen[WATCHES] = {0}, events = 0, resyncs = 0, ends = 0;
+    int there[WATCHES]; /* -1: not known */
+    for (uint64_t i = 0; i < WATCHES; i++)
+        at[i][0] = 0;
+    for (uint64_t step = 0; step < CHANGES; step++) {
+        uint64_t i = (uint64_t)rand_r(&seed) % WATCHES;
+        if (!at[i][0] || rand_r(&seed) % 20 == 0) {
+            if (at[i][0])
+                end_hold(fd, ++ends, i, 0);
+            random_path(at[i], 7);
+            if (watch(fd, i, at[i])) /* there is a leaf above */
+                at[i][0] = 0;
+            seen[i] = 0;
+            there[i] = at[i][0] && one(fd, 0, CRAIL_OP_STAT, at[i], NULL, 0) == 0;
+        }
+        change_at_random(other, 1 + step);
+        if (step % 50 != 49)
+            continue;
+        stats(); /* rechecks are over */
+        for (uint64_t w = 0; w < WATCHES; w++) {
+            uint32_t n = at[w][0] ? next(fd, w, seen[w]) : 0;
+            for (uint32_t e = 0; e < n; e++) {
+                if (is(e, CRAIL_CHANGE_PUT, at[w]))
+                    there[w] = 1;
+                else if (is(e, CRAIL_CHANGE_DELETE, at[w]))
+                    there[w] = 0;
+                else if (is(e, CRAIL_CHANGE_RESYNC, at[w]))
+                    there[w] = -1;
+                resyncs += is(e, CRAIL_CHANGE_RESYNC, at[w]);
+            }
+            events += n;
+            seen[w] = n ? result(&R, 0)->version : seen[w];
+            int is_there = at[w][0] ? one(fd, 0, CRAIL_OP_STAT, at[w], NULL, 0) == 0 : -1;
+            CHECK(!at[w][0] || there[w] < 0 || there[w] == is_there);
+            there[w] = is_there;
+        }
+    }
+    printf("  %u events, %u of them resync\n", (unsigned)events, (unsigned)resyncs);
+    CHECK(events > 1000 && resyncs < events / 4);
+    close(fd);
+    close(other);
+    end();
+}
+
 /* ---- queues and barriers -------------------------------------------------- */
 
 static void q_make(int fd, uint64_t seq, const char *path) {
@@ -463,6 +660,11 @@ int main(int argc, char **argv) {
         T(test_a_watch_that_is_not_read_loses_the_oldest_and_says_so),
         T(test_a_watch_below_what_comes_and_goes),
         T(test_watches_go_with_their_session),
+        T(test_a_deep_watch_costs_its_path_and_little_else),
+        T(test_made_parents_are_told_to_every_watch_on_their_way),
+        T(test_thousands_of_made_parents_under_many_watches_are_a_resync),
+        T(test_who_reads_nothing_pays_with_its_oldest_events),
+        T(test_the_last_event_of_a_watched_path_is_the_truth),
         T(test_takers_are_served_in_the_order_of_their_arrival),
         T(test_an_item_of_a_session_that_ends_goes_to_who_waits),
         T(test_a_barrier_of_ten_thousand),

@@ -79,6 +79,58 @@ static inline void until_waiters_in_slices(uint64_t n) {
     whole |= steps < 4;
 }
 
+/* A path of one to `names` names, of two kinds and two lengths. */
+static inline void random_path(char *out, int names) {
+    static const char *const name[] = {"/a", "/bb"};
+    int n = 1 + rand_r(&seed) % names;
+    for (*out = 0; n--;)
+        strcat(out, name[rand_r(&seed) % 2]);
+}
+
+/* One change in the tree of random paths; many are refused. */
+static inline void change_at_random(int fd, uint64_t seq) {
+    char path[64], to[64];
+    random_path(path, 6);
+    random_path(to, 4);
+    switch (rand_r(&seed) % 8) {
+    case 0:
+        one(fd, seq, CRAIL_OP_RENAME, path, to, (uint32_t)strlen(to));
+        return;
+    case 1:
+        one(fd, seq, CRAIL_OP_RMTREE, path, NULL, 0);
+        return;
+    case 2:
+        one(fd, seq, CRAIL_OP_REMOVE, path, NULL, 0);
+        return;
+    case 3:
+        one(fd, seq, CRAIL_OP_MKDIR, path, NULL, 0);
+        return;
+    default:
+        put(fd, seq, path, "v");
+    }
+}
+
+/* ---- looking inside ------------------------------------------------------ */
+
+static inline int count_spots(crail_namenode *in, void *out) {
+    *(uint64_t *)out = in->waits.spots.count + (in->waits.root != NULL);
+    return 0;
+}
+
+/* How many paths, and places where paths part, the namenode remembers. */
+static inline uint64_t spots(void) {
+    uint64_t n;
+    CHECK(crail_rpc_post(nn, count_spots, &n) == 0);
+    return n;
+}
+
+/* "/x/x..." of `names` names. Its length. */
+static inline uint32_t deep_path(char *out, uint32_t names) {
+    for (uint32_t i = 0; i < names; i++)
+        memcpy(out + 2 * i, "/x", 3);
+    return 2 * names;
+}
+
 /* ---- running ------------------------------------------------------------- */
 
 /* As run_tests(), but the program's argument is the seed, and what is to be seen in slices is tried again. */

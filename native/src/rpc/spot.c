@@ -13,7 +13,7 @@
 
 #define RECHECK_AT_ONCE 64u /* spots below something that went that are looked at within the change itself */
 #define RECHECK_SOME 16u
-#define MADE_EVENTS_MAX 256u /* of one change that makes directories */
+#define MADE_EVENTS_MAX 128u /* of one change that makes directories */
 
 /* ---- finding ------------------------------------------------------------- */
 
