@@ -84,7 +84,8 @@ enum crail_op_code {
     CRAIL_OP_APPEND = 51, /* path -> as GET; the append right of the leaf. Its last extent carries a key for writing,
                              unless CRAIL_RESF_TAIL_CLOSED. Who has it waits for nobody: another gets
                              CRAIL_E_DEADLINE, or WAITs */
-    CRAIL_OP_WATCH = 52,  /* path: events of this node and all below it are kept from now on, for NEXT */
+    CRAIL_OP_WATCH = 52,  /* path: events of this node and all below it are kept from now on, for NEXT. More watches, or
+                             memory for them, than a session may have: CRAIL_E_QUOTA_EXCEEDED */
     CRAIL_OP_STREAM = 53, /* path, data = count extents of the session's grants, arg1 = bytes that are complete in them:
                              what FOLLOW may show of a value that is being written. Again with more; the
                              COMMIT of the same extents ends it */
