@@ -131,7 +131,9 @@ class File(io.RawIOBase):
         self._announced = 0
         self._extent_min = EXTENT_BYTES_MIN
         self._closing = False
+        self._discards = False
         self._is_broken = False
+        self._made = 0  # version of the empty value that an append began with; 0: there was one
         if mode.creates:
             if mode.exclusive and store.exists(path, timeout=timeout):
                 raise ExistsError(path=path)
@@ -167,6 +169,7 @@ class File(io.RawIOBase):
         try:
             found = self._ask_for_append(token) if appends else self._ask_to_open(token)
         except BaseException:
+            self._unmake()
             self._end_hold(token, requests.WAY_BACK)  # the answer may be on its way still
             self._token = 0
             raise
@@ -199,12 +202,23 @@ class File(io.RawIOBase):
                 return self._call_waiting(APPEND, seconds=left, arg0=token)
             except NotFoundError:
                 try:
-                    self._store.put(
+                    self._made = self._store.put(
                         self.name, b"", if_absent=True, parents=self._parents, timeout=left,
                         **self._placement,
                     )  # fmt: skip
                 except ExistsError:
                     pass
+
+    def _unmake(self) -> None:
+        """Nothing was appended to the empty value made for it: it goes, unless another has made
+        something of it. Still under the append right, so that nobody appends to it meanwhile."""
+        made, self._made = self._made, 0
+        if not made:
+            return
+        try:
+            self._store._run(requests.delivered(self.name, made), GIVE_BACK_S)
+        except CrailError:
+            pass  # an empty value stays
 
     def _end_hold(self, token: int, timeout: float = GIVE_BACK_S) -> None:
         if not token:
@@ -641,6 +655,7 @@ class File(io.RawIOBase):
         """Closes without publishing anything."""
         self._dirty = False
         self._unread = 1
+        self._discards = True
         self.close()
 
     def close(self) -> None:
@@ -656,6 +671,8 @@ class File(io.RawIOBase):
         try:
             if self._dirty:
                 self._publish()
+            if not self._discards:
+                self._made = 0
         finally:
             granted, self._granted = self._granted, 0
             token, self._token = self._token, 0
@@ -663,6 +680,7 @@ class File(io.RawIOBase):
                 self._close_pipe()
                 self._end_hold(self._stream_token)
                 self._give_back(self._extents, granted)
+                self._unmake()
                 self._end_hold(token)
             finally:
                 self._memory = b""

@@ -16,6 +16,7 @@ from crailpy.errors import (
     InvalidArgumentError,
     InvalidPathError,
     NotFoundError,
+    QuotaExceededError,
 )
 from crailpy.units import parse_size
 
@@ -23,7 +24,7 @@ from . import listing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from crailpy.errors import CrailError
@@ -86,6 +87,10 @@ NO_REMOVAL: Reasons = {InvalidArgumentError: "the root and the items of queues c
 OTHER_MEMBERS: Reasons = {InvalidArgumentError: "the barrier is one of another number of members"}
 SHORT_BUFFER = "the buffer is shorter than the value from the offset on, or that is outside of it"
 NEGATIVE_RANGE = "a range has no negative offset or length"
+NO_WATCH: Reasons = {
+    QuotaExceededError: "this session has all the watches that it may have, or has left too many"
+    " of their events unread"
+}
 NO_ITEM: Reasons = {NotFoundError: "the queue is empty, or there is none"}
 
 #: The value of `absent` (and of `default` in `get`) that means: raise NotFoundError.
@@ -205,13 +210,22 @@ def exists(path: str) -> Request:
     return Request(STAT, path, decode=lambda r: True, absent=False)
 
 
+def several(paths: Iterable[str]) -> list[str]:
+    """The paths of a call as a list of our own, as the caller may change his meanwhile. One path
+    by itself is refused, or it would be one of each letter: InvalidArgumentError."""
+    if isinstance(paths, str | bytes):
+        raise InvalidArgumentError(f"{paths!r} is one path: several are wanted, as in a list")
+    return list(paths)
+
+
 def delete(key: str, missing_ok: bool) -> Request:
     absent = None if missing_ok else RAISE
     return Request(REMOVE, key, flags=LEAF_ONLY, absent=absent, reasons=NO_REMOVAL)
 
 
 def delivered(key: str, version: int) -> Request:
-    """All of a value that goes when it was read has been read."""
+    """Deletes a value that has served, if its version is still this one: all of one that goes when
+    it was read has been read, or what only held a place is needed no more."""
     return Request(REMOVE, key, flags=LEAF_ONLY | IF_VERSION, arg0=version, absent=None)
 
 
@@ -346,7 +360,7 @@ def wait(path: str, version: int | None, absent: bool, seconds: float) -> Reques
 
 
 def watch(prefix: str, token: int) -> Request:
-    return Request(WATCH, prefix, arg0=token)
+    return Request(WATCH, prefix, arg0=token, reasons=NO_WATCH)
 
 
 def next_events(namespace: str, token: int, last: int, seconds: float) -> Request:

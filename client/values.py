@@ -247,7 +247,7 @@ class Values(Connection):
         Raises BatchError, whose `.results` has a value or an error for each key."""
         if missing not in ("raise", "none"):
             raise InvalidArgumentError(f'missing={missing!r}: "raise" or "none"')
-        keys = list(keys)  # ours: the caller may change his own meanwhile
+        keys = requests.several(keys)
         values, again, delivered = self._hot.get_many(keys, missing == "none", timeout)
         for i in again:  # overwritten between the answer and the copy
             try:
@@ -266,7 +266,7 @@ class Values(Connection):
 
     def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
         """Deletes every key; absent ones are no error. Raises BatchError for other failures."""
-        keys = list(keys)
+        keys = requests.several(keys)
         absent = NotFoundError.status
         each = requests.delete("", missing_ok=True)
         failed = [

@@ -97,6 +97,7 @@ class AsyncFile:
         self._dirty = taken.creates
         self._broken = False  # a write was cut short: what lies where is not known
         self._line = b""  # of what was read ahead for lines
+        self._made = 0  # version of the empty value that an append began with; 0: there was one
 
     # -- opening -----------------------------------------------------------------
 
@@ -108,7 +109,11 @@ class AsyncFile:
         else:
             self._token = token = self._store._token()
             if self._mode.appends:
-                found = await self._ask_for_append(token)
+                try:
+                    found = await self._ask_for_append(token)
+                except BaseException:
+                    self._unmake()
+                    raise
             else:
                 found = await self._ask(FOLLOW if self._follow else OPEN, self._follow)
             self._opened(found)
@@ -134,7 +139,7 @@ class AsyncFile:
                 return await self._ask(APPEND, True)
             except NotFoundError:
                 try:
-                    await self._store.put(
+                    self._made = await self._store.put(
                         self.name,
                         b"",
                         if_absent=True,
@@ -144,6 +149,13 @@ class AsyncFile:
                     )
                 except ExistsError:
                     pass
+
+    def _unmake(self) -> None:
+        """Nothing was appended to the empty value made for it: it goes, unless another has made
+        something of it. Said before the append right ends, so that nobody appends to it meanwhile."""
+        made, self._made = self._made, 0
+        if made:
+            self._store._post(requests.delivered(self.name, made))
 
     def _opened(self, found: Result) -> None:
         """Takes over what OPEN, APPEND or FOLLOW found."""
@@ -488,19 +500,22 @@ class AsyncFile:
                 if self._broken:
                     raise DataLostError("a write to this file was cut short", path=self.name)
                 await self._publish()
+            self._made = 0
         finally:
             self._let_go()
 
     async def discard(self) -> None:
         """Closes without publishing anything."""
-        self._dirty = False
-        await self.close()
+        if not self._closed:
+            self._closed = True
+            self._let_go()
 
     def _let_go(self) -> None:
         granted, self._granted = self._granted, 0
         if self._stream_token:
             self._store._end(self._stream_token)
         self._give_back(self._extents[len(self._extents) - granted :])
+        self._unmake()
         if self._token:
             self._store._end(self._token)
         self._token = self._stream_token = 0

@@ -180,7 +180,7 @@ class AsyncValues(AsyncConnection):
     async def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
         """Deletes every key; see `Store.delete_many`."""
         each = requests.delete("", missing_ok=True)
-        results = await self._changes.call_many(each.code, each.flags, list(keys), timeout)
+        results = await self._changes.call_many(each.code, each.flags, requests.several(keys), timeout)
         failed = [
             r if isinstance(r, CrailError) and not isinstance(r, NotFoundError) else None
             for r in results
@@ -272,7 +272,7 @@ class AsyncValues(AsyncConnection):
         """The values of `keys` in order, as bytes; see `Store.get_many`."""
         if missing not in ("raise", "none"):
             raise InvalidArgumentError(f'missing={missing!r}: "raise" or "none"')
-        keys = list(keys)  # ours: the caller may change his own meanwhile
+        keys = requests.several(keys)
         values = await self._reads.get_many(keys, missing == "none", timeout)
         for i, found in enumerate(values):
             if type(found) is not tuple:

@@ -274,6 +274,23 @@ async def test_text_modes_refuse_what_the_builtin_open_refuses(aio):
     assert await aio.get("/af/t") == b"?"
 
 
+async def test_an_append_that_is_discarded_leaves_nothing_where_nothing_was(aio):
+    with pytest.raises(ZeroDivisionError):
+        async with await aio.open("/af/new", "ab") as file:
+            await file.write(b"x" * 400_000)
+            raise ZeroDivisionError
+    await aio.wait("/af/new", absent=True, timeout=10)
+    async with await aio.open("/af/new", "ab"):
+        pass
+    assert await aio.get("/af/new") == b"", "as the builtin's"
+    file = await aio.open("/af/new", "ab")
+    await file.discard()
+    file = await aio.open("/af/taken", "ab")
+    await aio.put("/af/taken", b"another's")
+    await file.discard()
+    assert await aio.get_many(["/af/new", "/af/taken"]) == [b"", b"another's"]
+
+
 async def test_parts_of_a_multifile_are_opened_ahead(aio):
     many = await aio.multifile("/af/ahead")
     for i in range(6):

@@ -93,7 +93,29 @@ def test_leaving_by_an_exception_discards_in_every_mode(store):
             with pytest.raises(ZeroDivisionError):
                 leave_by_an_exception(store, path, mode)
     assert store.stat("/f/x").version == version
-    assert store.stat("/f/new").size == 0, "an appender makes the file that was not there"
+    assert not store.exists("/f/new"), "nor does the empty value stay that an append begins with"
+
+
+def test_an_append_that_is_discarded_takes_nothing_of_others_with_it(stores):
+    one, two = stores
+    with one.open("/f/kept", "ab"):
+        pass  # as the builtin's: it is there, and empty
+    assert one.get("/f/kept") == b""
+    with pytest.raises(ZeroDivisionError), one.open("/f/kept", "ab"):
+        raise ZeroDivisionError
+    assert one.get("/f/kept") == b"", "it was there before"
+    file = one.open("/f/taken", "ab", buffering=0)
+    file.write(b"mine")
+    version = two.put("/f/taken", b"another's")
+    file.discard()
+    assert two.stat("/f/taken").version == version
+    file = one.open("/f/next", "ab", buffering=0)
+    with pytest.raises(errors.DeadlineError):
+        two.open("/f/next", "ab", timeout=0.1)
+    file.discard()
+    with two.open("/f/next", "ab", timeout=10) as after:
+        after.write(b"after")
+    assert one.get("/f/next") == b"after"
 
 
 def test_a_writer_that_nobody_closes_publishes_nothing_and_is_complained_of(store):
