@@ -152,7 +152,7 @@ class AsyncFile:
 
     def _unmake(self) -> None:
         """Nothing was appended to the empty value made for it: it goes, unless another has made
-        something of it. Said before the append right ends, so that nobody appends to it meanwhile."""
+        something of it. Said before the append right ends, so that nobody appends meanwhile."""
         made, self._made = self._made, 0
         if made:
             self._store._post(requests.delivered(self.name, made))

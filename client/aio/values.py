@@ -179,8 +179,8 @@ class AsyncValues(AsyncConnection):
 
     async def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
         """Deletes every key; see `Store.delete_many`."""
-        each = requests.delete("", missing_ok=True)
-        results = await self._changes.call_many(each.code, each.flags, requests.several(keys), timeout)
+        each, keys = requests.delete("", missing_ok=True), requests.several(keys)
+        results = await self._changes.call_many(each.code, each.flags, keys, timeout)
         failed = [
             r if isinstance(r, CrailError) and not isinstance(r, NotFoundError) else None
             for r in results

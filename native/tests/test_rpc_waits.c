@@ -450,7 +450,7 @@ static void test_a_deep_path_is_one_spot_until_another_parts_from_it(void) {
     uint32_t len = deep_path(deep, CRAIL_PATH_MAX / 2);
     ask_get(fd, 1, deep, LONG_MS);
     until_waiters(1);
-    CHECK(spots() == 2); /* and the root */
+    CHECK(spots() == 2);                 /* and the root */
     for (uint32_t i = 0; i < 100; i++) { /* each parts from it elsewhere, or is on its way */
         memcpy(path, deep, len + 1);
         path[4 + 40 * i] = 0;

@@ -275,10 +275,13 @@ async def test_text_modes_refuse_what_the_builtin_open_refuses(aio):
 
 
 async def test_an_append_that_is_discarded_leaves_nothing_where_nothing_was(aio):
-    with pytest.raises(ZeroDivisionError):
+    async def append_and_fail():
         async with await aio.open("/af/new", "ab") as file:
             await file.write(b"x" * 400_000)
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await append_and_fail()
     await aio.wait("/af/new", absent=True, timeout=10)
     async with await aio.open("/af/new", "ab"):
         pass

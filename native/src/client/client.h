@@ -89,8 +89,9 @@ struct crail_lane {
     bool is_mutating; /* the frame in `out` carries a sequence number */
     uint8_t patience; /* calls left for which the interpreter's lock is given up before waiting */
     uint64_t id_last, seq_last;
-    struct crail_buf out; /* the request; kept whole until its reply is here, so that it can be sent again */
-    size_t out_sent;      /* 0 again where the connection ended and the namenode cannot have executed it */
+    uint64_t seq_given_up; /* of a request that may have been granted extents, which nobody has seen; 0: none */
+    struct crail_buf out;  /* the request; kept whole until its reply is here, so that it can be sent again */
+    size_t out_sent;       /* 0 again where the connection ended and the namenode cannot have executed it */
     struct crail_buf in;
     size_t in_at; /* where the next result starts */
     uint32_t grants_count;
