@@ -51,8 +51,12 @@ def next_sizes(missing: int, room: int, count: int, grows: bool) -> list[int]:
     grows: together they about double it."""
     sizes = [max(missing, _step(room, count))]
     held = room + sizes[0]
-    until = min(2 * held, held + AHEAD_BYTES_MAX) if grows else 0
+    until = 2 * held if grows else 0
+    most = held + AHEAD_BYTES_MAX
     while held < until and len(sizes) <= AHEAD_MAX and count + len(sizes) < EXTENTS_SLOW:
-        sizes.append(_step(held, count + len(sizes)))
-        held += sizes[-1]
+        step = _step(held, count + len(sizes))
+        if held + step > most:
+            break
+        sizes.append(step)
+        held += step
     return sizes
