@@ -607,6 +607,43 @@ def test_a_value_that_goes_when_it_was_read_goes_at_its_end_and_not_before(store
             assert not store.exists("/f/once")
 
 
+TEXT = "".join(f"line {i} äöü\n" for i in range(3000))  # more than one buffer of each layer
+
+READ_TO_THE_END = {
+    "read": lambda file: file.read(),
+    "iteration": list,
+    "readlines": lambda file: file.readlines(),
+    "as many lines as there are": lambda file: [file.readline() for _ in range(3000)],
+    "as many characters as there are": lambda file: file.read(len(TEXT)),
+    "in pieces": lambda file: [file.read(1000) for _ in range(len(TEXT) // 1000 + 1)],
+}
+NOT_TO_THE_END = {
+    "nothing": lambda file: None,
+    "a line": lambda file: file.readline(),
+    "all but a line": lambda file: [file.readline() for _ in range(2999)],
+    "all but a character": lambda file: file.read(len(TEXT) - 1),
+    "not all of an iteration": lambda file: [next(file) for _ in range(2999)],
+    "the end": lambda file: (file.seek(0, 2), file.read()),
+}
+
+
+@pytest.mark.parametrize("way", READ_TO_THE_END)
+def test_text_that_goes_when_it_was_read_goes_when_all_was_read(store, way):
+    store.put("/f/once", TEXT.encode(), delete_after_read=True)
+    with store.open("/f/once", "r", encoding="utf-8") as file:
+        got = READ_TO_THE_END[way](file)
+    assert "".join(got) == TEXT
+    assert not store.exists("/f/once")
+
+
+@pytest.mark.parametrize("way", NOT_TO_THE_END)
+def test_text_that_goes_when_it_was_read_stays_when_not_all_was_read(store, way):
+    store.put("/f/once", TEXT.encode(), delete_after_read=True)
+    with store.open("/f/once", "r", encoding="utf-8") as file:
+        NOT_TO_THE_END[way](file)
+    assert store.get("/f/once").decode() == TEXT
+
+
 def test_placement_holds_for_files_as_for_values(store):
     for size in (SMALL, MEDIUM, LARGE):
         with store.open("/f/ttl", "wb", ttl=0.5, evictable=True, stripe=2) as file:
