@@ -201,7 +201,8 @@ def connect(
     `on_unavailable`: "raise", or "miss": while the store cannot be reached, reads report that there
     is nothing (NotFoundError, `default`, None, False) and writes are dropped, `put` giving version
     0; after a failure nobody waits for it until a single call has found it back. Both are counted
-    (`client_stats`). What is neither (incr, queues, barriers, watches, jobs) raises as ever.
+    (`client_stats`). What would be a lie then raises as ever: what is conditional (`if_absent`,
+    `if_version`), incr, files, queues, waits, barriers, watches, jobs (docs/NAMESPACE.md).
     Raises UnavailableError, AuthError, InvalidArgumentError.
     """
     from crailpy import config
