@@ -241,7 +241,7 @@ struct crail_pipe {
     uint64_t out_sent; /* bytes of the present request with its data: 0 between requests */
     struct crail_data_reply reply;
     uint32_t in_got;
-    uint32_t writes; /* without their replies yet */
+    uint32_t writes;                          /* without their replies yet */
     uint64_t write_at[CRAIL_PIPE_WRITES_MAX]; /* of the value: where each begins, by its id */
     uint32_t asks_first, asks_count;
     struct crail_pipe_ask asks[CRAIL_PIPE_ASKS];
