@@ -45,13 +45,14 @@ INCR, SETATTR, ACK, END, TRUNCATE = 25, 26, 27, 28, 29
 TAKE, ENTER, WATCH, JOB = 49, 50, 52, 55
 # their flags
 IF_ABSENT, IF_VERSION, PARENTS, EXIST_OK, OVERWRITE, LEAF_ONLY = 1, 2, 4, 8, 16, 32
-WAIT, ABSENT, QUEUE = 1 << 8, 1 << 9, 1 << 10
+WAIT, ABSENT, QUEUE, EDIT = 1 << 8, 1 << 9, 1 << 10, 1 << 12
 # flags of results
 INLINE, MORE, DELETE_AFTER_READ = 1, 2, 8
 # kinds
 DIRECTORY, TABLE, MULTIFILE, QUEUE_KIND, BARRIER = 2, 3, 4, 5, 6
 
 SECONDS_MAX = 86400.0 * 365 * 100
+INLINE_MAX = 4096  # bytes of a value kept inside its node
 PAGE = 1024  # entries of one page of a listing
 PATH_MAX = 4096  # bytes
 ATTRIBUTES_MAX = 65536  # bytes of a node's user attributes, heads included
@@ -243,6 +244,15 @@ def explain_put(error: NotFoundError, parents: bool, placement: Mapping[str, Any
         error.retell("the job is over" if parents else "the job is over, or there is no parent")
     elif not parents:
         error.retell("there is no parent")
+
+
+def conditions(flags: int, if_absent: bool, if_version: int | None) -> tuple[int, int]:
+    """`flags` with what a put is conditional on, and the version for if_version."""
+    if if_absent:
+        flags |= IF_ABSENT
+    if if_version is None:
+        return flags, 0
+    return flags | IF_VERSION, unsigned(if_version, "if_version")
 
 
 def truncate(path: str, size: int) -> Request:

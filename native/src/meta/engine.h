@@ -433,7 +433,6 @@ crail_ref crail_expiry_first(const struct crail_meta *m); /* the node that expir
 /* What an operation's options say of a node's end, made ready before anything is changed. */
 struct crail_life {
     crail_ref spare; /* an extra for a node that has none, or 0 */
-    bool keep;       /* what was said before holds on */
 };
 
 /* Checks the options, the quotas (of `size` bytes at the end of the walk) and reserves. 0 or a status. */
