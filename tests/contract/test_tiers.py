@@ -185,7 +185,7 @@ class TestTier:
     def test_flush_before_the_commit_is_answered(self, store, folder):
         """As a commit that promises durability will: allocate, write, flush, commit."""
         value = value_of(2 * MIB + 77, 5)
-        extents = store._hot.alloc(len(value), _ONE_EXTENT, b"", 0, None)
+        extents, _ = store._hot.alloc("/x", (len(value),), _ONE_EXTENT, b"", 0, 0, None, None)
         pipe = store._hot.pipe(f"{folder}/x")
         pipe.write(extents, 0, value, None)
         pipe.settle(None)

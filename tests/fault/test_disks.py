@@ -218,7 +218,7 @@ def test_a_server_that_is_started_again_takes_part_again(cluster, disks):
 
 def test_a_flush_that_fails_says_so(cluster, disks):
     with cluster.connect() as store:
-        extents = store._hot.alloc(MIB, 1 << 7, b"", 0, None)
+        extents, _ = store._hot.alloc("/x", (MIB,), 1 << 7, b"", 0, 0, None, None)
         server = int.from_bytes(extents[:4], "little") - 1
         pipe = store._hot.pipe("/x")
         pipe.write(extents, 0, VALUE[:MIB], None)
