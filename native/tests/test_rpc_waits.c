@@ -523,8 +523,8 @@ static void test_whoever_waits_for_what_came_was_answered(void) {
         waiting[R.head.id] = false;
     for (uint64_t i = 0; i < 40; i++)
         change_at_random(other, 1 + i);
+    until_told();
     ask(fd, 10000, (struct crail_op){.code = CRAIL_OP_PING}, "");
-    stats(); /* rechecks and tries are over */
     while (take(fd, &R) && R.head.id != 10000)
         waiting[R.head.id] = false;
     while (!silent(fd)) {

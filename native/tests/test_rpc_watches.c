@@ -373,7 +373,7 @@ static void test_the_last_event_of_a_watched_path_is_the_truth(void) {
         change_at_random(other, 1 + step);
         if (step % 50 != 49)
             continue;
-        stats(); /* rechecks are over */
+        until_told();
         for (uint64_t w = 0; w < WATCHES; w++) {
             uint32_t n = at[w][0] ? next(fd, w, seen[w]) : 0;
             for (uint32_t e = 0; e < n; e++) {

@@ -124,6 +124,18 @@ static inline uint64_t spots(void) {
     return n;
 }
 
+static inline int are_pending(crail_namenode *in, void *out) {
+    *(bool *)out = crail_rpc_waits_pending(in);
+    return 0;
+}
+
+/* Until rechecks and tries, which go in slices, are over. */
+static inline void until_told(void) {
+    uint64_t from = crail_clock_ns();
+    for (bool pending = true; pending; CHECK(crail_clock_ns() - from < 10000000000u))
+        CHECK(crail_rpc_post(nn, are_pending, &pending) == 0);
+}
+
 /* "/x/x..." of `names` names. Its length. */
 static inline uint32_t deep_path(char *out, uint32_t names) {
     for (uint32_t i = 0; i < names; i++)
