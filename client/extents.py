@@ -53,7 +53,8 @@ def next_sizes(missing: int, room: int, count: int, grows: bool) -> list[int]:
     held = room + sizes[0]
     until = 2 * held if grows else 0
     most = held + AHEAD_BYTES_MAX
-    while held < until and len(sizes) <= AHEAD_MAX and count + len(sizes) < EXTENTS_SLOW:
+    room_for = min(AHEAD_MAX + 1, min(EXTENTS_SLOW, EXTENTS_MAX) - count)
+    while held < until and len(sizes) < room_for:
         step = _step(held, count + len(sizes))
         if held + step > most:
             break

@@ -503,7 +503,7 @@ class File(io.RawIOBase):
         """Extents for `missing` bytes more, beside `count` that have `room`, and some ahead of
         need. None if they would be too many. `shown`: what is announced in the same request."""
         stripe = self._stripe if count + self._stripe <= extents.EXTENTS_SLOW else 1
-        sizes = extents.next_sizes(missing, room, count, self._granted > 0)
+        sizes = extents.next_sizes(missing, room, count, room > 0 and self._granted > 0)
         try:
             if stripe > 1:
                 new = self._alloc(sizes[:1], 0, 0.0, stripe, shown)

@@ -422,7 +422,7 @@ class AsyncFile:
         """Extents for `missing` bytes more, beside `count` that have `room`, and some ahead of
         need."""
         stripe = self._stripe if count + self._stripe <= extents.EXTENTS_SLOW else 1
-        sizes = extents.next_sizes(missing, room, count, self._granted > 0)
+        sizes = extents.next_sizes(missing, room, count, room > 0 and self._granted > 0)
         options = place.with_stripe(self._options, stripe)
         async with self._store._limit(self._deadline() + self._wait_space, self.name):
             new = await self._transfers.extend(

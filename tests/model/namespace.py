@@ -363,8 +363,8 @@ class Namespace:
 
     def truncate(self, path: str, size: int) -> None:
         node = self._file(path)
-        if size == node.size > INLINE_MAX:
-            return  # nothing to do; of a small value it is a new version nevertheless
+        if size == node.size:
+            return  # nothing to do
         node.value = node.value[:size] + bytes(max(0, size - node.size))
         node.version = self.versions.new()
         node.was_streamed = True
