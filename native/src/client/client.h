@@ -8,6 +8,7 @@
 #ifndef CRAIL_CLIENT_H
 #define CRAIL_CLIENT_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -146,7 +147,7 @@ void crail_lane_send_again(struct crail_lane *lane);
 /* Waits at most one tick of the kernel's clock (timeout_ns = 0) or timeout_ns. 0, -EINTR, -EAGAIN (nothing yet),
  * -EPIPE (as above; also for a reply that makes no sense). */
 int crail_lane_receive(struct crail_lane *lane, int64_t timeout_ns);
-/* The next result and its data, or NULL after the last. Valid until the next begin. */
+/* The next result and its data, or NULL after the last, and for one that makes no sense. Valid until the next begin. */
 const struct crail_result *crail_lane_result(struct crail_lane *lane, const void **data);
 
 /* Grants held ahead: takes one that fits `size` (no more than a quarter too large). */
@@ -200,6 +201,11 @@ bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server);
  * failure (crail_lane_data_drop). */
 int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, int64_t deadline_ns);
 void crail_lane_data_drop(struct crail_lane *lane, uint32_t server);
+
+/* What a data reply says: 0, a negated status, or -EPIPE for what is none. */
+static inline int crail_data_status(const struct crail_data_reply *r) {
+    return crail_is_answer(r->status) ? r->status : -EPIPE;
+}
 
 /* Takes a data connection out of the lane, -1 if it has none; gives one to it, false if it has one or no room. */
 int crail_lane_data_take(struct crail_lane *lane, uint32_t server);

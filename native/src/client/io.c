@@ -248,8 +248,9 @@ static int take_reply(struct crail_io *io, int fd, uint64_t id, uint64_t n) {
         return rc;
     if (reply.magic != CRAIL_DATA_MAGIC || reply.id != id)
         return -EPIPE;
-    if (reply.status)
-        return reply.status;
+    rc = crail_data_status(&reply);
+    if (rc)
+        return rc;
     return reply.length == (io->is_write ? 0 : n) ? 0 : -EPIPE;
 }
 

@@ -444,7 +444,7 @@ const struct crail_result *crail_lane_result(struct crail_lane *lane, const void
         return NULL;
     const struct crail_result *r = (const struct crail_result *)(lane->in.data + lane->in_at);
     size_t body = sizeof(*r) + (((size_t)r->data_len + 7) & ~(size_t)7);
-    if (lane->in.len - lane->in_at < body)
+    if (lane->in.len - lane->in_at < body || !crail_is_answer(r->status))
         return NULL;
     *data = r + 1;
     lane->in_at += body;

@@ -91,7 +91,7 @@ static int send_request(struct crail_pipe *st, const uint8_t *data, uint64_t byt
     while (st->out_sent < head + bytes) {
         uint64_t of_data = st->out_sent > head ? st->out_sent - head : 0;
         struct iovec part[2] = {{(uint8_t *)&st->request + st->out_sent, head - st->out_sent},
-                                {(void *)(uintptr_t)(data + of_data), bytes - of_data}};
+                                {bytes ? (void *)(uintptr_t)(data + of_data) : NULL, bytes - of_data}};
         bool is_head_sent = st->out_sent >= head;
         struct msghdr m = {.msg_iov = part + is_head_sent, .msg_iovlen = (bytes ? 2u : 1u) - is_head_sent};
         ssize_t n = sendmsg(st->fd, &m, MSG_NOSIGNAL);
@@ -144,8 +144,9 @@ static int confirm(struct crail_pipe *st, uint32_t left, int64_t deadline_ns) {
         if (st->reply.id != st->id - st->writes + 1 || st->reply.length)
             return -EPIPE;
         st->writes--;
-        if (st->reply.status)
-            return st->reply.status;
+        rc = crail_data_status(&st->reply);
+        if (rc)
+            return rc;
     }
     return 0;
 }
@@ -223,8 +224,9 @@ static int receive_bytes(struct crail_pipe *st, uint8_t *to, uint64_t room, uint
             return rc;
         if (st->reply.id != first->id)
             return -EPIPE;
-        if (st->reply.status)
-            return st->reply.status;
+        rc = crail_data_status(&st->reply);
+        if (rc)
+            return rc;
         if (st->reply.length != first->bytes)
             return -EPIPE;
         first->is_begun = true;

@@ -142,19 +142,22 @@ static void wake_ready(struct crail_storage *s, struct crail_source *source, uin
 
 /* ---- the thread -------------------------------------------------------------------- */
 
+static void turn(struct crail_storage *s) {
+    struct epoll_event events[EVENTS_MAX];
+    int n = epoll_wait(s->epoll_fd, events, EVENTS_MAX, -1);
+    for (int i = 0; i < n; i++) {
+        struct crail_source *source = events[i].data.ptr;
+        if (source->fd >= 0)
+            source->ready(s, source, events[i].events);
+    }
+    crail_conns_run(s);
+    bury(s);
+}
+
 static void *loop(void *arg) {
     struct crail_storage *s = arg;
-    struct epoll_event events[EVENTS_MAX];
-    while (!s->stopping) {
-        int n = epoll_wait(s->epoll_fd, events, EVENTS_MAX, -1);
-        for (int i = 0; i < n; i++) {
-            struct crail_source *source = events[i].data.ptr;
-            if (source->fd >= 0)
-                source->ready(s, source, events[i].events);
-        }
-        crail_conns_run(s);
-        bury(s);
-    }
+    while (!s->stopping)
+        turn(s);
     crail_retire_close(s);
     crail_conns_close(s);
     crail_disk_drain(s);
