@@ -31,6 +31,7 @@ from ..files import (
     APPEND,
     EXTENT_BYTES_MIN,
     EXTENTS_MAX,
+    FLUSHED_EXTENT_BYTES_MIN,
     FOLLOW,
     GROW,
     MEMORY_BYTES_MAX,
@@ -87,6 +88,7 @@ class AsyncFile:
         self._size = 0
         self._token = 0  # of the hold that keeps what was opened; 0: none
         self._stream_token = 0  # of what is announced to those who follow; 0: nothing was
+        self._extent_min = EXTENT_BYTES_MIN
         self._announced = 0
         self._flags = 0  # of the result that opened it
         self._memory: bytes | bytearray | None = b""
@@ -394,7 +396,7 @@ class AsyncFile:
         that EXTENTS_MAX are enough for any size."""
         async with self._store._limit(self._deadline() + self._wait_space, self.name):
             new = await self._transfers.allocate(
-                self.name, max(missing, room, EXTENT_BYTES_MIN), self._options, self._wait_space
+                self.name, max(missing, room, self._extent_min), self._options, self._wait_space
             )
         if count + len(new) > EXTENTS_MAX:
             self._give_back(new)
@@ -423,11 +425,14 @@ class AsyncFile:
         return size
 
     async def flush(self) -> None:
-        """Shows what was written so far to those who follow it, where it is more than memory
-        holds."""
+        """Shows what was written so far to those who follow it (mode w or x)."""
         self._check()
-        if not self._mode.creates or self._memory is not None or self._size <= self._announced:
+        if not self._mode.creates or self._size <= self._announced:
             return
+        if self._memory is not None:
+            self._extent_min = FLUSHED_EXTENT_BYTES_MIN
+            await self._leave_memory(self._size)
+            self._extent_min = EXTENT_BYTES_MIN
         token = self._stream_token = self._stream_token or self._store._token()
         await self._store._hold(
             requests.Request(
