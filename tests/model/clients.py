@@ -291,7 +291,10 @@ class Face:
 
     def end_stream(self, handle: int, fate: str) -> int | None:
         file = self.held.pop(handle)
-        self.finish(file.close() if fate == "close" else file.discard())
+        try:
+            self.finish(file.close() if fate == "close" else file.discard())
+        finally:
+            self.settle()
         version: int | None = file.version
         return version
 

@@ -775,9 +775,7 @@ class Namespace:
         if size > 0 and job.quota_bytes and in_all + size > job.quota_bytes:
             raise Refused("QuotaExceededError")
 
-    def _admit(
-        self, path: str, node: Node, missing: list[str], size: int, job: Job | None
-    ) -> None:
+    def _admit(self, path: str, node: Node, missing: list[str], size: int, job: Job | None) -> None:
         """Do the jobs allow that there be `size` bytes at `path`, as a member of `job`?"""
         gain = size if missing else size - (0 if node.is_container else node.size)
         around = self._jobs_around(path)
