@@ -561,8 +561,8 @@ class Namespace:
             raise Refused("InvalidArgumentError")
         gain = moved.size - (old.size if old else 0) if not moved.is_container else 0
         for job in entered:
-            if job not in left:
-                self._check_fits(job, old is None and job is not moved.member_of, gain)
+            if job not in left and job is not moved.member_of:  # else it is charged already
+                self._check_fits(job, old is None, gain)
 
     def remove(self, path: str) -> None:
         node = self._existing(path)
