@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-import crailpy
 from crailpy import errors
 
 from .proxy import HELLO, _exactly

@@ -19,8 +19,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 import crailpy
 import crailpy.aio
 from crailpy.client import objects, requests
@@ -39,6 +37,8 @@ class Leave(Exception):
 
 def as_object(n: int, data: bytes) -> dict[str, Any]:
     """What put_object stores: something small, and a buffer."""
+    import numpy as np  # processes start often, and few ever need it
+
     return {"n": n, "array": np.frombuffer(data, dtype=np.uint8)}
 
 
@@ -340,7 +340,7 @@ class AsyncFace(Face):
     def settle(self) -> None:
         """The ends of holds are posted; a change that is sent behind them has its answer later."""
         with contextlib.suppress(CrailError):
-            self.finish(self.store.delete("/", missing_ok=True))
+            self.finish(self.store.delete("/nothing", missing_ok=True))
 
     def close(self) -> None:
         super().close()

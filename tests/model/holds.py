@@ -1,5 +1,5 @@
 """Rules about what lasts over other calls, or takes several clients: items of queues, shares in
-jobs, watches, streams that are followed, barriers, waits, and values that go when space is short."""
+jobs, watches, streams that are followed, barriers, waits, values that go when space is short."""
 
 from __future__ import annotations
 
@@ -200,6 +200,9 @@ class Whole(Machine):
         self.expect(observed, ("ok", shown), f"what was flushed of {path}")
         if meanwhile is not None:
             self.do(other, meanwhile)
+        if self.outcome(self.model.copy(), whole)[0] != "ok":  # nor can more be shown there
+            data = data[:seen]
+            whole = Call("write_file", (there, "wb", data, "close"))
         for piece in data[seen:]:
             self.must(writer, "stream", stream, piece)
         expected: Any = ("error", "discarded")
@@ -230,7 +233,7 @@ class Whole(Machine):
             return path
         return path.removeprefix(namespace) if path.startswith(f"{namespace}/") else None
 
-    # -- barriers and waits -------------------------------------------------------------------------
+    # -- barriers and waits -------------------------------------------------------------------
 
     @step(
         who=st.lists(processes, min_size=1, max_size=4, unique=True),

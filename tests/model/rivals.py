@@ -3,8 +3,8 @@
 A process has a store and threads that call it, or an asynchronous store and tasks: what they do is
 the same, written once, as coroutines that never wait in the first case.
 
-Each thread or task writes a line to the process's log before every call, and another one when it has
-returned: so a process that is killed leaves its last calls behind as what they are, calls whose
+Each thread or task writes a line to the process's log before every call, and another one when it
+has returned: so a process that is killed leaves its last calls behind as what they are, calls whose
 outcome nobody knows. `read_logs` makes one history of all.
 """
 

@@ -1,5 +1,5 @@
-"""Concurrent calls of many processes, threads and tasks on few keys have an order, whatever happens.
-Half of the clients are asynchronous.
+"""Concurrent calls of many processes, threads and tasks on few keys have an order, whatever
+happens. Half of the clients are asynchronous.
 
 CRAILPY_MODEL_SEED repeats a seed that was printed, as far as the machine's timing allows.
 """
