@@ -23,6 +23,7 @@ from hypothesis.errors import HypothesisException
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 import crailpy
+from crailpy.errors import NotFoundError
 
 from . import operations
 from .clients import Face, Outcome, Process
@@ -469,7 +470,8 @@ class Machine(RuleBasedStateMachine):
                     client.close()
             admin = self.world.admin.store
             for name in admin.listdir("/"):
-                admin.rmtree(f"/{name}")
+                with contextlib.suppress(NotFoundError):  # it went with a job that went
+                    admin.rmtree(f"/{name}")
             admin.setattr("/", **dict.fromkeys(admin.attributes("/")))
         self.world.until("all is free", self.is_empty)
 
