@@ -103,12 +103,24 @@ def load(value: Any) -> Any:
     """The object in a value, its buffers over the value's own. Raises ProtocolError if it is none,
     and what unpickling raises."""
     view = memoryview(value)
+    buffers: list[memoryview] = []
+    try:
+        return _load(view, buffers)
+    except BaseException:
+        for buffer in (*buffers, view):  # whoever keeps the error does not keep the value
+            try:
+                buffer.release()
+            except BufferError:  # there is an array over it
+                pass
+        raise
+
+
+def _load(view: memoryview, buffers: list[memoryview]) -> Any:
     try:
         magic, count, pickled = _HEAD.unpack_from(view)
         if magic != MAGIC:
             raise ProtocolError("the value was not written by put_object")
         at = _HEAD.size + _BUFFER.size * count
-        buffers = []
         for i in range(count):
             start, length = _BUFFER.unpack_from(view, _HEAD.size + _BUFFER.size * i)
             if start + length > view.nbytes:

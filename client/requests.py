@@ -85,7 +85,10 @@ NO_RENAME: Reasons = {
     " across the border of a job"
 }
 NO_REMOVAL: Reasons = {InvalidArgumentError: "the root and the items of queues cannot be removed"}
-OTHER_MEMBERS: Reasons = {InvalidArgumentError: "the barrier is one of another number of members"}
+NO_BARRIER: Reasons = {
+    InvalidArgumentError: "the barrier is one of another number of members, or in a table,"
+    " multifile or queue, which hold none"
+}
 SHORT_BUFFER = "the buffer is shorter than the value from the offset on, or that is outside of it"
 NEGATIVE_RANGE = "a range has no negative offset or length"
 NO_WATCH: Reasons = {
@@ -413,7 +416,7 @@ def enter(path: str, members: int, token: int, seconds: float) -> Request:
         arg1=members,
         wait=seconds,
         decode=_version,
-        reasons=OTHER_MEMBERS,
+        reasons=NO_BARRIER,
     )
 
 

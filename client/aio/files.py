@@ -456,11 +456,12 @@ class AsyncFile:
         return size
 
     async def flush(self) -> None:
-        """Shows what was written so far to those who follow it, where it is more than memory
-        holds."""
+        """Shows what was written so far to those who follow it (mode w or x)."""
         self._check()
-        if not self._mode.creates or self._memory is not None or self._size <= self._announced:
+        if not self._mode.creates or self._size <= self._announced:
             return
+        if self._memory is not None:
+            await self._leave_memory(self._size)
         token = self._stream_token = self._stream_token or self._store._token()
         await self._store._hold(
             requests.Request(

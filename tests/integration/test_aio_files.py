@@ -145,6 +145,20 @@ async def test_a_follower_reads_along_until_the_end(aio):
     assert await aio.get("/af/f") == b"a" * 300_000 + b"b" * 100_000 + b"end"
 
 
+@pytest.mark.parametrize("size", [1, 5000, 250_000])
+async def test_flush_shows_also_what_is_in_memory(aio, size):
+    writer = await aio.open("/af/small", "wb")
+    await writer.write(b"a" * size)
+    await writer.flush()
+    reader = await aio.open("/af/small", follow=True)
+    assert await reader.read(size) == b"a" * size
+    await writer.write(b"end")
+    await writer.close()
+    assert await reader.read() == b"end"
+    await reader.close()
+    assert await aio.get("/af/small") == b"a" * size + b"end"
+
+
 async def test_lines_and_truncate(aio):
     await aio.put("/af/l", b"".join(b"line %d\n" % i for i in range(5000)) + b"last")
     async with await aio.open("/af/l") as file:

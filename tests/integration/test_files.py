@@ -456,6 +456,22 @@ def test_a_multifile_reads_its_parts_in_the_order_of_their_opening(stores):
         assert reader.read(9000) == b"".join(written)[:9000]
 
 
+def test_a_writer_that_ends_while_it_is_numbered_leaves_nothing(cluster, store, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with cluster.connect() as dying:
+        multifile = dying.multifile("/f/numbered")
+        with monkeypatch.context() as patched:
+            patched.setattr(dying, "_run", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                multifile.writer()
+        (ticket,) = store.listdir("/f/numbered")
+        assert store.multifile("/f/numbered").parts() == []
+    store.wait(f"/f/numbered/{ticket}", absent=True, timeout=10)
+    store.remove("/f/numbered")
+
+
 def test_many_writers_at_once_lose_no_part(cluster, stores):
     one, two = stores
     one.multifile("/f/crowd")

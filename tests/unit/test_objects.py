@@ -101,3 +101,14 @@ def test_what_is_no_such_value_is_refused() -> None:
     for value in (b"", b"short", b"X" * 100, whole[:200], whole[: len(whole) - 1]):
         with pytest.raises(ProtocolError):
             objects.load(value)
+
+
+def test_an_error_that_is_kept_does_not_keep_the_value() -> None:
+    whole = stored(numpy.arange(1000))
+    broken = bytearray(whole)
+    broken[32:36] = b"\xff" * 4  # the pickle itself, behind the head and one buffer's place
+    for value in (bytearray(b"X" * 100), bytearray(whole[:200]), broken):
+        with pytest.raises((ProtocolError, pickle.UnpicklingError)) as kept:
+            objects.load(value)
+        assert kept.value.__traceback__
+        value.clear()  # a BufferError where something lies over it

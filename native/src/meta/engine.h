@@ -463,8 +463,9 @@ crail_ref crail_job_around(const struct crail_meta *m, const struct crail_node *
 /* Do these more fit into `inner` and all around it, and these into `own`, unless that is among them? */
 bool crail_jobs_fit(const struct crail_meta *m, crail_ref inner, int64_t nodes, int64_t bytes, crail_ref own,
                     int64_t own_nodes, int64_t own_bytes);
-/* Does what moves from one place to another fit there? What is around both has it already. */
-bool crail_jobs_fit_move(const struct crail_meta *m, crail_ref from, crail_ref to, int64_t nodes, int64_t bytes);
+/* Does a node that moves into `to` fit there? What is around it now, or is its own job, has it already. */
+bool crail_jobs_fit_move(const struct crail_meta *m, const struct crail_node *n, crail_ref to, int64_t nodes,
+                         int64_t bytes);
 /* Charges `inner`, all around it, and the job that the node belongs to by its option. */
 void crail_jobs_charge(struct crail_meta *m, crail_ref inner, const struct crail_node *n, int64_t nodes, int64_t bytes);
 /* The node belongs to another job by its option (0: to none). The number is a living job's. */
