@@ -18,7 +18,6 @@ from crailpy.errors import (
     CrailError,
     DeadlineError,
     InvalidArgumentError,
-    NotFoundError,
     OutOfSpaceError,
     UnavailableError,
     from_status,
@@ -271,7 +270,7 @@ class Connection:
                     r.wait,
                     timeout,
                 )  # fmt: skip
-        except NotFoundError as error:
+        except requests.ABSENT_ERRORS as error:
             if r.absent is requests.RAISE:
                 r.explain(error)
                 raise

@@ -133,14 +133,21 @@ class File(io.RawIOBase):
         self._closing = False
         self._is_broken = False
         if mode.creates:
-            if mode.exclusive and store.exists(path, timeout=timeout):
-                raise ExistsError(path=path)
+            if mode.exclusive:
+                self._check_absent()
             self._memory = bytearray()
         else:
             self._open_version()
         self._done = False
 
     # -- opening -----------------------------------------------------------------
+
+    def _check_absent(self) -> None:
+        try:
+            self._call(requests.STAT)
+        except NotFoundError:
+            return
+        raise ExistsError(path=self.name)
 
     def _call(self, code: int, flags: int = 0, **more: Any) -> tuple[Any, ...]:
         more.setdefault("timeout", self._timeout)

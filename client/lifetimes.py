@@ -3,7 +3,7 @@ attributes."""
 
 from __future__ import annotations
 
-from crailpy.errors import InvalidArgumentError
+from crailpy.errors import InvalidArgumentError, NotFoundError
 
 from . import requests
 from .waiting import Waiting
@@ -11,6 +11,8 @@ from .waiting import Waiting
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .requests import Request
 
 JOBS = "/jobs"
 SESSIONS = "/sessions"
@@ -32,6 +34,17 @@ def job_options(name: str, ttl: float, placement: dict[str, Any]) -> bytes:
     return pack(ttl=ttl)[0]
 
 
+def session_directory(number: int) -> tuple[str, Request, Request]:
+    """Of a session: the path of its directory, the request that makes it the session's own where it
+    is, whoever made it, and the one that makes it where it is not."""
+    from .placement import pack
+
+    path = f"{SESSIONS}/{number}"
+    options, _ = pack(session=True)
+    owned = requests.set_attributes(path, {}, options)
+    return path, owned, requests.mkdir(path, parents=True, exist_ok=True, options=options)
+
+
 def check_attributes(path: str, attributes: dict[str, Any]) -> bytes:
     """Takes `ttl` out of what setattr() was given: the options that say it. Raises
     InvalidArgumentError for a name that is no attribute."""
@@ -48,8 +61,6 @@ def check_attributes(path: str, attributes: dict[str, Any]) -> bytes:
 
 class Lifetimes(Waiting):
     """The part of a `Store` that knows when nodes go."""
-
-    _session_directory = (0, "")  # of which session it is
 
     def job(
         self,
@@ -72,17 +83,14 @@ class Lifetimes(Waiting):
 
     def session_path(self, *, timeout: float | None = None) -> str:
         """The path of a directory that goes, with all in it, when this session ends: at `close()`,
-        or when this process is gone. A forked child has another."""
-        from .placement import pack
-
-        number, path = self._session_directory
+        or when this process is gone. It is there when this returns, also if it was removed since.
+        A forked child has another."""
         self._run(requests.ping(), timeout)  # in a forked child, this opens the session
-        if number != self._session.number:
-            number = self._session.number
-            path = f"{SESSIONS}/{number}"
-            options, _ = pack(session=True)
-            self._run(requests.mkdir(path, parents=True, exist_ok=True, options=options), timeout)
-            self._session_directory = (number, path)
+        path, owned, made = session_directory(self._session.number)
+        try:
+            self._run(owned, timeout)
+        except NotFoundError:
+            self._run(made, timeout)
         return path
 
     def setattr(self, path: str, *, timeout: float | None = None, **attributes: Any) -> None:

@@ -12,9 +12,11 @@ from operator import index
 from struct import Struct
 
 from crailpy.errors import (
+    CrailError,
     DeadlineError,
     InvalidArgumentError,
     InvalidPathError,
+    NotContainerError,
     NotFoundError,
 )
 from crailpy.units import parse_size
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from crailpy.errors import CrailError
     from crailpy.model import Event, NodeInfo
 
     from .listing import TierOf
@@ -90,6 +91,9 @@ NO_ITEM: Reasons = {NotFoundError: "the queue is empty, or there is none"}
 
 #: The value of `absent` (and of `default` in `get`) that means: raise NotFoundError.
 RAISE: Any = object()
+#: Nothing is there. Below a value nothing can be: who asks whether there is something hears no.
+ABSENT_ERRORS = (NotFoundError, NotContainerError)
+ABSENT_STATUSES = (NotFoundError.status, NotContainerError.status)
 
 
 def _nothing(result: Result) -> None:
@@ -103,7 +107,7 @@ def _version(result: Result) -> int:
 class Request:
     """One operation. `data` may be any buffer; `options` is a struct crail_options or nothing.
     With `wait`, in seconds, the namenode sets it aside until there is an answer: `wait_pieces`
-    says how long at once. `absent` is the value instead of NotFoundError. `reasons`: what a status
+    says how long at once. `absent` is the value instead of ABSENT_ERRORS. `reasons`: what a status
     means of this operation, where its own words say little."""
 
     __slots__ = (
@@ -443,6 +447,16 @@ def unsigned(value: Any, what: str) -> int:
 
 # ---- many nodes at once -------------------------------------------------------------------------
 
+#: What one item of many may raise, and the others need not know.
+FAULTS_OF_ITEM = (CrailError, TypeError, ValueError, BufferError)
+
+
+def pair(item: Any) -> tuple[Any, Any]:
+    """An item of put_many: key and data."""
+    if not isinstance(item, tuple) or len(item) != 2:
+        raise TypeError("put_many takes pairs of key and data")
+    return item
+
 
 def node_infos(
     paths: list[str],
@@ -452,12 +466,11 @@ def node_infos(
 ) -> list[NodeInfo | CrailError | None]:
     """What a vector of STATs answered (status before the rest of each result); None for what is
     absent, `error` makes the others."""
-    absent = NotFoundError.status
     return [
         listing.node_info(path, r[6], tier_of)
         if not r[0]
         else None
-        if -r[0] == absent
+        if -r[0] in ABSENT_STATUSES
         else error(-r[0], path, 0)
         for path, r in zip(paths, results, strict=True)
     ]

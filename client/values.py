@@ -91,15 +91,16 @@ class Values(Connection):
         default: Any = RAISE,
         timeout: float | None = None,
     ) -> Any:
-        """The value of `key` as bytes; `default`, where given, if there is none.
+        """The value of `key` as bytes; `default`, where given, for none, also below a value.
 
         `wait`: seconds to wait until there is one, beyond the timeout; none at their end:
-        DeadlineError, or `default`. Raises NotFoundError, IsContainerError, DataLostError."""
+        DeadlineError, or `default`. Raises NotFoundError, NotContainerError (`key` is below a
+        value), IsContainerError, DataLostError."""
         try:
             if wait is None:
                 return self._hot.get(key, 0, timeout)
             return self._wait(lambda ms, timeout: self._hot.get(key, ms, timeout), wait, timeout)
-        except NotFoundError:
+        except requests.ABSENT_ERRORS:
             if default is RAISE:
                 raise
             return default
@@ -252,7 +253,7 @@ class Values(Connection):
         for i in again:  # overwritten between the answer and the copy
             try:
                 values[i] = self._hot.get(keys[i], 0, timeout)
-            except NotFoundError as error:
+            except requests.ABSENT_ERRORS as error:
                 values[i] = None if missing == "none" else error
             except CrailError as error:
                 values[i] = error
@@ -261,16 +262,16 @@ class Values(Connection):
         return all_or_batch_error(values)
 
     def delete(self, key: str, *, missing_ok: bool = False, timeout: float | None = None) -> None:
-        """Deletes a value. Raises NotFoundError (unless `missing_ok`), IsContainerError."""
+        """Deletes a value. Raises NotFoundError and, below a value, NotContainerError (neither with
+        `missing_ok`), IsContainerError."""
         self._run(requests.delete(key, missing_ok), timeout)
 
     def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
         """Deletes every key; absent ones are no error. Raises BatchError for other failures."""
         keys = list(keys)
-        absent = NotFoundError.status
         each = requests.delete("", missing_ok=True)
         failed = [
-            None if not r[0] or -r[0] == absent else self._error(-r[0], key, 0)
+            None if not r[0] or -r[0] in requests.ABSENT_STATUSES else self._error(-r[0], key, 0)
             for key, r in zip(
                 keys, self._hot.call_many(each.code, each.flags, keys, timeout), strict=True
             )

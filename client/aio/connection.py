@@ -16,7 +16,6 @@ from crailpy.errors import (
     CrailError,
     DeadlineError,
     InvalidArgumentError,
-    NotFoundError,
     UnavailableError,
 )
 
@@ -188,7 +187,7 @@ class AsyncConnection:
                 result = await ask(0, timeout)
             else:
                 result = await self._wait(ask, request.wait, timeout)
-        except NotFoundError as error:
+        except requests.ABSENT_ERRORS as error:
             if request.absent is requests.RAISE:
                 request.explain(error)
                 raise

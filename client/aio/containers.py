@@ -15,7 +15,7 @@ from crailpy.errors import (
 
 from .. import listing, requests
 from ..containers import ITEM_NUMBER, table_key, take_parents
-from .transfer import OutOfDate, extents_of
+from .transfer import Making, OutOfDate, extents_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -172,7 +172,8 @@ class AsyncQueue:
         """Adds an item of any size behind the others; returns its version."""
         limit = self._timeout if timeout is None else timeout
         options, wait = self._store._placed(self._placement) if self._placement else (b"", 0.0)
-        return await self._store._put(self.path, data, requests.QUEUE, options, 0, wait, limit)
+        how = Making(requests.QUEUE, options, 0, wait)
+        return await self._store._put(self.path, data, how, limit)
 
     async def get(self, *, wait: float | None = None, timeout: float | None = None) -> AsyncItem:
         """Takes the oldest free item; see `Queue.get`."""

@@ -39,7 +39,7 @@ from ..files import (
     TAIL_CLOSED,
     Mode,
 )
-from .transfer import OutOfDate, room_of
+from .transfer import Making, OutOfDate, room_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -102,8 +102,8 @@ class AsyncFile:
 
     async def _open(self) -> AsyncFile:
         if self._mode.creates:
-            if self._mode.exclusive and await self._store.exists(self.name, timeout=self._timeout):
-                raise ExistsError(path=self.name)
+            if self._mode.exclusive:
+                await self._check_absent()
             self._memory = bytearray()
         else:
             self._token = token = self._store._token()
@@ -118,6 +118,13 @@ class AsyncFile:
                     self._fixed = sys.maxsize  # its tail may not be written: copied at the first
         self._closed = False
         return self
+
+    async def _check_absent(self) -> None:
+        try:
+            await self._store._run(requests.Request(requests.STAT, self.name), self._timeout)
+        except NotFoundError:
+            return
+        raise ExistsError(path=self.name)
 
     async def _ask(self, code: int, waits: bool, seen: int = 0) -> Result:
         limit = self._store._timeout if self._timeout is None else self._timeout
@@ -468,7 +475,7 @@ class AsyncFile:
         try:
             async with self._store._limit(self._deadline(), self.name):
                 self.version = await self._transfers.commit(
-                    self.name, kept, self._size, flags, self._options, arg0
+                    self.name, kept, self._size, Making(flags, self._options, arg0)
                 )
         except StaleLocationError as error:
             self._give_back(kept)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from crailpy.errors import NotFoundError
+
 from .. import requests
-from ..lifetimes import JOBS, SESSIONS, check_attributes, job_options
+from ..lifetimes import JOBS, check_attributes, job_options, session_directory
 from .waiting import AsyncWaiting
 
 if TYPE_CHECKING:
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 
 class AsyncLifetimes(AsyncWaiting):
     """The part of an `AsyncStore` that knows when nodes go."""
-
-    _session_directory = (0, "")  # of which session it is
 
     def job(
         self,
@@ -39,17 +39,12 @@ class AsyncLifetimes(AsyncWaiting):
     async def session_path(self, *, timeout: float | None = None) -> str:
         """A directory that goes, with all in it, when this session ends; see
         `Store.session_path`."""
-        from ..placement import pack
-
-        number, path = self._session_directory
         await self._run(requests.ping(), timeout)
-        if number != self._session.number:
-            number = self._session.number
-            path = f"{SESSIONS}/{number}"
-            options, _ = pack(session=True)
-            made = requests.mkdir(path, parents=True, exist_ok=True, options=options)
+        path, owned, made = session_directory(self._session.number)
+        try:
+            await self._run(owned, timeout)
+        except NotFoundError:
             await self._run(made, timeout)
-            self._session_directory = (number, path)
         return path
 
     async def setattr(self, path: str, *, timeout: float | None = None, **attributes: Any) -> None:

@@ -17,7 +17,7 @@ import math
 import socket
 from errno import ENOBUFS
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crailpy import native
 from crailpy.errors import (
@@ -61,6 +61,16 @@ _GRANT_AGAIN, _WAIT = 1 << 6, 1 << 8
 class OutOfDate(Exception):
     """The location is not the value's any more, or its server cannot be reached just now: ask the
     namenode again."""
+
+
+class Making(NamedTuple):
+    """How a value is made: flags and struct crail_options of wire.h, the version that it takes the
+    place of where the flags ask for one, and seconds to wait for space."""
+
+    flags: int = 0
+    options: bytes = b""
+    if_version: int = 0
+    wait_space: float = 0.0
 
 
 def extents_of(result: Result) -> list[bytes]:
@@ -261,20 +271,12 @@ class Transfers:
 
     # -- writing --------------------------------------------------------------------------
 
-    async def put(
-        self,
-        key: str,
-        data: Any,
-        size: int,
-        flags: int,
-        options: bytes,
-        if_version: int,
-        wait_space: float,
-        deadline: float,
-    ) -> int:
+    async def put(self, key: str, data: native.Flat, how: Making, deadline: float) -> int:
         """Space, bytes, commit: the new version. Raises as Store.put."""
+        with memoryview(data) as view:
+            size = view.nbytes
         while True:
-            extents = await self._grant(key, size, options, wait_space)
+            extents = await self._grant(key, size, how.options, how.wait_space)
             try:
                 await self._move(extents, 0, data, size, True, deadline)
             except OutOfDate:
@@ -285,7 +287,7 @@ class Transfers:
                 self._give_back(extents, at_rest=self._is_shared(extents))
                 raise
             try:
-                return await self.commit(key, extents, size, flags, options, if_version, ahead=True)
+                return await self.commit(key, extents, size, how, ahead=True)
             except StaleLocationError:
                 self.release(extents)  # some of it may be ours still
                 await asyncio.sleep(0)
@@ -347,20 +349,19 @@ class Transfers:
         key: str,
         extents: list[bytes],
         size: int,
-        flags: int,
-        options: bytes,
-        if_version: int,
+        how: Making,
         *,
         ahead: bool = False,
     ) -> int:
         """Publishes what was written; `ahead`: and gets a grant of that size for the next. The
         extents are given back if that fails, but for StaleLocationError."""
-        again = ahead and size <= GRANT_AHEAD_BYTES_MAX and len(extents) == 1 and not options
+        flags = how.flags
+        again = ahead and size <= GRANT_AHEAD_BYTES_MAX and len(extents) == 1 and not how.options
         if again and self._has_room(size + size // 4 + 2 * GRANULE):
             flags |= _GRANT_AGAIN
         changes = self._session.changes.native
         future, _ = changes.call(
-            _COMMIT, flags, key, b"".join(extents), options, len(extents), if_version, size,
+            _COMMIT, flags, key, b"".join(extents), how.options, len(extents), how.if_version, size,
             False, math.inf,
         )  # fmt: skip
         try:

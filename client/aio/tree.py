@@ -43,7 +43,7 @@ class AsyncTree(AsyncConnection):
         return all_or_batch_error(
             [
                 None
-                if isinstance(r, NotFoundError)
+                if isinstance(r, requests.ABSENT_ERRORS)
                 else r
                 if isinstance(r, CrailError)
                 else requests.stat(path).decode(r)

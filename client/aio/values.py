@@ -20,7 +20,7 @@ from .. import requests
 from ..connection import all_or_batch_error
 from ..requests import RAISE
 from .connection import AsyncConnection, Limit, post
-from .transfer import OutOfDate, extents_of
+from .transfer import Making, OutOfDate, extents_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -54,62 +54,27 @@ class AsyncValues(AsyncConnection):
             flags |= requests.IF_VERSION
             if_version = requests.unsigned(if_version, "if_version")
         options, wait = self._placed(placement) if placement else (b"", 0.0)
+        how = Making(flags, options, if_version or 0, wait)
         try:
-            return await self._put(key, data, flags, options, if_version or 0, wait, timeout)
+            return await self._put(key, data, how, timeout)
         except NotFoundError as error:
             requests.explain_put(error, parents, placement)
             raise
 
-    async def _put(
-        self,
-        key: str,
-        data: Buffer,
-        flags: int,
-        options: bytes,
-        if_version: int,
-        wait_space: float,
-        timeout: float | None,
-    ) -> int:
-        version = self._changes.put(key, data, flags, options, if_version, timeout)
+    async def _put(self, key: str, data: Buffer, how: Making, timeout: float | None) -> int:
+        version = self._changes.put(key, data, how.flags, how.options, how.if_version, timeout)
         if version is not None:
             return await version
-        return await self._put_large(key, data, flags, options, if_version, wait_space, timeout)
-
-    async def _put_large(
-        self,
-        key: str,
-        data: Buffer,
-        flags: int,
-        options: bytes,
-        if_version: int,
-        wait_space: float,
-        timeout: float | None,
-    ) -> int:
-        args = (key, data, flags, options, if_version, wait_space, timeout)
-        if self._circuit is None or flags & requests.QUEUE:
-            return await self._move_large(*args)
+        if self._circuit is None or how.flags & requests.QUEUE:
+            return await self._put_large(key, data, how, timeout)
         lane: Any = self._changes
-        version: int = await lane.write(0, 1, self._move_large, *args)
-        return version
+        made: int = await lane.write(0, 1, self._put_large, key, data, how, timeout)
+        return made
 
-    async def _move_large(
-        self,
-        key: str,
-        data: Buffer,
-        flags: int,
-        options: bytes,
-        if_version: int,
-        wait_space: float,
-        timeout: float | None,
-    ) -> int:
-        deadline = self._deadline(timeout) + wait_space
-        flat = native.Flat(data, False)
-        with memoryview(flat) as view:
-            size = view.nbytes
+    async def _put_large(self, key: str, data: Buffer, how: Making, timeout: float | None) -> int:
+        deadline = self._deadline(timeout) + how.wait_space
         async with Limit(deadline, key):
-            return await self._transfers.put(
-                key, flat, size, flags, options, if_version, wait_space, deadline
-            )
+            return await self._transfers.put(key, native.Flat(data, False), how, deadline)
 
     @staticmethod
     def _placed(placement: Mapping[str, Any]) -> tuple[bytes, float]:
@@ -130,16 +95,16 @@ class AsyncValues(AsyncConnection):
         pairs = list(items.items() if hasattr(items, "items") else items)
         flags = (requests.PARENTS if parents else 0) | (requests.IF_ABSENT if if_absent else 0)
         options, wait = self._placed(placement) if placement else (b"", 0.0)
+        how = Making(flags, options, 0, wait)
         results: list[Any] = []
         while True:
             future, _ = self._changes.put_many(pairs, len(results), flags, options, timeout)
             results += await future
             if len(results) == len(pairs):
                 return all_or_batch_error(results)
-            try:  # a value too large to travel in a vector
-                key, data = pairs[len(results)]
-                results.append(await self._put_large(key, data, flags, options, 0, wait, timeout))
-            except CrailError as error:
+            try:  # too large to travel in a vector, or nothing that can be put
+                results.append(await self._put(*requests.pair(pairs[len(results)]), how, timeout))
+            except requests.FAULTS_OF_ITEM as error:
                 results.append(error)
 
     async def incr(
@@ -182,7 +147,7 @@ class AsyncValues(AsyncConnection):
         each = requests.delete("", missing_ok=True)
         results = await self._changes.call_many(each.code, each.flags, list(keys), timeout)
         failed = [
-            r if isinstance(r, CrailError) and not isinstance(r, NotFoundError) else None
+            r if isinstance(r, CrailError) and not isinstance(r, requests.ABSENT_ERRORS) else None
             for r in results
         ]
         all_or_batch_error(failed)
@@ -207,7 +172,7 @@ class AsyncValues(AsyncConnection):
             if type(found) is bytes:
                 return found
             return await self._read(key, found, found[6], self._bytes)
-        except NotFoundError:
+        except requests.ABSENT_ERRORS:
             if default is RAISE:
                 raise
             return default
@@ -279,7 +244,7 @@ class AsyncValues(AsyncConnection):
                 continue
             try:
                 values[i] = await self._read(keys[i], found, found[6], self._bytes)
-            except NotFoundError as error:
+            except requests.ABSENT_ERRORS as error:
                 values[i] = None if missing == "none" else error
             except CrailError as error:
                 values[i] = error
