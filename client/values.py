@@ -91,7 +91,7 @@ class Values(Connection):
         default: Any = RAISE,
         timeout: float | None = None,
     ) -> Any:
-        """The value of `key` as bytes; `default`, where given, for none, also below a value.
+        """The value of `key` as bytes; `default`, where given, if there is nothing.
 
         `wait`: seconds to wait until there is one, beyond the timeout; none at their end:
         DeadlineError, or `default`. Raises NotFoundError, NotContainerError (`key` is below a

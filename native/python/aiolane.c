@@ -323,8 +323,8 @@ static int submit_item(AsyncLane *l, struct submission *s, PyObject *item, Async
 }
 
 /* put_many(items: list of (key, data), from, flags, options, timeout) -> (future of a list: version or CrailError each,
- * how many): items[from...] up to the end or to the first that is to be put by itself: it is too large to travel inline,
- * or there is something wrong with it */
+ * how many): items[from...] up to the end or to the first that is to be put by itself: it is too large to travel
+ * inline, or there is something wrong with it */
 static PyObject *lane_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     AsyncLane *l = (AsyncLane *)self;
     struct submission s = {.op = {.code = CRAIL_OP_PUT}, .decode = DECODE_VERSION};
