@@ -575,7 +575,9 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--only", type=str.split, metavar="SECTIONS", help="in one word, as 'small many'"
     )
-    p.add_argument("--fresh", type=count, default=1, metavar="N", help="medians over N fresh stores")
+    p.add_argument(
+        "--fresh", type=count, default=1, metavar="N", help="medians over N fresh stores"
+    )
     p.add_argument("--check", action="store_true", help="exit code 1 when a bar is missed")
 
     p = add(

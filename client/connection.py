@@ -24,7 +24,7 @@ from crailpy.errors import (
 )
 
 from . import requests
-from .session import Address, Session
+from .session import Address, Session, explain_space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,14 +163,11 @@ class Connection:
         return error
 
     def _explain_space(self, error: OutOfSpaceError) -> None:
-        """There is another reason than full servers: none, as just after a namenode's start."""
         try:
             facts = self._session.admin("status", {}, time.monotonic() + STATUS_TIMEOUT)
         except (CrailError, OSError):
             return
-        if not any(server["state"] == "up" for server in facts["servers"]):
-            error.retell("no storage server is there (yet)")
-            error.hint = "crailpy status shows them, crailpy storage starts one"
+        explain_space(error, facts)
 
     def _delivered(self, key: str, version: int, deadline: float) -> None:
         """All of a value that goes when it was read has been read: it goes, unless another took

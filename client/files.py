@@ -17,11 +17,13 @@ from crailpy.errors import (
     ClosedError,
     CrailError,
     DataLostError,
+    DeadlineError,
     ExistsError,
     InvalidArgumentError,
     NotFoundError,
     OutOfSpaceError,
     StaleLocationError,
+    UnavailableError,
 )
 
 from . import placement as place
@@ -44,13 +46,13 @@ EXTENTS_SLOW = 48  # so many grow by a quarter of the value, and waste no more; 
 COPY_BYTES = 4 << 20
 ZEROS = bytes(MEMORY_BYTES_MAX)
 GIVE_BACK_S = 1.0
+ELSEWHERE_TRIES = 8  # extents that may lie at a server that is away, before it is waited for
 
 # operation codes and flags (native/include/crail/wire.h)
 _COMMIT, _RELEASE, OPEN, APPEND, STREAM, FOLLOW = 17, 19, 48, 51, 53, 54
 _ONE_EXTENT, GROW, TAIL_CLOSED = 128, 1 << 11, 16
 _EXTENT_BYTES = 32
 _GRANULE = 4096
-_STRIPE_AT = 23  # in struct crail_options
 
 
 def _capacity(extents: bytes) -> int:
@@ -101,10 +103,8 @@ class File(io.RawIOBase):
         self._parents = bool(placement.pop("parents", True))
         self._placement = placement
         self._options, self._wait_space = place.pack(**placement)
-        granted = bytearray(self._options)
-        if granted:
-            granted[_STRIPE_AT] = 0  # for the last extents, of which there may be only so many
-        self._grant_options = bytes(granted)
+        # for the last extents, of which there may be only so many
+        self._grant_options = place.unstriped(self._options)
         self._mode = mode
         self.name = path
         self.mode = "".join(
@@ -120,6 +120,7 @@ class File(io.RawIOBase):
         self._memory: bytes | bytearray | None = b""
         self._extents = b""
         self._room = 0  # bytes that fit into the extents
+        self._edge = 0  # of the room: behind it are extents that nothing was written to
         self._fixed = 0  # bytes from the start that may not be written: they are committed
         self._granted = 0  # the last so many extents are grants of ours
         self._tail_closed = False
@@ -191,7 +192,7 @@ class File(io.RawIOBase):
         else:
             self._memory = None
             self._extents = data
-            self._room = _capacity(data)
+            self._room = self._edge = _capacity(data)
             self._fixed = self._size if self._mode.appends else sys.maxsize
             self._tail_closed = bool(self._flags & TAIL_CLOSED)
 
@@ -368,13 +369,70 @@ class File(io.RawIOBase):
         self._size = max(self._size, end)
 
     def _put_bytes(self, data: Any, at: int) -> None:
+        """Writes to the extents, which reach that far."""
         self._check_whole()
         self._is_broken = True  # a failure may be about what was written before
         try:
-            self._moves().write(self._extents, at, data, self._timeout)
+            with memoryview(data) as flat:
+                old = min(max(self._edge - at, 0), flat.nbytes)
+                if old:
+                    with flat[:old] as part:
+                        self._moves().write(self._extents, at, part, self._timeout, False)
+                if old < flat.nbytes:
+                    with flat[old:] as part:
+                        self._put_into_fresh(part, at + old)
         except StaleLocationError as error:
             raise self._lost() from error
         self._is_broken = False
+
+    def _put_into_fresh(self, data: memoryview, at: int) -> None:
+        """Writes to extents that nothing was written to before. Where their server is away, others
+        take their place; where there are none, it is waited for."""
+        deadline = time.monotonic() + self._limit()
+        if at:
+            self._moves().settle(self._timeout)  # so that a failure from now on is about these
+        early = True
+        for tries in range(ELSEWHERE_TRIES + 1):
+            early = early and tries < ELSEWHERE_TRIES
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                self._moves().write(self._extents, at, data, left, early)
+                break
+            except (UnavailableError, DeadlineError):
+                if not early:
+                    raise
+                early = self._go_elsewhere()
+        while self._edge < at + data.nbytes:
+            self._edge += _capacity(self._extents[self._edge_at() :][:_EXTENT_BYTES])
+
+    def _edge_at(self) -> int:
+        """Where in the extents those begin that nothing was written to."""
+        at = capacity = 0
+        while capacity < self._edge:
+            capacity += _capacity(self._extents[at : at + _EXTENT_BYTES])
+            at += _EXTENT_BYTES
+        return at
+
+    def _go_elsewhere(self) -> bool:
+        """Other extents in the place of those that nothing was written to; False: there are none.
+        The old ones go only then, so that they are not granted again."""
+        at = self._edge_at()
+        kept, fresh = self._extents[:at], self._extents[at:]
+        n = len(fresh) // _EXTENT_BYTES
+        try:
+            new = self._alloc(
+                _capacity(fresh), _ONE_EXTENT if n == 1 else 0, 0.0,
+                self._grant_options if n == 1 else self._options,
+            )  # fmt: skip
+        except OutOfSpaceError:
+            return False
+        if len(kept) + len(new) > EXTENTS_MAX * _EXTENT_BYTES:
+            self._give_back(new, len(new) // _EXTENT_BYTES)
+            return False
+        self._give_back(fresh, n)
+        self._extents, self._granted = kept, self._granted - n
+        self._extend(new)
+        return True
 
     def _fill(self, until: int) -> None:
         """Zeros from the end on."""
@@ -395,23 +453,24 @@ class File(io.RawIOBase):
         """Copies the first `size` bytes to where we may write: into memory if they are few and no
         more than that is wanted, else into new extents with room for `room` bytes."""
         self._settle()
-        old, granted, source = self._extents, self._granted, self._moves()
+        old, granted, source, edge = self._extents, self._granted, self._moves(), self._edge
         memory = bytearray(size) if max(size, room) <= MEMORY_BYTES_MAX else None
         if memory is not None:
             self._read_into(memory, 0)
-            self._extents, self._granted = b"", 0
+            self._extents, self._granted, self._edge = b"", 0, 0
         else:
             new = self._allot(max(size, room), 0, 0)
             if new is None:
                 raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
-            self._pipe, self._extents = None, new
+            self._pipe, self._extents, self._edge = None, new, 0
             self._granted = len(new) // _EXTENT_BYTES
             try:
                 self._move(source, old, 0, size, 0)
             except BaseException:
                 self._close_pipe()
-                self._give_back(new, self._granted)
+                self._give_back(self._extents, self._granted)
                 self._pipe, self._extents, self._granted = source, old, granted
+                self._edge = edge
                 self._is_broken = False  # all is as it was
                 raise
             source.close()
@@ -465,7 +524,7 @@ class File(io.RawIOBase):
         except BaseException:
             self._close_pipe()
             self._give_back(self._extents, self._granted)
-            self._extents, self._granted, self._room = b"", 0, 0
+            self._extents, self._granted, self._room, self._edge = b"", 0, 0, 0
             self._memory = memory
             self._is_broken = False
             raise
@@ -493,7 +552,7 @@ class File(io.RawIOBase):
         """Extents for `missing` bytes more, beside `count` that have `room`: geometrically more, so
         that EXTENTS_MAX are enough for any size. None if they would be too many."""
         ahead = room // 4 if count < EXTENTS_SLOW else room
-        stripe = self._options[_STRIPE_AT] if self._options else 1
+        stripe = place.stripe_of(self._options)
         striped = stripe > 1 and count + stripe <= EXTENTS_SLOW  # else each is one of few
         options = self._options if striped else self._grant_options
         flags = 0 if striped else _ONE_EXTENT
@@ -510,7 +569,7 @@ class File(io.RawIOBase):
     def _alloc(self, size: int, flags: int, wait: float, options: bytes) -> bytes:
         until = time.monotonic() + wait
         ms = 0
-        limit = self._store._timeout if self._timeout is None else self._timeout
+        limit = self._limit()
         while True:
             try:
                 new: bytes = self._hot.alloc(size, flags, options, ms, limit + ms / 1000)
@@ -536,12 +595,14 @@ class File(io.RawIOBase):
             return
         source = self._hot.pipe(self.name)
         whole, self._extents = self._extents, kept
+        self._edge = start
         self._extend(new)
         try:
             self._move(source, tail, 0, self._fixed - start, start)
         except BaseException:
             self._give_back(self._extents, self._granted)
             self._extents, self._granted, self._room = whole, 0, _capacity(whole)
+            self._edge = self._room
             self._is_broken = False
             raise
         finally:
@@ -565,8 +626,9 @@ class File(io.RawIOBase):
             return
         self._settle()
         self._stream_token = self._stream_token or self._store._token()
+        shown = self._extents[: self._edge_at()]
         self._call(
-            STREAM, data=self._extents, count=len(self._extents) // _EXTENT_BYTES,
+            STREAM, data=shown, count=len(shown) // _EXTENT_BYTES,
             arg0=self._stream_token, arg1=self._size,
         )  # fmt: skip
         self._announced = self._size

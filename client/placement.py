@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _OPTIONS = Struct("<QQIHBBQ")
 _SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
 _ANY = 255
+_STRIPE_AT = 23  # in the struct
 
 STRIPE_MAX = 64
 TTL_SECONDS_MAX = 86400.0 * 365 * 70
@@ -85,6 +86,16 @@ def pack(
 
 
 PLAIN = _OPTIONS.pack(0, 0, 0, 0, _ANY, 1, 0)
+
+
+def stripe_of(options: bytes) -> int:
+    """On how many servers a struct crail_options spreads a value."""
+    return options[_STRIPE_AT] if options else 1
+
+
+def unstriped(options: bytes) -> bytes:
+    """The same for what lies in one piece."""
+    return options[:_STRIPE_AT] + b"\0" + options[_STRIPE_AT + 1 :] if options else options
 
 
 def ttl_only(ttl: float | None) -> bytes:

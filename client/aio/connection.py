@@ -276,16 +276,20 @@ def post(lane: native.AsyncLane, r: Request) -> None:
 
 
 class Limit:
-    """`async with Limit(deadline, key)`: ends what takes longer, with DeadlineError."""
+    """`async with Limit(deadline, key)`: ends what takes longer, with DeadlineError, or with the
+    `reason` that somebody inside has given."""
 
-    __slots__ = ("_key", "_timeout")
+    __slots__ = ("_key", "_timeout", "deadline", "reason")
 
     def __init__(self, deadline: float, key: str) -> None:
         self._timeout = asyncio.timeout_at(deadline if deadline < math.inf else None)
         self._key = key
+        self.deadline = deadline
+        self.reason: CrailError | None = None
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Limit:
         await self._timeout.__aenter__()
+        return self
 
     async def __aexit__(
         self,
@@ -296,4 +300,4 @@ class Limit:
         try:
             await self._timeout.__aexit__(kind, value, trace)
         except TimeoutError:
-            raise DeadlineError(path=self._key) from value
+            raise self.reason or DeadlineError(path=self._key) from value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from crailpy import native
@@ -15,7 +16,9 @@ from crailpy.errors import (
 
 from .. import listing, requests
 from ..containers import ITEM_NUMBER, table_key, take_parents
-from .transfer import Making, OutOfDate, extents_of
+from ..session import RETRY_FIRST
+from .session import Away, OutOfDate
+from .transfer import Making, extents_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -185,10 +188,12 @@ class AsyncQueue:
             result = await store._hold(requests.take(self.path, token, wait), token, limit)
             try:
                 return await self._item(token, result, deadline)
-            except OutOfDate:  # the same token finds the same item, where it is now
+            except OutOfDate as error:  # the same token finds the same item, where it is now
+                away = error.error if isinstance(error, Away) else None
                 if store._session.loop.time() >= deadline:
                     store._end(token)
-                    raise DeadlineError(path=self.path) from None
+                    raise away or DeadlineError(path=self.path) from error
+                await asyncio.sleep(RETRY_FIRST if away else 0)
             except BaseException:
                 store._end(token)
                 raise

@@ -30,11 +30,15 @@ from crailpy.errors import (
     from_status,
 )
 
-from ..session import NEED_SERVER, NEED_WRITABLE
+from ..connection import STATUS_TIMEOUT
+from ..files import ELSEWHERE_TRIES
+from ..session import NEED_SERVER, NEED_WRITABLE, RETRY_FIRST, RETRY_MAX, explain_space, server_away
+from .session import Away, OutOfDate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .connection import Limit
     from .session import AsyncSession
 
     #: version, size, kind, flags, count, data of a result
@@ -46,6 +50,7 @@ GRANT_AHEAD_BYTES_MAX = 16 << 20  # larger values pay one more request instead o
 GRANTS_MAX = 8  # held ahead
 GRANTS_BYTES_MAX = 32 << 20
 GRANULE = 4096
+REACH_S = 0.25  # for a server in whose place another will do
 
 _EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
 _DATA_REQUEST = Struct("<IHHQ32sQQ")  # magic, code, flags, id, extent, offset, length
@@ -55,12 +60,7 @@ _READ, _WRITE = 1, 2
 _DONE, _AGAIN = 0, 3  # of Copy.step(), beside NEED_SERVER and NEED_WRITABLE
 _STALE = -StaleLocationError.status
 _COMMIT, _ALLOC, _RELEASE = 17, 18, 19
-_GRANT_AGAIN, _WAIT = 1 << 6, 1 << 8
-
-
-class OutOfDate(Exception):
-    """The location is not the value's any more, or its server cannot be reached just now: ask the
-    namenode again."""
+_GRANT_AGAIN, _ONE_EXTENT, _WAIT = 1 << 6, 1 << 7, 1 << 8
 
 
 class Making(NamedTuple):
@@ -88,6 +88,11 @@ def room_of(extent: bytes) -> int:
     """Bytes that fit."""
     granules: int = _EXTENT.unpack(extent)[3]
     return granules * GRANULE
+
+
+def capacity(extents: list[bytes]) -> int:
+    """Bytes that fit into all of them."""
+    return sum(map(room_of, extents))
 
 
 def runs(extents: list[bytes], offset: int, length: int) -> Iterator[tuple[bytes, int, int, int]]:
@@ -125,14 +130,15 @@ class Transfers:
     async def read(
         self, extents: list[bytes], offset: int, buffer: Any, size: int, deadline: float
     ) -> None:
-        """Fills `buffer`, of `size` bytes, from byte `offset` of the value on. Raises OutOfDate."""
+        """Fills `buffer`, of `size` bytes, from byte `offset` of the value on. The deadline is for
+        reaching its servers. Raises OutOfDate, and Away."""
         await self._move(extents, offset, buffer, size, False, deadline)
 
     async def write(
         self, extents: list[bytes], offset: int, data: Any, size: int, deadline: float
     ) -> None:
-        """The other way round. Raises OutOfDate. Whatever it raises, bytes may be under way over
-        TCP: the extents must be released, and not be written again."""
+        """The other way round. Whatever it raises, bytes may be under way over TCP: release the
+        extents, or write the same bytes again and no others."""
         await self._move(extents, offset, data, size, True, deadline)
 
     async def _move(
@@ -148,7 +154,7 @@ class Transfers:
             for extent, within, at, n in runs(extents, offset, size):
                 with flat[at : at + n] as part:
                     if not await self._copy(extent, within, part, is_write, deadline):
-                        await self._transmit(extent, within, part, is_write)
+                        await self._transmit(extent, within, part, is_write, deadline)
 
     async def _copy(
         self, extent: bytes, within: int, part: memoryview, is_write: bool, deadline: float
@@ -173,12 +179,14 @@ class Transfers:
             copy.close()
         return True
 
-    async def _transmit(self, extent: bytes, within: int, part: memoryview, is_write: bool) -> None:
+    async def _transmit(
+        self, extent: bytes, within: int, part: memoryview, is_write: bool, deadline: float
+    ) -> None:
         """One run over TCP."""
         server = _EXTENT.unpack(extent)[0]
         try:
             connections = await self._session.data_connections(server)
-            sock = await connections.take()
+            sock = await connections.take(deadline)
             try:
                 exchange = self._send if is_write else self._receive
                 status = await exchange(sock, extent, within, part)
@@ -190,8 +198,7 @@ class Transfers:
             if isinstance(error, CrailError):
                 raise
             self._session.forget_server(server)
-            await asyncio.sleep(0.01)
-            raise OutOfDate from error
+            raise Away(server_away(server, error)) from error
         if status == _STALE:
             raise OutOfDate
         if status:
@@ -271,14 +278,14 @@ class Transfers:
 
     # -- writing --------------------------------------------------------------------------
 
-    async def put(self, key: str, data: native.Flat, how: Making, deadline: float) -> int:
+    async def put(self, key: str, data: native.Flat, how: Making, limit: Limit) -> int:
         """Space, bytes, commit: the new version. Raises as Store.put."""
         with memoryview(data) as view:
             size = view.nbytes
         while True:
             extents = await self._grant(key, size, how.options, how.wait_space)
             try:
-                await self._move(extents, 0, data, size, True, deadline)
+                await self._write_somewhere(key, extents, data, size, how.options, limit)
             except OutOfDate:
                 self.release(extents)
                 await asyncio.sleep(0)
@@ -292,6 +299,46 @@ class Transfers:
                 self.release(extents)  # some of it may be ours still
                 await asyncio.sleep(0)
 
+    async def _write_somewhere(
+        self, key: str, extents: list[bytes], data: Any, size: int, options: bytes, limit: Limit
+    ) -> None:
+        """Writes to what was granted. Where its server is away, other extents take their place in
+        the list; where there are none, the server is waited for. Raises OutOfDate."""
+        pause, tries = RETRY_FIRST, 0
+        while True:
+            early = tries < ELSEWHERE_TRIES
+            until = self.early(limit.deadline) if early else limit.deadline
+            try:
+                await self._move(extents, 0, data, size, True, until)
+                return
+            except Away as away:
+                limit.reason = away.error
+            tries += 1
+            if early and await self.exchange(key, extents, options):
+                continue
+            tries = ELSEWHERE_TRIES
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_MAX)
+
+    def early(self, deadline: float) -> float:
+        """Until when a server is waited for in whose place another will do."""
+        now = self._session.loop.time()
+        return now + min(REACH_S, max(0.0, deadline - now) / 4)
+
+    async def exchange(self, key: str, extents: list[bytes], options: bytes) -> bool:
+        """Other extents, of the same size, in the place of these, which nothing good was written
+        to. False: there are none. The old ones go only then, so that they are not granted again."""
+        flags = _ONE_EXTENT if len(extents) == 1 else 0
+        try:
+            others = await self._request(
+                key, capacity(extents), options, 0.0, False, flags
+            )
+        except OutOfSpaceError:
+            return False
+        self.release(extents)
+        extents[:] = others
+        return True
+
     def _is_shared(self, extents: list[bytes]) -> bool:
         """Do all of them lie in shared memory? Then only our own copies reach them, and those have
         ended."""
@@ -304,15 +351,19 @@ class Transfers:
                 return [held]
         return await self.allocate(key, size, options, wait_space)
 
-    async def allocate(self, key: str, size: int, options: bytes, wait_space: float) -> list[bytes]:
-        """Extents for `size` bytes, the caller's to commit or to release. Raises
-        OutOfSpaceError."""
-        alone = False
+    async def allocate(
+        self, key: str, size: int, options: bytes, wait_space: float, *, in_one: bool = False
+    ) -> list[bytes]:
+        """Extents for `size` bytes, the caller's to commit or to release; `in_one`: only one.
+        Raises OutOfSpaceError."""
+        alone, flags = False, _ONE_EXTENT if in_one else 0
         while True:
+            wait = wait_space if alone else 0.0
             try:
-                return await self._request(key, size, options, wait_space if alone else 0.0, alone)
-            except OutOfSpaceError:
+                return await self._request(key, size, options, wait, alone, flags)
+            except OutOfSpaceError as error:
                 if alone:
+                    await self._explain_space(error)
                     raise
             if self._grants:  # what we hold ahead goes first
                 held_ahead = self._grants[:]
@@ -321,12 +372,25 @@ class Transfers:
             # Alone in its frame it waits at the namenode for what is on its way back.
             alone = True
 
+    async def _explain_space(self, error: OutOfSpaceError) -> None:
+        try:
+            async with asyncio.timeout(STATUS_TIMEOUT):
+                explain_space(error, await self._session.admin("status", {}))
+        except (CrailError, OSError):
+            pass
+
     async def _request(
-        self, key: str, size: int, options: bytes, wait_space: float, alone: bool
+        self,
+        key: str,
+        size: int,
+        options: bytes,
+        wait_space: float,
+        alone: bool,
+        flags: int,
     ) -> list[bytes]:
         ms = math.ceil(wait_space * 1000)
         future, _ = self._session.space.native.call(
-            _ALLOC, _WAIT if ms else 0, None, b"", options, ms, 0, size, alone, math.inf
+            _ALLOC, flags | (_WAIT if ms else 0), None, b"", options, ms, 0, size, alone, math.inf
         )
         try:
             result = await asyncio.shield(future)

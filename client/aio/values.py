@@ -19,8 +19,10 @@ from crailpy.errors import (
 from .. import requests
 from ..connection import all_or_batch_error
 from ..requests import RAISE
+from ..session import RETRY_FIRST, RETRY_MAX
 from .connection import AsyncConnection, Limit, post
-from .transfer import Making, OutOfDate, extents_of
+from .session import Away, OutOfDate
+from .transfer import Making, extents_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -73,8 +75,8 @@ class AsyncValues(AsyncConnection):
 
     async def _put_large(self, key: str, data: Buffer, how: Making, timeout: float | None) -> int:
         deadline = self._deadline(timeout) + how.wait_space
-        async with Limit(deadline, key):
-            return await self._transfers.put(key, native.Flat(data, False), how, deadline)
+        async with Limit(deadline, key) as limit:
+            return await self._transfers.put(key, native.Flat(data, False), how, limit)
 
     @staticmethod
     def _placed(placement: Mapping[str, Any]) -> tuple[bytes, float]:
@@ -275,22 +277,37 @@ class AsyncValues(AsyncConnection):
         *,
         is_whole: bool = True,
     ) -> Any:
-        async with Limit(deadline, key):
-            while True:
-                try:
-                    made = await make(result, deadline)
-                    break
-                except OutOfDate:
-                    await asyncio.sleep(0)
-                except UnavailableError as error:
-                    if self._circuit is None:
-                        raise
-                    self._circuit.reads_missed += 1
-                    raise NotFoundError("the store is away", path=key) from error
-                result = await self._call(requests.Request(requests.GET, key), 0, None)
+        try:
+            result, made = await self._made(key, result, deadline, make)
+        except (UnavailableError, DeadlineError) as error:
+            if self._circuit is None:
+                raise
+            self._circuit.reads_missed += 1
+            raise NotFoundError("the store is away", path=key) from error
         if is_whole and result[3] & requests.DELETE_AFTER_READ and type(made) is not native.View:
             await self._delivered(key, result[0])
         return made
+
+    async def _made(
+        self,
+        key: str,
+        result: Result,
+        deadline: float,
+        make: Callable[[Result, float], Awaitable[Any]],
+    ) -> tuple[Result, Any]:
+        """What was made of the value, and the answer that told where it lies."""
+        pause = RETRY_FIRST
+        async with Limit(deadline, key) as limit:
+            while True:
+                try:
+                    return result, await make(result, deadline)
+                except Away as away:  # perhaps it lies elsewhere by now
+                    limit.reason = away.error
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, RETRY_MAX)
+                except OutOfDate:
+                    await asyncio.sleep(0)
+                result = await self._call(requests.Request(requests.GET, key), 0, None)
 
     async def _bytes(self, result: Result, deadline: float) -> bytes:
         return await self._slice(result, 0, result[1], deadline)

@@ -149,7 +149,6 @@ class Machine(RuleBasedStateMachine):
         self.held: dict[int, Held] = {}  # by handle
         self.handles = 0
         self.session_paths: dict[int, str] = {}  # by client
-        self.were_cut: set[int] = set()  # of the asynchronous ones over TCP
         self.has_failed = False
         self.trace: list[str] = []  # what was done
 
@@ -263,9 +262,6 @@ class Machine(RuleBasedStateMachine):
             unclear += ["get", "get_into", "get_view", "get_many"]
             if not operations.has(AsyncStore, call):
                 return False
-        if number in self.were_cut and call.name in ("write_file", "edit_file", "truncate"):
-            # Known: an asynchronous file gives DataLostError when its data connection broke.
-            return False
         return not (goes_when_read and call.name in unclear)
 
     def do(self, number: int, call: Call) -> None:
@@ -322,8 +318,6 @@ class Machine(RuleBasedStateMachine):
         for held in self.held.values():
             held.may_be_lost |= held.client == number and held.how == "reader"
         assert client.call("cut")[1] > 0
-        if number not in SYNC and CLIENTS[number].get("transport") == "tcp":
-            self.were_cut.add(number)
         late = late or number in self.session_paths
         if late:
             self.until_gone(number)
@@ -343,7 +337,6 @@ class Machine(RuleBasedStateMachine):
                 del self.held[handle]
         end()
         self.until_gone(number)
-        self.were_cut.discard(number)
 
     # -- what is held over other calls --------------------------------------------------
 
