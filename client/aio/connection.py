@@ -89,6 +89,7 @@ class AsyncConnection:
         self._changes: native.AsyncLane = cast("Any", NOT_CONNECTED)
         self._transfers: Transfers = cast("Any", NOT_CONNECTED)
         self._tokens = count(1)
+        self._tiers: dict[int, str] = {}  # of storage servers, by their numbers
 
     # -- life ----------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from .session import Away, OutOfDate
 from .transfer import Making, extents_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
     from ..requests import Buffer, Result
@@ -147,10 +147,11 @@ class AsyncTable:
             paths = [f"{self.path}/{key}" for key in listing.names(page)]
             await self._store.delete_many(paths, timeout=self._timeout)
 
-    async def update(self, other: Mapping[str, Buffer]) -> None:
-        """Puts all of a mapping, in vectors; each key by itself, not together."""
+    async def update(self, other: Any = (), /, **more: Buffer) -> None:
+        """Puts all of a mapping, or of pairs, in vectors; each key by itself, not together."""
+        pairs = dict(other, **more).items()
         await self._store.put_many(
-            [(table_key(self.path, key), value) for key, value in other.items()],
+            [(table_key(self.path, key), value) for key, value in pairs],
             parents=False,
             timeout=self._timeout,
             **self._placement,

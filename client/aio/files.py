@@ -48,7 +48,7 @@ from .session import Away, OutOfDate
 from .transfer import Making, capacity, room_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from types import TracebackType
 
     from ..requests import Buffer, Result
@@ -316,6 +316,10 @@ class AsyncFile:
         self._line = ahead[end:]
         return ahead[:end]
 
+    async def readlines(self) -> list[bytes]:
+        """The rest, line by line."""
+        return [line async for line in self]
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while line := await self.readline():
             yield line
@@ -326,7 +330,7 @@ class AsyncFile:
 
     async def _delivered(self) -> None:
         """It was read to its end: a value that goes when it was read, in order, goes now."""
-        if not self._sequential or self._at != self._size:
+        if not self._sequential or self._at != self._size or self._unread:
             return
         if self._flags & requests.DELETE_AFTER_READ and not self._mode.writes:
             self._flags &= ~requests.DELETE_AFTER_READ
@@ -344,6 +348,11 @@ class AsyncFile:
                 await self._write_at(flat, at)
             self._at, self._line = at + flat.nbytes, b""
             return flat.nbytes
+
+    async def writelines(self, lines: Iterable[Buffer]) -> None:
+        """Writes each; none is given an end."""
+        for line in lines:
+            await self.write(line)
 
     async def _write_at(self, data: memoryview, at: int) -> None:
         """Writes from byte `at` on; what lies between the end and `at` becomes zeros."""

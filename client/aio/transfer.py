@@ -330,9 +330,7 @@ class Transfers:
         to. False: there are none. The old ones go only then, so that they are not granted again."""
         flags = _ONE_EXTENT if len(extents) == 1 else 0
         try:
-            others = await self._request(
-                key, capacity(extents), options, 0.0, False, flags
-            )
+            others = await self._request(key, capacity(extents), options, 0.0, False, flags)
         except OutOfSpaceError:
             return False
         self.release(extents)

@@ -123,11 +123,29 @@ class AsyncValues(AsyncConnection):
         total: int = await self._run(requests.incr(key, by, parents, options), timeout)
         return total
 
-    async def put_object(self, key: str, obj: Any, **options: Any) -> int:
-        """Stores any object that pickles; options as of `put`; see `Store.put_object`."""
+    async def put_object(
+        self,
+        key: str,
+        obj: Any,
+        *,
+        if_absent: bool = False,
+        if_version: int | None = None,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> int:
+        """Stores any object that pickles; see `Store.put_object`."""
         from ..objects import dump
 
-        return await self.put(key, b"".join(dump(obj)), **options)
+        return await self.put(
+            key,
+            b"".join(dump(obj)),
+            if_absent=if_absent,
+            if_version=if_version,
+            parents=parents,
+            timeout=timeout,
+            **placement,
+        )
 
     async def get_object(
         self, key: str, *, wait: float | None = None, timeout: float | None = None

@@ -36,7 +36,7 @@ def test_a_put_goes_to_another_server_when_that_of_its_grant_is_dead(transport):
 
 
 async def write_all(cluster, way, transport, keys, timeout=12):
-    """Writes VALUE to each, in one of the ways in which a client may; the seconds that each took."""
+    """Writes VALUE to each, in one of the ways that there are; the seconds that each took."""
     took = []
     options = {"transport": transport, "timeout": timeout}
     if way.startswith("aio"):
