@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
 
     from .breaker import Breaker
+    from .lifetimes import Job
     from .requests import Buffer, Request, Result
 
     T = TypeVar("T")
@@ -92,6 +93,8 @@ class Connection:
         self._closed = False
         self._tokens = count(1)
         self._tiers: dict[int, str] = {}
+        self._homes: dict[str, dict[str, Any]] = {}  # default placement below these paths
+        self._jobs: list[Job] = []  # shares that are held
         self._fork_locks: dict[
             int, LockType
         ] = {}  # by process: a child's is never held at its fork
@@ -130,6 +133,8 @@ class Connection:
 
     def _open_lane(self, number: int, mutating: bool, attempt: int, deadline: float) -> None:
         self._session.open_lane(number, mutating, attempt, deadline)
+        for job in self._jobs[:]:  # in another session, perhaps
+            job._hold_again(deadline)
 
     def _stay(self) -> None:
         if self._session.core.is_of_this_process():

@@ -701,6 +701,9 @@ class File(io.RawIOBase):
             )[0]  # fmt: skip
         except StaleLocationError as error:
             raise self._lost() from error
+        except NotFoundError as error:
+            requests.explain_absence(error, self._parents, self._options)
+            raise
         self._granted = 0
         self._stream_token = 0  # it ended with the commit
         if self._fixed:
@@ -907,6 +910,7 @@ def open_file(
 ) -> AnyFile:
     """What `Store.open` does."""
     taken = Mode(mode, path)
+    placement = place.at_home(store._homes, path, placement)
     if not taken.text and (encoding, errors, newline) != (None, None, None):
         raise InvalidArgumentError("encoding, errors and newline are for text modes", path=path)
     if taken.text and buffering == 0:

@@ -14,9 +14,11 @@ from struct import Struct
 from crailpy.errors import (
     CrailError,
     DeadlineError,
+    ExistsError,
     InvalidArgumentError,
     InvalidPathError,
     NotContainerError,
+    NotEmptyError,
     NotFoundError,
 )
 from crailpy.units import parse_size
@@ -67,14 +69,14 @@ _EVENT = Struct("<QHHI")  # version, kind, path_len, -
 _QUOTA = Struct("<QQ")
 _I64 = Struct("<q")
 
-NO_COUNTER: Reasons = {
+NO_COUNTER: dict[type[CrailError], str] = {
     InvalidArgumentError: "the value is no counter, or the sum does not fit 64 bits"
 }
 TOO_MANY_ATTRIBUTES: Reasons = {
     InvalidArgumentError: f"the attributes of a node have at most {ATTRIBUTES_MAX} bytes together,"
     " and the root, the items of a queue and the directories of jobs have no ttl of their own"
 }
-NOT_IN_HERE: Reasons = {
+NOT_IN_HERE: dict[type[CrailError], str] = {
     InvalidArgumentError: "tables, multifiles and queues hold no containers, and a job's directory"
     " has no other life"
 }
@@ -88,6 +90,9 @@ OTHER_MEMBERS: Reasons = {InvalidArgumentError: "the barrier is one of another n
 SHORT_BUFFER = "the buffer is shorter than the value from the offset on, or that is outside of it"
 NEGATIVE_RANGE = "a range has no negative offset or length"
 NO_ITEM: Reasons = {NotFoundError: "the queue is empty, or there is none"}
+
+#: What says that there is no job any more where it was.
+JOB_ENDED = (NotFoundError, NotContainerError, ExistsError, NotEmptyError)
 
 #: The value of `absent` (and of `default` in `get`) that means: raise NotFoundError.
 RAISE: Any = object()
@@ -227,12 +232,30 @@ def rmtree(path: str) -> Request:
     return Request(RMTREE, path, reasons=NO_REMOVAL)
 
 
-def explain_put(error: NotFoundError, parents: bool, placement: Mapping[str, Any]) -> None:
-    """Gives what a put was answered its reason: what it makes can be absent only through these."""
-    if placement.get("job") is not None:
-        error.retell("the job is over" if parents else "the job is over, or there is no parent")
-    elif not parents:
-        error.retell("there is no parent")
+#: By whether a job was named, and whether parents are made: what can be absent then.
+_ABSENCE = {
+    (True, True): "the job is over",
+    (True, False): "the job is over, or there is no parent",
+    (False, False): "there is no parent",
+}
+
+
+def explain_absence(error: Any, parents: bool, options: bytes) -> None:
+    """Gives what a request that makes a node was answered its reason, if it is a NotFoundError:
+    what is made can be absent only through its parent and its job."""
+    if isinstance(error, NotFoundError):
+        for words in _absence(parents, options).values():
+            error.retell(words)
+
+
+def explain_queue(error: NotFoundError, options: bytes) -> None:
+    """The same of what is put into a queue."""
+    error.retell("the job is over, or there is no queue" if any(options[8:16]) else "no such queue")
+
+
+def _absence(parents: bool, options: bytes) -> dict[type[CrailError], str]:
+    words = _ABSENCE.get((any(options[8:16]), parents))
+    return {NotFoundError: words} if words else {}
 
 
 def truncate(path: str, size: int) -> Request:
@@ -251,7 +274,7 @@ def incr(path: str, by: int, parents: bool, options: bytes) -> Request:
         arg0=by % (1 << 64),
         options=options,
         decode=lambda r: _I64.unpack(r[5])[0],
-        reasons=NO_COUNTER,
+        reasons=NO_COUNTER | _absence(parents, options),
     )
 
 
@@ -304,7 +327,8 @@ def mkdir(
 ) -> Request:
     """`kind`: of the container, 0 for a directory."""
     flags = (PARENTS if parents else 0) | (EXIST_OK if exist_ok else 0)
-    return Request(MKDIR, path, flags=flags, arg0=kind, options=options, reasons=NOT_IN_HERE)
+    reasons = NOT_IN_HERE | _absence(parents, options)
+    return Request(MKDIR, path, flags=flags, arg0=kind, options=options, reasons=reasons)
 
 
 def rename(prefix: str, src: str, dst: str, overwrite: bool) -> Request:
@@ -426,6 +450,11 @@ def job(
     return Request(
         JOB, path, flags=PARENTS, arg0=token, data=quota, options=options, decode=_version
     )
+
+
+def job_again(path: str, token: int) -> Request:
+    """The same share in another session, if there is a job still: its number."""
+    return Request(JOB, path, arg0=token, decode=_version)
 
 
 def whole(value: Any, what: str) -> int:

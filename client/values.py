@@ -37,12 +37,13 @@ class Values(Connection):
     """
 
     def _placed(
-        self, placement: Mapping[str, Any], timeout: float | None
+        self, path: Any, placement: dict[str, Any], timeout: float | None
     ) -> tuple[bytes, int, float | None]:
-        """Options for the wire, milliseconds to wait for space, the timeout with that added."""
-        from .placement import pack
+        """Options for the wire of what is made at `path`, milliseconds to wait for space, the
+        timeout with that added."""
+        from .placement import at_home, pack
 
-        options, wait = pack(**placement)
+        options, wait = pack(**at_home(self._homes, path, placement))
         if wait:
             timeout = wait + (self._timeout if timeout is None else timeout)
         return options, requests.wait_ms(wait), timeout
@@ -72,14 +73,14 @@ class Values(Connection):
             flags |= requests.IF_VERSION
             if_version = requests.unsigned(if_version, "if_version")
         options, wait_ms = b"", 0
-        if placement:
-            options, wait_ms, timeout = self._placed(placement, timeout)
+        if placement or self._homes:
+            options, wait_ms, timeout = self._placed(key, placement, timeout)
         try:
             version: int = self._hot.put(
                 key, data, flags, if_version or 0, options, wait_ms, timeout
             )
         except NotFoundError as error:
-            requests.explain_put(error, parents, placement)
+            requests.explain_absence(error, parents, options)
             raise
         return version
 
@@ -166,8 +167,8 @@ class Values(Connection):
         InvalidArgumentError for a value that is no counter and for a sum that is out of range,
         IsContainerError, NotFoundError (no parent and `parents` is false)."""
         options = b""
-        if placement:
-            options, _, timeout = self._placed(placement, timeout)
+        if placement or self._homes:
+            options, _, timeout = self._placed(key, placement, timeout)
         total: int = self._run(requests.incr(key, by, parents, options), timeout)
         return total
 
@@ -223,9 +224,19 @@ class Values(Connection):
         Raises BatchError, whose `.results` has a version or an error for each item."""
         pairs = list(items.items() if hasattr(items, "items") else items)
         flags = (requests.PARENTS if parents else 0) | (requests.IF_ABSENT if if_absent else 0)
-        options, wait_ms = b"", 0
-        if placement:
-            options, wait_ms, timeout = self._placed(placement, timeout)
+        if not placement and not self._homes:
+            return all_or_batch_error(self._put_run(pairs, flags, b"", 0, timeout))
+        from .placement import runs_at_home
+
+        results: list[Any] = []
+        for path, run in runs_at_home(self._homes, pairs):
+            results += self._put_run(run, flags, *self._placed(path, placement, timeout))
+        return all_or_batch_error(results)
+
+    def _put_run(
+        self, pairs: list[Any], flags: int, options: bytes, wait_ms: int, timeout: float | None
+    ) -> list[Any]:
+        """A version or an error for each."""
         results: list[Any] = []
         at = 0
         while True:
@@ -238,7 +249,9 @@ class Values(Connection):
             except CrailError as error:
                 results.append(error)
             at += 1
-        return all_or_batch_error(results)
+        for result in results:
+            requests.explain_absence(result, bool(flags & requests.PARENTS), options)
+        return results
 
     def get_many(
         self, keys: Iterable[str], *, missing: str = "raise", timeout: float | None = None

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Self, TypeVar
 
     from ..requests import Request, Result
+    from .lifetimes import AsyncJob
 
     T = TypeVar("T")
     Ask = Callable[[int, float | None], Awaitable[Result]]
@@ -89,6 +90,8 @@ class AsyncConnection:
         self._changes: native.AsyncLane = cast("Any", NOT_CONNECTED)
         self._transfers: Transfers = cast("Any", NOT_CONNECTED)
         self._tokens = count(1)
+        self._homes: dict[str, dict[str, Any]] = {}  # default placement below these paths
+        self._jobs: list[AsyncJob] = []  # shares that are held
         self._tiers: dict[int, str] = {}  # of storage servers, by their numbers
 
     # -- life ----------------------------------------------------------------------
@@ -113,6 +116,7 @@ class AsyncConnection:
             self._reads = cast("Any", LaneBreaker(self._reads, self._circuit))
             self._changes = cast("Any", LaneBreaker(self._changes, self._circuit))
         self._transfers = Transfers(self._opened)
+        self._opened.on_new_session.append(self._hold_jobs_again)
         try:
             await self._run(requests.ping())
         except (UnavailableError, DeadlineError):
@@ -235,6 +239,13 @@ class AsyncConnection:
                 return await ask(ms, ms / 1000 + limit)
             except DeadlineError as error:
                 pieces.over(error)
+
+    def _hold_jobs_again(self) -> None:
+        for job in self._jobs:
+            try:
+                job._hold_again()
+            except (CrailError, RuntimeError):
+                return  # closed, it or its loop
 
     def _post(self, request: Request) -> None:
         """Sends a change whose answer nobody waits for."""

@@ -12,10 +12,11 @@ from crailpy.errors import (
     ExistsError,
     NotContainerError,
     NotFoundError,
+    SessionLostError,
 )
 
 from .. import listing, requests
-from ..containers import ITEM_NUMBER, table_key, take_parents
+from ..containers import ITEM_NUMBER, ITEM_WENT_BACK, TAKE_AGAIN, table_key, take_parents
 from ..session import RETRY_FIRST
 from .session import Away, OutOfDate
 from .transfer import Making, extents_of
@@ -175,9 +176,13 @@ class AsyncQueue:
     async def put(self, data: Buffer, *, timeout: float | None = None) -> int:
         """Adds an item of any size behind the others; returns its version."""
         limit = self._timeout if timeout is None else timeout
-        options, wait = self._store._placed(self._placement) if self._placement else (b"", 0.0)
+        options, wait = self._store._placed(self.path, self._placement)
         how = Making(requests.QUEUE, options, 0, wait)
-        return await self._store._put(self.path, data, how, limit)
+        try:
+            return await self._store._put(self.path, data, how, limit)
+        except NotFoundError as error:
+            requests.explain_queue(error, options)
+            raise
 
     async def get(self, *, wait: float | None = None, timeout: float | None = None) -> AsyncItem:
         """Takes the oldest free item; see `Queue.get`."""
@@ -228,6 +233,7 @@ class AsyncItem:
     ) -> None:
         self._store = store
         self._token = token
+        self._session = store._session.number  # which has taken it
         self._done = False
         self.number = number
         self.version = version
@@ -237,7 +243,12 @@ class AsyncItem:
         """It was dealt with and goes for good; see `Item.ack`."""
         if self._done:
             raise ClosedError("the item was acknowledged or released before")
-        await self._store._run(requests.ack(self._token), timeout)
+        try:
+            await self._store._run(requests.ack(self._token), timeout)
+        except NotFoundError as error:
+            if self._session == self._store._session.number:
+                raise
+            raise SessionLostError(ITEM_WENT_BACK, hint=TAKE_AGAIN) from error
         self._done = True
 
     async def release(self, *, timeout: float | None = None) -> None:

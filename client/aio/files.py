@@ -650,6 +650,9 @@ class AsyncFile:
         except StaleLocationError as error:
             self._give_back(kept)
             raise await self._lost() from error
+        except NotFoundError as error:
+            requests.explain_absence(error, self._parents, self._options)
+            raise
         self._stream_token = 0  # it ended with the commit
         if self._fixed:
             self._token = 0
@@ -725,6 +728,7 @@ async def open_file(
     placement: dict[str, Any],
 ) -> AsyncFile | AsyncText:
     """What `AsyncStore.open` does."""
+    placement = place.at_home(store._homes, path, placement)
     if buffering < -1:
         raise InvalidArgumentError(f"buffering={buffering}", path=path)
     file = AsyncFile(store, path, mode, follow, timeout, placement)

@@ -55,12 +55,14 @@ class AsyncValues(AsyncConnection):
         if if_version is not None:
             flags |= requests.IF_VERSION
             if_version = requests.unsigned(if_version, "if_version")
-        options, wait = self._placed(placement) if placement else (b"", 0.0)
+        options, wait = b"", 0.0
+        if placement or self._homes:
+            options, wait = self._placed(key, placement)
         how = Making(flags, options, if_version or 0, wait)
         try:
             return await self._put(key, data, how, timeout)
         except NotFoundError as error:
-            requests.explain_put(error, parents, placement)
+            requests.explain_absence(error, parents, options)
             raise
 
     async def _put(self, key: str, data: Buffer, how: Making, timeout: float | None) -> int:
@@ -78,11 +80,11 @@ class AsyncValues(AsyncConnection):
         async with Limit(deadline, key) as limit:
             return await self._transfers.put(key, native.Flat(data, False), how, limit)
 
-    @staticmethod
-    def _placed(placement: Mapping[str, Any]) -> tuple[bytes, float]:
-        from ..placement import pack
+    def _placed(self, path: Any, placement: dict[str, Any]) -> tuple[bytes, float]:
+        """Options for the wire of what is made at `path`, seconds to wait for space."""
+        from ..placement import at_home, pack
 
-        return pack(**placement)
+        return pack(**at_home(self._homes, path, placement))
 
     async def put_many(
         self,
@@ -96,18 +98,33 @@ class AsyncValues(AsyncConnection):
         """Puts every (key, data) in order; see `Store.put_many`."""
         pairs = list(items.items() if hasattr(items, "items") else items)
         flags = (requests.PARENTS if parents else 0) | (requests.IF_ABSENT if if_absent else 0)
-        options, wait = self._placed(placement) if placement else (b"", 0.0)
-        how = Making(flags, options, 0, wait)
+        if not placement and not self._homes:
+            return all_or_batch_error(await self._put_run(pairs, Making(flags), timeout))
+        from ..placement import runs_at_home
+
+        results: list[Any] = []
+        for path, run in runs_at_home(self._homes, pairs):
+            options, wait = self._placed(path, placement)
+            results += await self._put_run(run, Making(flags, options, 0, wait), timeout)
+        return all_or_batch_error(results)
+
+    async def _put_run(self, pairs: list[Any], how: Making, timeout: float | None) -> list[Any]:
+        """A version or an error for each."""
         results: list[Any] = []
         while True:
-            future, _ = self._changes.put_many(pairs, len(results), flags, options, timeout)
+            future, _ = self._changes.put_many(
+                pairs, len(results), how.flags, how.options, timeout
+            )
             results += await future
             if len(results) == len(pairs):
-                return all_or_batch_error(results)
+                break
             try:  # too large to travel in a vector, or nothing that can be put
                 results.append(await self._put(*requests.pair(pairs[len(results)]), how, timeout))
             except requests.FAULTS_OF_ITEM as error:
                 results.append(error)
+        for result in results:
+            requests.explain_absence(result, bool(how.flags & requests.PARENTS), how.options)
+        return results
 
     async def incr(
         self,
@@ -119,7 +136,9 @@ class AsyncValues(AsyncConnection):
         **placement: Any,
     ) -> int:
         """Adds to the counter at `key`, exactly once, and returns the sum; see `Store.incr`."""
-        options, _ = self._placed(placement) if placement else (b"", 0.0)
+        options = b""
+        if placement or self._homes:
+            options, _ = self._placed(key, placement)
         total: int = await self._run(requests.incr(key, by, parents, options), timeout)
         return total
 

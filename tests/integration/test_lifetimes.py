@@ -403,8 +403,13 @@ def test_a_job_needs_a_name_and_a_directory(store):
     for name in ("", "a/b"):
         with pytest.raises(errors.InvalidArgumentError):
             store.job(name)
-    with pytest.raises(errors.InvalidArgumentError):
-        store.job("placed", tier="dram")
+    for said in ({"job": 1}, {"evictable": True}, {"delete_after_read": True}):
+        with pytest.raises(errors.InvalidArgumentError, match="is said of a node"):
+            store.job("placed", **said)
+    for said in ({"tier": "clay"}, {"stripe": 0}, {"strict": True}, {"replicas": 2}):
+        with pytest.raises(errors.InvalidArgumentError):
+            store.job("placed", **said)
+    assert gone(store, "/jobs/placed")
     store.put("/jobs/file", b"")
     with pytest.raises(errors.CrailError):
         store.job("file")
