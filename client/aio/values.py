@@ -112,9 +112,7 @@ class AsyncValues(AsyncConnection):
         """A version or an error for each."""
         results: list[Any] = []
         while True:
-            future, _ = self._changes.put_many(
-                pairs, len(results), how.flags, how.options, timeout
-            )
+            future, _ = self._changes.put_many(pairs, len(results), how.flags, how.options, timeout)
             results += await future
             if len(results) == len(pairs):
                 break

@@ -1,5 +1,6 @@
 /* What a cut consists of: rows for the database of the namenode, one after the other, each padded to 8 bytes.
- * docs/adr/0004-durable-metadata.md tells what they are for. Little-endian. No row names another by anything but ids. */
+ * docs/adr/0004-durable-metadata.md tells what they are for. Little-endian. No row names another by anything but ids.
+ */
 #ifndef CRAIL_ROWS_H
 #define CRAIL_ROWS_H
 
@@ -15,8 +16,8 @@ enum crail_table {
     CRAIL_TABLE_SUPER,    /* key: text */
 };
 
-/* Followed by the key, then the value, then zeroes up to the next multiple of 8. `size` is all of it. Keys are as in the
- * enum, little-endian; the database turns integers round. */
+/* Followed by the key, then the value, then zeroes up to the next multiple of 8. `size` is all of it. Keys are as in
+ * the enum, little-endian; the database turns integers round. */
 struct crail_row {
     uint32_t size;
     uint8_t table;
