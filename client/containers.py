@@ -161,7 +161,7 @@ class Queue:
         if self._placement or self._store._homes:
             options, wait_ms, limit = self._store._placed(self.path, self._placement, limit)
         try:
-            version: int = self._store._hot.put(
+            version: int = self._store._door.put(
                 self.path, data, requests.QUEUE, 0, options, wait_ms, limit
             )
         except NotFoundError as error:
@@ -195,7 +195,7 @@ class Queue:
         (number,) = ITEM_NUMBER.unpack_from(data)
         body = data[ITEM_NUMBER.size :]
         if not flags & requests.INLINE:
-            pipe = self._store._hot.pipe(self.path)
+            pipe = self._store._door.pipe(self.path)
             try:
                 body = pipe.read_bytes(body, size, 0, size, timeout)
             finally:

@@ -14,7 +14,7 @@ from .requests import seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
 # ttl_ns, job, location, flags, storage_class, stripe, reserved (native/include/crail/wire.h)
@@ -116,10 +116,10 @@ def home_of(homes: Homes, path: Any) -> str:
     return max((home for home in homes if path.startswith(home + "/")), key=len, default="")
 
 
-def at_home(homes: Homes, path: Any, placement: dict[str, Any]) -> dict[str, Any]:
+def at_home(homes: Homes, path: Any, placement: Mapping[str, Any]) -> Mapping[str, Any]:
     """`placement`, and of what it does not say, what holds at the path."""
     home = home_of(homes, path)
-    return homes[home] | placement if home else placement
+    return {**homes[home], **placement} if home else placement
 
 
 def runs_at_home(homes: Homes, pairs: list[Any]) -> Iterator[tuple[str, list[Any]]]:
@@ -134,13 +134,17 @@ def runs_at_home(homes: Homes, pairs: list[Any]) -> Iterator[tuple[str, list[Any
 
 
 def stripe_of(options: bytes) -> int:
-    """On how many servers a struct crail_options spreads a value."""
-    return options[_STRIPE_AT] if options else 1
+    """How many servers what pack() made asks for: at least 1."""
+    return max(1, options[_STRIPE_AT]) if options else 1
 
 
-def unstriped(options: bytes) -> bytes:
-    """The same for what lies in one piece."""
-    return options[:_STRIPE_AT] + b"\0" + options[_STRIPE_AT + 1 :] if options else options
+def with_stripe(options: bytes, stripe: int) -> bytes:
+    """The same options for so many servers."""
+    if stripe_of(options) == stripe:
+        return options
+    changed = bytearray(options or PLAIN)
+    changed[_STRIPE_AT] = stripe
+    return bytes(changed)
 
 
 def ttl_only(ttl: float | None) -> bytes:

@@ -19,7 +19,7 @@ from .. import listing, requests
 from ..containers import ITEM_NUMBER, ITEM_WENT_BACK, TAKE_AGAIN, table_key, take_parents
 from ..session import RETRY_FIRST
 from .session import Away, OutOfDate
-from .transfer import Making, extents_of
+from .transfer import extents_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -176,12 +176,12 @@ class AsyncQueue:
     async def put(self, data: Buffer, *, timeout: float | None = None) -> int:
         """Adds an item of any size behind the others; returns its version."""
         limit = self._timeout if timeout is None else timeout
-        options, wait = self._store._placed(self.path, self._placement)
-        how = Making(requests.QUEUE, options, 0, wait)
         try:
-            return await self._store._put(self.path, data, how, limit)
+            return await self._store._put(
+                self._store._certain, self.path, data, requests.QUEUE, 0, limit, self._placement
+            )
         except NotFoundError as error:
-            requests.explain_queue(error, options)
+            requests.explain_queue(error, self._store._placed(self.path, self._placement)[0])
             raise
 
     async def get(self, *, wait: float | None = None, timeout: float | None = None) -> AsyncItem:

@@ -25,16 +25,12 @@ from crailpy.errors import (
     StaleLocationError,
 )
 
+from .. import extents, requests
 from .. import placement as place
-from .. import requests
 from ..files import (
     APPEND,
     COPY_BYTES,
     ELSEWHERE_TRIES,
-    EXTENT_BYTES_MIN,
-    EXTENTS_MAX,
-    EXTENTS_SLOW,
-    FLUSHED_EXTENT_BYTES_MIN,
     FOLLOW,
     GROW,
     MEMORY_BYTES_MAX,
@@ -83,7 +79,8 @@ class AsyncFile:
         self._parents = bool(placement.pop("parents", True))
         self._placement = placement
         self._options, self._wait_space = place.pack(**placement)
-        self._grant_options = place.unstriped(self._options)
+        self._like = 0  # what is edited lies on this server, perhaps among others
+        self._stripe = place.stripe_of(self._options)
         self._mode = taken
         self._follow = follow
         self.name = path
@@ -104,12 +101,12 @@ class AsyncFile:
         self._fixed = 0  # bytes from the start that may not be written: they are committed
         self._granted = 0  # the last so many extents are grants of ours
         self._tail_closed = False
-        self._extent_min = EXTENT_BYTES_MIN
         self._dirty = taken.creates
         self._broken = False  # a write was cut short: what lies where is not known
-        self._sequential = True  # everything up to _at was read in order
-        self._unread = False  # a layer above has read ahead; discard() leaves something, too
         self._line = b""  # of what was read ahead for lines
+        self._made = 0  # version of the empty value that an append began with; 0: there was one
+        self._sequential = True  # everything up to _at was read in order
+        self._unread = 0  # bytes or characters that text over it has read ahead
 
     # -- opening -----------------------------------------------------------------
 
@@ -121,7 +118,11 @@ class AsyncFile:
         else:
             self._token = self._store._token()
             if self._mode.appends:
-                found = await self._ask_for_append()
+                try:
+                    found = await self._ask_for_append()
+                except BaseException:
+                    self._unmake()
+                    raise
             else:
                 found = await self._ask(FOLLOW if self._follow else OPEN, self._follow)
             self._opened(found)
@@ -158,12 +159,19 @@ class AsyncFile:
                 return await self._ask(APPEND, True, left=left)
             except NotFoundError:
                 try:
-                    await self._store.put(
+                    self._made = await self._store.put(
                         self.name, b"", if_absent=True, parents=self._parents, timeout=left,
                         **self._placement,
                     )  # fmt: skip
                 except ExistsError:
                     pass
+
+    def _unmake(self) -> None:
+        """Nothing was appended to the empty value made for it: it goes, unless another has made
+        something of it. Said before the append right ends, so that nobody appends meanwhile."""
+        made, self._made = self._made, 0
+        if made:
+            self._store._post(requests.delivered(self.name, made))
 
     def _opened(self, found: Result) -> None:
         """Takes over what OPEN, APPEND or FOLLOW found."""
@@ -176,6 +184,11 @@ class AsyncFile:
         self._room = self._edge = capacity(self._extents)
         self._fixed = self._size if self._mode.appends else sys.maxsize
         self._tail_closed = bool(self._flags & TAIL_CLOSED)
+        if self._mode.writes:
+            servers = extents.servers(data)
+            self._like = servers[0]
+            if self._stripe == 1:  # what is said to the edit itself counts more
+                self._stripe = len(servers)
 
     # -- what it can do --------------------------------------------------------------
 
@@ -289,8 +302,14 @@ class AsyncFile:
         """Up to `size` bytes, fewer only at the end; -1: all the rest."""
         self._check(self._mode.reads, "readable")
         await self.seek(self.tell())
+        wanted = sys.maxsize if size is None or size < 0 else size
+        data = await self._read(wanted)
+        if len(data) < wanted:
+            await self._delivered()
+        return data
+
+    async def _read(self, left: int) -> bytes:
         parts: list[bytes] = []
-        left = sys.maxsize if size is None or size < 0 else size
         while left:
             n = min(left, max(0, self._size - self._at))
             if n:
@@ -300,7 +319,6 @@ class AsyncFile:
                 self._at += n
                 left -= n
             elif not await self._has_more():
-                await self._delivered()
                 break
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -309,8 +327,9 @@ class AsyncFile:
         self._check(self._mode.reads, "readable")
         ahead, self._line = self._line, b""
         while (end := ahead.find(b"\n") + 1) == 0:
-            more = await self.read(LINE_BYTES)
+            more = await self._read(LINE_BYTES)
             if not more:
+                await self._delivered()
                 return ahead
             ahead += more
         self._line = ahead[end:]
@@ -324,15 +343,11 @@ class AsyncFile:
         while line := await self.readline():
             yield line
 
-    def _was_all_read(self) -> bool:
-        is_whole = self._at == self._size > 0 and not self._flags & requests.MORE
-        return is_whole and self._sequential and not self._line and not self._unread
-
     async def _delivered(self) -> None:
-        """It was read to its end: a value that goes when it was read, in order, goes now."""
-        if not self._sequential or self._at != self._size or self._unread:
-            return
-        if self._flags & requests.DELETE_AFTER_READ and not self._mode.writes:
+        """It was read to its end: a value that goes when it was read goes now, if that was in
+        order."""
+        goes = self._flags & requests.DELETE_AFTER_READ and not self._mode.writes
+        if goes and self._sequential and self._at == self._size:
             self._flags &= ~requests.DELETE_AFTER_READ
             assert self.version is not None
             await self._store._delivered(self.name, self.version)
@@ -436,9 +451,9 @@ class AsyncFile:
         """Others in the place of the extents that nothing was written to; False: there are none."""
         n = self._edge_at()
         fresh = self._extents[n:]
-        options = self._grant_options if len(fresh) == 1 else self._options
+        options = place.with_stripe(self._options, 1 if len(fresh) == 1 else self._stripe)
         granted = self._granted - len(fresh)
-        if not await self._transfers.exchange(self.name, fresh, options):
+        if not await self._transfers.exchange(fresh, options):
             return False
         self._extents, self._granted = self._extents[:n], granted
         self._extend(fresh)
@@ -529,22 +544,17 @@ class AsyncFile:
         self._room = capacity(self._extents)
 
     async def _allot(self, missing: int, room: int, count: int) -> list[bytes] | None:
-        """Extents for `missing` bytes more, beside `count` that have `room`: geometrically more, so
-        that EXTENTS_MAX are enough for any size. None if they would be too many."""
-        ahead = room // 4 if count < EXTENTS_SLOW else room
-        stripe = place.stripe_of(self._options)
-        striped = stripe > 1 and count + stripe <= EXTENTS_SLOW  # else each is one of few
+        """Extents for `missing` bytes more, beside `count` that have `room`, and some ahead of
+        need. None if they would be too many."""
+        stripe = self._stripe if count + self._stripe <= extents.EXTENTS_SLOW else 1
+        sizes = extents.next_sizes(missing, room, count, self._granted > 0)
+        options = place.with_stripe(self._options, stripe)
         async with self._store._limit(self._deadline() + self._wait_space, self.name):
-            try:
-                new = await self._transfers.allocate(
-                    self.name, max(missing, ahead, self._extent_min),
-                    self._options if striped else self._grant_options, 0.0, in_one=not striped,
-                )  # fmt: skip
-            except OutOfSpaceError:
-                new = await self._transfers.allocate(
-                    self.name, missing, self._grant_options, self._wait_space
-                )
-        if count + len(new) <= EXTENTS_MAX:
+            new = await self._transfers.extend(
+                self.name, sizes if stripe == 1 else sizes[:1], missing, options,
+                self._wait_space, self._like,
+            )  # fmt: skip
+        if count + len(new) <= extents.EXTENTS_MAX:
             return new
         self._give_back(new)
         return None
@@ -600,9 +610,7 @@ class AsyncFile:
         if not self._mode.creates or self._size <= self._announced:
             return
         if self._memory is not None:
-            self._extent_min = FLUSHED_EXTENT_BYTES_MIN
             await self._leave_memory(self._size)
-            self._extent_min = EXTENT_BYTES_MIN
         await self._announce()
 
     async def _announce(self) -> None:
@@ -619,27 +627,22 @@ class AsyncFile:
     # -- the end -----------------------------------------------------------------------
 
     async def _publish(self) -> None:
-        base = self.version if not self._mode.creates else None
+        arg0 = self.version or 0
+        flags = requests.PARENTS if self._parents else 0
+        if self._mode.exclusive:
+            flags |= requests.IF_ABSENT
+        elif not self._mode.creates:
+            flags |= requests.IF_VERSION | requests.EDIT
+        if self._memory is not None and self._like and self._size > requests.INLINE_MAX:
+            await self._leave_memory(self._size)  # to where the value lies that is edited
         if self._memory is not None or self._size == 0:
-            self.version = await self._store.put(
-                self.name,
-                self._memory if self._memory is not None and self._size else b"",
-                if_absent=self._mode.exclusive,
-                if_version=base,
-                parents=self._parents,
-                timeout=self._timeout,
-                **self._placement,
+            data = self._memory if self._memory is not None and self._size else b""
+            self.version = await self._store._put(
+                self._store._certain, self.name, data, flags, arg0, self._timeout, self._placement
             )
             return
-        parents = requests.PARENTS if self._parents else 0
         if self._fixed:  # appended behind what was committed
             flags, arg0 = GROW, self._token
-        elif self._mode.exclusive:
-            flags, arg0 = parents | requests.IF_ABSENT, 0
-        elif base is not None:
-            flags, arg0 = parents | requests.IF_VERSION, base
-        else:
-            flags, arg0 = parents, 0
         kept = self._extents[len(self._extents) - self._granted :]
         self._granted = 0  # the commit's, or it gives them back
         try:
@@ -664,26 +667,29 @@ class AsyncFile:
             return
         self._closed = True
         try:
-            if self._was_all_read():
+            is_at_its_end = self._at - len(self._line) == self._size > 0
+            if is_at_its_end and not self._unread and not self._flags & requests.MORE:
                 await self._delivered()  # its reader knew the size, and saw no empty read
             if self._dirty:
                 if self._broken:
                     raise DataLostError("a write to this file was cut short", path=self.name)
                 await self._publish()
+            self._made = 0
         finally:
             self._let_go()
 
     async def discard(self) -> None:
         """Closes without publishing anything."""
-        self._dirty = False
-        self._unread = True
-        await self.close()
+        if not self._closed:
+            self._closed = True
+            self._let_go()
 
     def _let_go(self) -> None:
         granted, self._granted = self._granted, 0
         if self._stream_token:
             self._store._end(self._stream_token)
         self._give_back(self._extents[len(self._extents) - granted :])
+        self._unmake()
         if self._token:
             self._store._end(self._token)
         self._token = self._stream_token = 0
@@ -728,7 +734,7 @@ async def open_file(
     placement: dict[str, Any],
 ) -> AsyncFile | AsyncText:
     """What `AsyncStore.open` does."""
-    placement = place.at_home(store._homes, path, placement)
+    placement = dict(place.at_home(store._homes, path, placement))
     if buffering < -1:
         raise InvalidArgumentError(f"buffering={buffering}", path=path)
     file = AsyncFile(store, path, mode, follow, timeout, placement)

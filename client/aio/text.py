@@ -38,7 +38,6 @@ class AsyncText:
             self.encoding = like.encoding
             self.errors = like.errors or "strict"
         self.buffer = file
-        file._unread = True  # what it gives was decoded, and perhaps not read
         self._encoder = codecs.getincrementalencoder(self.encoding)(self.errors)
         decoder = codecs.getincrementaldecoder(self.encoding)(self.errors)
         self._decoder: codecs.IncrementalDecoder | io.IncrementalNewlineDecoder = decoder
@@ -97,17 +96,13 @@ class AsyncText:
         """Decodes so many bytes more; False: that was all."""
         if not self._chars:
             self._set_mark()
-        data = await self.buffer.read(size)
+        data = await self.buffer._read(size)
         chars = self._decoder.decode(data, not data)
         self._chars += chars
         self._since_mark += len(chars)
+        if not data:
+            await self.buffer._delivered()
         return bool(data)
-
-    async def _delivered(self) -> None:
-        """At the end: whoever got all of it has read it, and not only had it decoded."""
-        self.buffer._unread = bool(self._chars)
-        await self.buffer._delivered()
-        self.buffer._unread = True
 
     def _set_mark(self) -> None:
         """Where decoding can begin again: all before it was read."""
@@ -122,11 +117,9 @@ class AsyncText:
         if size is None or size < 0:
             rest = await self.buffer.read()
             text, self._chars = self._chars + self._decoder.decode(rest, True), ""
-            await self._delivered()
             return text
         while (missing := size - len(self._chars)) > 0:
             if not await self._more(max(missing, CHUNK_BYTES)):
-                await self._delivered()
                 break
         text, self._chars = self._chars[:size], self._chars[size:]
         return text
@@ -146,7 +139,6 @@ class AsyncText:
             start = max(0, len(self._chars) - 1)  # the half of an end may be there
             if not await self._more():
                 end = self._line_end(start) or len(self._chars)
-                await self._delivered()
                 break
         line, self._chars = self._chars[:end], self._chars[end:]
         return line
@@ -252,7 +244,7 @@ class AsyncText:
         except BaseException:
             await self.buffer.discard()
             raise
-        self.buffer._unread = bool(self._chars)
+        self.buffer._unread |= len(self._chars) + len(self._decoder.getstate()[0])
         await self.buffer.close()
 
     async def discard(self) -> None:

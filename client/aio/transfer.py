@@ -31,6 +31,7 @@ from crailpy.errors import (
 )
 
 from ..connection import STATUS_TIMEOUT
+from ..extents import EXTENTS_MAX, GRANULE
 from ..files import ELSEWHERE_TRIES
 from ..session import NEED_SERVER, NEED_WRITABLE, RETRY_FIRST, RETRY_MAX, explain_space, server_away
 from .session import Away, OutOfDate
@@ -49,7 +50,6 @@ REQUEST_BYTES = 16 << 20  # of one request over TCP
 GRANT_AHEAD_BYTES_MAX = 16 << 20  # larger values pay one more request instead of holding space
 GRANTS_MAX = 8  # held ahead
 GRANTS_BYTES_MAX = 32 << 20
-GRANULE = 4096
 REACH_S = 0.25  # for a server in whose place another will do
 
 _EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
@@ -60,7 +60,7 @@ _READ, _WRITE = 1, 2
 _DONE, _AGAIN = 0, 3  # of Copy.step(), beside NEED_SERVER and NEED_WRITABLE
 _STALE = -StaleLocationError.status
 _COMMIT, _ALLOC, _RELEASE = 17, 18, 19
-_GRANT_AGAIN, _ONE_EXTENT, _WAIT = 1 << 6, 1 << 7, 1 << 8
+_GRANT_AGAIN, _ONE_EXTENT, _WAIT, _IF_PLENTY = 1 << 6, 1 << 7, 1 << 8, 1 << 13
 
 
 class Making(NamedTuple):
@@ -278,14 +278,14 @@ class Transfers:
 
     # -- writing --------------------------------------------------------------------------
 
-    async def put(self, key: str, data: native.Flat, how: Making, limit: Limit) -> int:
-        """Space, bytes, commit: the new version. Raises as Store.put."""
-        with memoryview(data) as view:
-            size = view.nbytes
+    async def put(self, key: str, parts: list[native.Flat], how: Making, limit: Limit) -> int:
+        """Space, bytes, commit: the new version. The value is the parts in order. Raises as
+        Store.put."""
+        size = sum(memoryview(part).nbytes for part in parts)
         while True:
             extents = await self._grant(key, size, how.options, how.wait_space)
             try:
-                await self._write_somewhere(key, extents, data, size, how.options, limit)
+                await self._write_somewhere(key, extents, parts, how.options, limit)
             except OutOfDate:
                 self.release(extents)
                 await asyncio.sleep(0)
@@ -300,7 +300,12 @@ class Transfers:
                 await asyncio.sleep(0)
 
     async def _write_somewhere(
-        self, key: str, extents: list[bytes], data: Any, size: int, options: bytes, limit: Limit
+        self,
+        key: str,
+        extents: list[bytes],
+        parts: list[native.Flat],
+        options: bytes,
+        limit: Limit,
     ) -> None:
         """Writes to what was granted. Where its server is away, other extents take their place in
         the list; where there are none, the server is waited for. Raises OutOfDate."""
@@ -309,12 +314,16 @@ class Transfers:
             early = tries < ELSEWHERE_TRIES
             until = self.early(limit.deadline) if early else limit.deadline
             try:
-                await self._move(extents, 0, data, size, True, until)
+                at = 0
+                for part in parts:
+                    n = memoryview(part).nbytes
+                    await self._move(extents, at, part, n, True, until)
+                    at += n
                 return
             except Away as away:
                 limit.reason = away.error
             tries += 1
-            if early and await self.exchange(key, extents, options):
+            if early and await self.exchange(extents, options):
                 continue
             tries = ELSEWHERE_TRIES
             await asyncio.sleep(pause)
@@ -325,13 +334,17 @@ class Transfers:
         now = self._session.loop.time()
         return now + min(REACH_S, max(0.0, deadline - now) / 4)
 
-    async def exchange(self, key: str, extents: list[bytes], options: bytes) -> bool:
+    async def exchange(self, extents: list[bytes], options: bytes) -> bool:
         """Other extents, of the same size, in the place of these, which nothing good was written
         to. False: there are none. The old ones go only then, so that they are not granted again."""
         flags = _ONE_EXTENT if len(extents) == 1 else 0
+        future = self._ask(capacity(extents), flags, options, 0, 0, False)
         try:
-            others = await self._request(key, capacity(extents), options, 0.0, False, flags)
-        except OutOfSpaceError:
+            others = await self._space(future)
+        except asyncio.CancelledError:
+            self._leave(future)
+            raise
+        if not others:
             return False
         self.release(extents)
         extents[:] = others
@@ -349,17 +362,54 @@ class Transfers:
                 return [held]
         return await self.allocate(key, size, options, wait_space)
 
-    async def allocate(
-        self, key: str, size: int, options: bytes, wait_space: float, *, in_one: bool = False
+    async def extend(
+        self,
+        key: str,
+        sizes: list[int],
+        missing: int,
+        options: bytes,
+        wait_space: float,
+        like: int,
     ) -> list[bytes]:
-        """Extents for `size` bytes, the caller's to commit or to release; `in_one`: only one.
-        Raises OutOfSpaceError."""
-        alone, flags = False, _ONE_EXTENT if in_one else 0
+        """The next extents of a value that grows, in one request: for sizes[0] bytes, and, while
+        space is plenty, for the others. Without space for sizes[0], for `missing` bytes. `like`: a
+        server in whose place they should lie, or 0. Raises OutOfSpaceError."""
+        asked = [
+            self._ask(size, _IF_PLENTY if i else 0, options, like, 0, False)
+            for i, size in enumerate(sizes)
+        ]
+        first: list[bytes] = []
+        ahead: list[bytes] = []
+        try:
+            first += await self._space(asked[0])
+            for at in range(1, len(asked)):
+                ahead += await self._space(asked[at])
+        except BaseException:
+            for future in asked:
+                self._leave(future)
+            raise
+        if first:
+            return first + ahead
+        self.release(ahead)
+        return await self.allocate(key, missing, options, wait_space, like)
+
+    async def allocate(
+        self, key: str, size: int, options: bytes, wait_space: float, like: int = 0
+    ) -> list[bytes]:
+        """Extents for `size` bytes, the caller's to commit or to release. Raises
+        OutOfSpaceError."""
+        alone = False
         while True:
-            wait = wait_space if alone else 0.0
+            ms = math.ceil(wait_space * 1000) if alone else 0
+            future = self._ask(size, _WAIT if ms else 0, options, like, ms, alone)
             try:
-                return await self._request(key, size, options, wait, alone, flags)
+                result = await asyncio.shield(future)
+                return extents_of((0, size, *result[2:]))
+            except asyncio.CancelledError:
+                self._leave(future)
+                raise
             except OutOfSpaceError as error:
+                error.path = key
                 if alone:
                     await self._explain_space(error)
                     raise
@@ -377,29 +427,26 @@ class Transfers:
         except (CrailError, OSError):
             pass
 
-    async def _request(
-        self,
-        key: str,
-        size: int,
-        options: bytes,
-        wait_space: float,
-        alone: bool,
-        flags: int,
-    ) -> list[bytes]:
-        ms = math.ceil(wait_space * 1000)
+    def _ask(
+        self, size: int, flags: int, options: bytes, like: int, ms: int, alone: bool
+    ) -> asyncio.Future[Result]:
         future, _ = self._session.space.native.call(
-            _ALLOC, flags | (_WAIT if ms else 0), None, b"", options, ms, 0, size, alone, math.inf
+            _ALLOC, flags, None, b"", options, ms, like, size, alone, math.inf
         )
+        return future
+
+    async def _space(self, future: asyncio.Future[Result]) -> list[bytes]:
+        """What was granted; nothing where there is no space."""
         try:
             result = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if not future.cancelled() and not self._session.space.native.withdraw(future):
-                future.add_done_callback(self._nobody_took)
-            raise
-        except OutOfSpaceError as error:
-            error.path = key
-            raise
-        return extents_of((0, size, *result[2:]))
+        except OutOfSpaceError:
+            return []
+        return extents_of((0, 0, *result[2:]))
+
+    def _leave(self, future: asyncio.Future[Result]) -> None:
+        """Nobody wants this grant any more."""
+        if not future.cancelled() and not self._session.space.native.withdraw(future):
+            future.add_done_callback(self._nobody_took)
 
     def _nobody_took(self, future: asyncio.Future[Result]) -> None:
         """A grant whose caller had given up."""
@@ -489,7 +536,8 @@ class Transfers:
 
     def release(self, extents: list[bytes]) -> None:
         """Gives them back to the namenode, which waits for what is on its way into them."""
-        if not self._session.closed:  # else they go with the session
+        while extents and not self._session.closed:  # else they go with the session
+            some, extents = extents[:EXTENTS_MAX], extents[EXTENTS_MAX:]
             self._session.changes.native.post(
-                _RELEASE, 0, None, b"".join(extents), b"", len(extents), 0, 0
+                _RELEASE, 0, None, b"".join(some), b"", len(some), 0, 0
             )

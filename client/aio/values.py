@@ -25,7 +25,7 @@ from .session import Away, OutOfDate
 from .transfer import Making, extents_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from ..requests import Buffer, Result
 
@@ -49,38 +49,75 @@ class AsyncValues(AsyncConnection):
     ) -> int:
         """Stores `data` under `key`, atomically; see `Store.put`. Do not change `data` before it
         returns."""
+        lane, flags, base = self._conditions(if_absent, if_version, parents)
+        return await self._put(lane, key, data, flags, base, timeout, placement)
+
+    def _conditions(
+        self, if_absent: bool, if_version: int | None, parents: bool
+    ) -> tuple[native.AsyncLane, int, int]:
+        """By which lane, flags, the version for if_version: a condition is never dropped."""
+        lane = self._certain if if_absent or if_version is not None else self._changes
         flags = requests.PARENTS if parents else 0
-        if if_absent:
-            flags |= requests.IF_ABSENT
-        if if_version is not None:
-            flags |= requests.IF_VERSION
-            if_version = requests.unsigned(if_version, "if_version")
-        options, wait = b"", 0.0
-        if placement or self._homes:
-            options, wait = self._placed(key, placement)
-        how = Making(flags, options, if_version or 0, wait)
+        return lane, *requests.conditions(flags, if_absent, if_version)
+
+    async def _put(
+        self,
+        lane: native.AsyncLane,
+        key: str,
+        data: Buffer,
+        flags: int,
+        if_version: int,
+        timeout: float | None,
+        placement: Mapping[str, Any],
+    ) -> int:
+        how = self._making(key, flags, if_version, placement)
         try:
-            return await self._put(key, data, how, timeout)
+            return await self._put_as(lane, key, data, how, timeout)
         except NotFoundError as error:
-            requests.explain_absence(error, parents, options)
+            requests.explain_absence(error, bool(flags & requests.PARENTS), how.options)
             raise
 
-    async def _put(self, key: str, data: Buffer, how: Making, timeout: float | None) -> int:
-        version = self._changes.put(key, data, how.flags, how.options, how.if_version, timeout)
+    def _making(
+        self, path: Any, flags: int, if_version: int, placement: Mapping[str, Any]
+    ) -> Making:
+        if not placement and not self._homes:
+            return Making(flags, b"", if_version)
+        options, wait = self._placed(path, placement)
+        return Making(flags, options, if_version, wait)
+
+    async def _put_as(
+        self, lane: native.AsyncLane, key: str, data: Buffer, how: Making, timeout: float | None
+    ) -> int:
+        version = lane.put(key, data, how.flags, how.options, how.if_version, timeout)
         if version is not None:
             return await version
-        if self._circuit is None or how.flags & requests.QUEUE:
-            return await self._put_large(key, data, how, timeout)
-        lane: Any = self._changes
-        made: int = await lane.write(0, 1, self._put_large, key, data, how, timeout)
-        return made
+        return await self._put_large(lane, key, [data], how, timeout)
 
-    async def _put_large(self, key: str, data: Buffer, how: Making, timeout: float | None) -> int:
+    async def _put_large(
+        self,
+        lane: native.AsyncLane,
+        key: str,
+        parts: Sequence[Buffer],
+        how: Making,
+        timeout: float | None,
+    ) -> int:
+        """As `_move_large`, unless the lane drops it."""
+        if lane is self._certain:
+            return await self._move_large(key, parts, how, timeout)
+        breaker: Any = lane
+        version: int = await breaker.write(0, 1, self._move_large, key, parts, how, timeout)
+        return version
+
+    async def _move_large(
+        self, key: str, parts: Sequence[Buffer], how: Making, timeout: float | None
+    ) -> int:
+        """The parts are the value, in order."""
         deadline = self._deadline(timeout) + how.wait_space
+        flat = [native.Flat(part, False) for part in parts]
         async with Limit(deadline, key) as limit:
-            return await self._transfers.put(key, native.Flat(data, False), how, limit)
+            return await self._transfers.put(key, flat, how, limit)
 
-    def _placed(self, path: Any, placement: dict[str, Any]) -> tuple[bytes, float]:
+    def _placed(self, path: Any, placement: Mapping[str, Any]) -> tuple[bytes, float]:
         """Options for the wire of what is made at `path`, seconds to wait for space."""
         from ..placement import at_home, pack
 
@@ -97,27 +134,30 @@ class AsyncValues(AsyncConnection):
     ) -> list[int]:
         """Puts every (key, data) in order; see `Store.put_many`."""
         pairs = list(items.items() if hasattr(items, "items") else items)
-        flags = (requests.PARENTS if parents else 0) | (requests.IF_ABSENT if if_absent else 0)
+        lane, flags, _ = self._conditions(if_absent, None, parents)
         if not placement and not self._homes:
-            return all_or_batch_error(await self._put_run(pairs, Making(flags), timeout))
+            return all_or_batch_error(await self._put_run(lane, pairs, Making(flags), timeout))
         from ..placement import runs_at_home
 
         results: list[Any] = []
         for path, run in runs_at_home(self._homes, pairs):
-            options, wait = self._placed(path, placement)
-            results += await self._put_run(run, Making(flags, options, 0, wait), timeout)
+            how = self._making(path, flags, 0, placement)
+            results += await self._put_run(lane, run, how, timeout)
         return all_or_batch_error(results)
 
-    async def _put_run(self, pairs: list[Any], how: Making, timeout: float | None) -> list[Any]:
+    async def _put_run(
+        self, lane: native.AsyncLane, pairs: list[Any], how: Making, timeout: float | None
+    ) -> list[Any]:
         """A version or an error for each."""
         results: list[Any] = []
         while True:
-            future, _ = self._changes.put_many(pairs, len(results), how.flags, how.options, timeout)
+            future, _ = lane.put_many(pairs, len(results), how.flags, how.options, timeout)
             results += await future
             if len(results) == len(pairs):
                 break
             try:  # too large to travel in a vector, or nothing that can be put
-                results.append(await self._put(*requests.pair(pairs[len(results)]), how, timeout))
+                key, data = requests.pair(pairs[len(results)])
+                results.append(await self._put_as(lane, key, data, how, timeout))
             except requests.FAULTS_OF_ITEM as error:
                 results.append(error)
         for result in results:
@@ -151,18 +191,20 @@ class AsyncValues(AsyncConnection):
         timeout: float | None = None,
         **placement: Any,
     ) -> int:
-        """Stores any object that pickles; see `Store.put_object`."""
+        """Stores any object that pickles; see `Store.put_object`. Do not change what it consists of
+        before it returns."""
         from ..objects import dump
 
-        return await self.put(
-            key,
-            b"".join(dump(obj)),
-            if_absent=if_absent,
-            if_version=if_version,
-            parents=parents,
-            timeout=timeout,
-            **placement,
-        )
+        parts = dump(obj)
+        lane, flags, base = self._conditions(if_absent, if_version, parents)
+        if sum(map(len, parts)) <= requests.INLINE_MAX:
+            return await self._put(lane, key, b"".join(parts), flags, base, timeout, placement)
+        how = self._making(key, flags, base, placement)
+        try:
+            return await self._put_large(lane, key, parts, how, timeout)
+        except NotFoundError as error:
+            requests.explain_absence(error, parents, how.options)
+            raise
 
     async def get_object(
         self, key: str, *, wait: float | None = None, timeout: float | None = None
@@ -181,8 +223,8 @@ class AsyncValues(AsyncConnection):
 
     async def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
         """Deletes every key; see `Store.delete_many`."""
-        each = requests.delete("", missing_ok=True)
-        results = await self._changes.call_many(each.code, each.flags, list(keys), timeout)
+        each, keys = requests.delete("", missing_ok=True), requests.several(keys)
+        results = await self._changes.call_many(each.code, each.flags, keys, timeout)
         failed = [
             r if isinstance(r, CrailError) and not isinstance(r, requests.ABSENT_ERRORS) else None
             for r in results
@@ -274,7 +316,7 @@ class AsyncValues(AsyncConnection):
         """The values of `keys` in order, as bytes; see `Store.get_many`."""
         if missing not in ("raise", "none"):
             raise InvalidArgumentError(f'missing={missing!r}: "raise" or "none"')
-        keys = list(keys)  # ours: the caller may change his own meanwhile
+        keys = requests.several(keys)
         values = await self._reads.get_many(keys, missing == "none", timeout)
         for i, found in enumerate(values):
             if type(found) is not tuple:

@@ -145,13 +145,43 @@ static int find_sequence(struct call *c) {
     if (!r)
         return -1;
     c->lane->seq_last = r->version;
+    return 0;
+}
+
+/* What a call was granted that had given up: the last number that was executed is that request's, so that it is
+ * answered from the namenode's record, whatever is asked under it. What it brought goes back. */
+static int take_back(struct call *c) {
+    struct call plain = {.self = c->self, .lane = c->lane}; /* no options, no waiting */
+    const void *data;
+    struct crail_extent extents[CRAIL_EXTENTS_MAX];
+    uint32_t n = 0;
+    T->lane_begin(c->lane);
+    if (call_plain_op(&plain, CRAIL_OP_ALLOC, NULL, 0, 0))
+        return -1;
+    c->lane->seq_last--; /* the same again */
+    if (call_exchange(c))
+        return -1;
+    const struct crail_result *r = call_result(c, &data);
+    if (!r || (!r->status && r->count && call_extents(c, r, data, extents, &n)))
+        return -1;
+    T->lane_begin(c->lane);
+    return n && (call_plain_op(&plain, CRAIL_OP_RELEASE, extents, n, 0) || call_exchange(c)) ? -1 : 0;
+}
+
+/* A lane whose last request ended without its reply, on a new connection in the same session. */
+static int settle_lane(struct call *c) {
+    if (find_sequence(c))
+        return -1;
+    if (c->lane->seq_given_up && c->lane->seq_given_up == c->lane->seq_last && take_back(c))
+        return -1;
+    c->lane->seq_given_up = 0; /* a later one was executed, or it never was */
     c->lane->is_lost = false;
     return 0;
 }
 
 static int connect_lane(struct call *c) {
     T->lane_begin(c->lane);
-    if (!open_lane(c, false, 0) && (!c->lane->is_lost || !find_sequence(c)))
+    if (!open_lane(c, false, 0) && (!c->lane->is_lost || !settle_lane(c)))
         return 0;
     if (c->lane)
         discard_lane(c);

@@ -19,6 +19,7 @@
 #define TIMEOUT_NS_MAX (365ll * 86400 * 1000000000)
 #define KEEP_LOCK_BYTES_MAX (64u << 10) /* longer copies and frames give the interpreter's lock up */
 #define KEEP_LOCK_OPS_MAX 64u
+#define CALL_WHOLE_PIECE_MIN (256u << 10) /* shorter pieces of a long value are better copied through the caches */
 #define GRANT_AHEAD_BYTES_MAX (16u << 20) /* larger values pay one more request instead of holding space */
 
 extern const struct crail_hot_table *T; /* the core */
@@ -114,6 +115,7 @@ PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_put_parts(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_pipe(PyObject *self, PyObject *path);
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
@@ -121,6 +123,8 @@ PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 
+/* Gives back what this process holds ahead and does not use. 0: nothing; 1: something; -1. */
+int call_release_held(struct call *c);
 /* Tells the owner that all of a value that goes when it was read has been: after the lane was given back. */
 int call_delivered(struct call *c, PyObject *key, uint64_t version);
 

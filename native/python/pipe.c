@@ -5,8 +5,6 @@
 
 #include "door.h"
 
-#define WHOLE_PIECE_MIN (256u << 10) /* shorter pieces of a long value are better copied through the caches */
-
 typedef struct {
     PyObject_HEAD HotClient *client;
     PyObject *owner; /* what client->owner only borrows */
@@ -156,14 +154,15 @@ static int reach(struct call *c, Pipe *st, uint32_t server) {
 
 /* ---- read and write --------------------------------------------------------- */
 
-/* One extent's part of a write. 0, or as failed(). */
-static int write_part(struct call *c, Pipe *st, const struct crail_extent *e, uint64_t within, uint8_t *data,
-                      uint64_t n, uint64_t whole) {
+/* One extent's part of a write, from byte `at` of the value on. 0, or as failed(). */
+static int write_part(struct call *c, Pipe *st, const struct crail_extent *e, uint64_t within, uint64_t at,
+                      uint8_t *data, uint64_t n, uint64_t whole) {
     int failures = 0;
     for (;;) {
         int rc = reach(c, st, e->server);
         if (rc == BY_MEMORY)
-            return call_transfer_part(c, e, 1, bytes_of(e), within, n, data, true, n < WHOLE_PIECE_MIN ? n : whole);
+            return call_transfer_part(c, e, 1, bytes_of(e), within, n, data, true,
+                                      n < CALL_WHOLE_PIECE_MIN ? n : whole);
         if (rc != BY_TCP)
             return rc;
         if (st->s.asks_count) { /* it was reading */
@@ -171,7 +170,7 @@ static int write_part(struct call *c, Pipe *st, const struct crail_extent *e, ui
             continue;
         }
         do {
-            Py_BEGIN_ALLOW_THREADS rc = T->pipe_write(&st->s, e, within, data, n, call_deadline(c));
+            Py_BEGIN_ALLOW_THREADS rc = T->pipe_write(&st->s, e, within, at, data, n, call_deadline(c));
             Py_END_ALLOW_THREADS
         } while (rc == -EINTR && (rc = interrupted(st)) == 0 && (rc = -EINTR));
         if (rc == 0 || rc == -1)
@@ -188,7 +187,7 @@ static int write_all(struct call *c, Pipe *st, const struct crail_range *v, uint
         part = bytes_of(&v->extents[i]) - within;
         if (part > n - done)
             part = n - done;
-        int rc = write_part(c, st, &v->extents[i], within, data + done, part, v->bytes);
+        int rc = write_part(c, st, &v->extents[i], within, at + done, data + done, part, v->bytes);
         if (rc)
             return rc;
     }
@@ -340,6 +339,35 @@ static PyObject *pipe_settle(PyObject *self, PyObject *timeout) {
     Py_RETURN_NONE;
 }
 
+static int arrived(struct call *c, Pipe *st, uint64_t size, uint64_t *until) {
+    int rc, failures = 1;
+    uint32_t server = st->s.server;
+    do
+        rc = T->pipe_arrived(&st->s, size, until);
+    while (rc == -EINTR && (rc = interrupted(st)) == 0 && (rc = -EINTR));
+    return rc == 0 || rc == -1 ? rc : failed(c, st, rc, server, &failures);
+}
+
+/* arrived(size, timeout) -> int */
+static PyObject *pipe_arrived(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    Pipe *st = (Pipe *)self;
+    if (!call_arguments("arrived", n, 2))
+        return NULL;
+    uint64_t size = PyLong_AsUnsignedLongLong(args[0]), until = size;
+    if (PyErr_Occurred())
+        return NULL;
+    if (st->s.writes) {
+        if (begin(&c, st, args[1]))
+            return NULL;
+        int rc = outcome(&c, arrived(&c, st, size, &until));
+        end(&c, st);
+        if (rc)
+            return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(until);
+}
+
 /* Asks for the first bytes of a range, if they come over TCP. */
 static int ask(struct call *c, Pipe *st, const struct crail_range *v, uint64_t at, uint64_t until) {
     uint64_t within;
@@ -404,6 +432,7 @@ static PyMethodDef pipe_methods[] = {
     FAST(read_bytes, "read_bytes(extents, size, offset, length, timeout) -> bytes"),
     FAST(write, "write(extents, offset, data, timeout, gives_up_early): may return while the bytes are on their way"),
     FAST(ask, "ask(extents, size, offset, length, timeout): for bytes that will be read, if they come over TCP"),
+    FAST(arrived, "arrived(size, timeout) -> int: so many of the first `size` bytes are there by now"),
     {"settle", pipe_settle, METH_O, "settle(timeout): waits until everything written is there"},
     {"close", pipe_close, METH_NOARGS, "close(): what is on its way comes to nothing. May be called twice."},
     {NULL, NULL, 0, NULL},

@@ -343,14 +343,14 @@ class Namespace:
 
     def edit_file(self, path: str, mode: str, edits: list[tuple[str, Any]], fate: str) -> None:
         """open(path, mode), then each of seek, write, truncate with its argument, and the end."""
-        appends = mode == "ab"
+        appends, made = mode == "ab", False
         try:
             node = self._file(path)
         except Refused as refused:
             if not appends or refused.error != "NotFoundError":
                 raise
             self.put(path, b"")
-            node = self._file(path)
+            node, made = self._file(path), True
         value, at, dirty = bytearray(node.value), 0, False
         for what, argument in edits:
             if what == "seek":
@@ -367,6 +367,8 @@ class Namespace:
         if dirty and fate == "close":
             node.value, node.version = bytes(value), self.versions.new()
             node.was_streamed = True
+        elif made and fate != "close":
+            self.delete(path)
 
     def truncate(self, path: str, size: int) -> None:
         node = self._file(path)

@@ -89,8 +89,9 @@ struct crail_lane {
     bool is_mutating; /* the frame in `out` carries a sequence number */
     uint8_t patience; /* calls left for which the interpreter's lock is given up before waiting */
     uint64_t id_last, seq_last;
-    struct crail_buf out; /* the request; kept whole until its reply is here, so that it can be sent again */
-    size_t out_sent;      /* 0 again where the connection ended and the namenode cannot have executed it */
+    uint64_t seq_given_up; /* of a request that may have been granted extents, which nobody has seen; 0: none */
+    struct crail_buf out;  /* the request; kept whole until its reply is here, so that it can be sent again */
+    size_t out_sent;       /* 0 again where the connection ended and the namenode cannot have executed it */
     struct crail_buf in;
     size_t in_at; /* where the next result starts */
     uint32_t grants_count;
@@ -241,7 +242,8 @@ struct crail_pipe {
     uint64_t out_sent; /* bytes of the present request with its data: 0 between requests */
     struct crail_data_reply reply;
     uint32_t in_got;
-    uint32_t writes; /* without their replies yet */
+    uint32_t writes;                          /* without their replies yet */
+    uint64_t write_at[CRAIL_PIPE_WRITES_MAX]; /* of the value: where each begins, by its id */
     uint32_t asks_first, asks_count;
     struct crail_pipe_ask asks[CRAIL_PIPE_ASKS];
     uint64_t read_end; /* of the latest read */
@@ -261,10 +263,12 @@ void crail_pipe_abort(struct crail_pipe *st);
 
 /* Each: 0; -EINTR (look at signals, then call again with the same arguments); -EPIPE; -ETIMEDOUT; the negative status
  * that a server gave. */
-/* `n` bytes into the extent, which the connection reaches. Returns while they are on their way: their reply, or that
- * of an earlier one, is what a failure may be about. */
-int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, const uint8_t *data,
-                     uint64_t n, int64_t deadline_ns);
+/* `n` bytes into the extent, which the connection reaches, from byte `at` of the value on. Returns while they are on
+ * their way: their reply, or that of an earlier one, is what a failure may be about. */
+int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, uint64_t at,
+                     const uint8_t *data, uint64_t n, int64_t deadline_ns);
+/* *until: of the first `size` bytes of the value, how many are there for sure, by the replies that are here. */
+int crail_pipe_arrived(struct crail_pipe *st, uint64_t size, uint64_t *until);
 /* Waits until no write is on its way. */
 int crail_pipe_settle(struct crail_pipe *st, int64_t deadline_ns);
 /* Bytes [at + *got, at + n) of the value; *got grows. CRAIL_NEED_SERVER: the next ones lie on another server. */

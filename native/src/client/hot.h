@@ -54,6 +54,7 @@
     X(pipe_abort)              \
     X(pipe_write)              \
     X(pipe_settle)             \
+    X(pipe_arrived)            \
     X(pipe_read)               \
     X(pipe_ask)                \
     X(pipe_is_astray)          \

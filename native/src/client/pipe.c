@@ -154,8 +154,19 @@ int crail_pipe_settle(struct crail_pipe *st, int64_t deadline_ns) {
     return confirm(st, 0, deadline_ns);
 }
 
-int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, const uint8_t *data,
-                     uint64_t n, int64_t deadline_ns) {
+int crail_pipe_arrived(struct crail_pipe *st, uint64_t size, uint64_t *until) {
+    int rc = confirm(st, CRAIL_PIPE_WRITES_MAX, 0);
+    *until = size;
+    for (uint32_t i = 0; i < st->writes; i++) {
+        uint64_t at = st->write_at[(st->id - i) % CRAIL_PIPE_WRITES_MAX];
+        if (at < *until)
+            *until = at;
+    }
+    return rc;
+}
+
+int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, uint64_t at,
+                     const uint8_t *data, uint64_t n, int64_t deadline_ns) {
     assert(crail_pipe_reaches(st, e->server) && !st->asks_count);
     int rc = st->out_sent ? 0 : confirm(st, CRAIL_PIPE_WRITES_MAX - 1, deadline_ns);
     if (rc)
@@ -164,6 +175,7 @@ int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64
     rc = send_request(st, data, n, deadline_ns);
     if (rc)
         return rc;
+    st->write_at[st->id % CRAIL_PIPE_WRITES_MAX] = at;
     st->writes++;
     atomic_fetch_add_explicit(&st->client->bytes_out, n, memory_order_relaxed);
     return 0;
