@@ -18,14 +18,13 @@ from crailpy.errors import (
     CrailError,
     DeadlineError,
     InvalidArgumentError,
-    NotFoundError,
     OutOfSpaceError,
     UnavailableError,
     from_status,
 )
 
 from . import requests
-from .session import Address, Session
+from .session import Address, Session, explain_space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
 
     from .breaker import Breaker
+    from .lifetimes import Job
     from .requests import Buffer, Request, Result
 
     T = TypeVar("T")
@@ -93,6 +93,8 @@ class Connection:
         self._closed = False
         self._tokens = count(1)
         self._tiers: dict[int, str] = {}
+        self._homes: dict[str, dict[str, Any]] = {}  # default placement below these paths
+        self._jobs: list[Job] = []  # shares that are held
         self._fork_locks: dict[
             int, LockType
         ] = {}  # by process: a child's is never held at its fork
@@ -133,6 +135,8 @@ class Connection:
 
     def _open_lane(self, number: int, mutating: bool, attempt: int, deadline: float) -> None:
         self._session.open_lane(number, mutating, attempt, deadline)
+        for job in self._jobs[:]:  # in another session, perhaps
+            job._hold_again(deadline)
 
     def _stay(self) -> None:
         if self._session.core.is_of_this_process():
@@ -166,14 +170,11 @@ class Connection:
         return error
 
     def _explain_space(self, error: OutOfSpaceError) -> None:
-        """There is another reason than full servers: none, as just after a namenode's start."""
         try:
             facts = self._session.admin("status", {}, time.monotonic() + STATUS_TIMEOUT)
         except (CrailError, OSError):
             return
-        if not any(server["state"] == "up" for server in facts["servers"]):
-            error.retell("no storage server is there (yet)")
-            error.hint = "crailpy status shows them, crailpy storage starts one"
+        explain_space(error, facts)
 
     def _delivered(self, key: str, version: int, deadline: float) -> None:
         """All of a value that goes when it was read has been read: it goes, unless another took
@@ -272,7 +273,7 @@ class Connection:
                     r.wait,
                     timeout,
                 )  # fmt: skip
-        except NotFoundError as error:
+        except requests.ABSENT_ERRORS as error:
             if r.absent is requests.RAISE:
                 r.explain(error)
                 raise

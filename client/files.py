@@ -17,11 +17,13 @@ from crailpy.errors import (
     ClosedError,
     CrailError,
     DataLostError,
+    DeadlineError,
     ExistsError,
     InvalidArgumentError,
     NotFoundError,
     OutOfSpaceError,
     StaleLocationError,
+    UnavailableError,
 )
 
 from . import extents, requests
@@ -40,6 +42,7 @@ MEMORY_BYTES_MAX = 256 << 10  # a value up to this is written by one put
 COPY_BYTES = 4 << 20
 ZEROS = bytes(MEMORY_BYTES_MAX)
 GIVE_BACK_S = 1.0
+ELSEWHERE_TRIES = 8  # extents that may lie at a server that is away, before it is waited for
 
 # operation codes and flags (native/include/crail/wire.h)
 _COMMIT, _RELEASE, OPEN, APPEND, STREAM, FOLLOW = 17, 19, 48, 51, 53, 54
@@ -107,6 +110,7 @@ class File(io.RawIOBase):
         self._memory: bytes | bytearray | None = b""
         self._extents = b""
         self._room = 0  # bytes that fit into the extents
+        self._edge = 0  # of the room: behind it are extents that nothing was written to
         self._fixed = 0  # bytes from the start that may not be written: they are committed
         self._granted = 0  # the last so many extents are grants of ours
         self._tail_closed = False
@@ -121,14 +125,21 @@ class File(io.RawIOBase):
         self._is_broken = False
         self._made = 0  # version of the empty value that an append began with; 0: there was one
         if mode.creates:
-            if mode.exclusive and store.exists(path, timeout=timeout):
-                raise ExistsError(path=path)
+            if mode.exclusive:
+                self._check_absent()
             self._memory = bytearray()
         else:
             self._open_version()
         self._done = False
 
     # -- opening -----------------------------------------------------------------
+
+    def _check_absent(self) -> None:
+        try:
+            self._call(requests.STAT)
+        except NotFoundError:
+            return
+        raise ExistsError(path=self.name)
 
     def _call(self, code: int, flags: int = 0, **more: Any) -> tuple[Any, ...]:
         more.setdefault("timeout", self._timeout())
@@ -180,7 +191,7 @@ class File(io.RawIOBase):
         else:
             self._memory = None
             self._extents = data
-            self._room = extents.capacity(data)
+            self._room = self._edge = extents.capacity(data)
             if self._mode.writes:
                 self._lies_on(extents.servers(data))
             self._fixed = self._size if self._mode.appends else sys.maxsize
@@ -377,13 +388,69 @@ class File(io.RawIOBase):
         self._size = max(self._size, end)
 
     def _put_bytes(self, data: Any, at: int) -> None:
+        """Writes to the extents, which reach that far."""
         self._check_whole()
         self._is_broken = True  # a failure may be about what was written before
         try:
-            self._moves().write(self._extents, at, data, self._timeout())
+            with memoryview(data) as flat:
+                old = min(max(self._edge - at, 0), flat.nbytes)
+                if old:
+                    with flat[:old] as part:
+                        self._moves().write(self._extents, at, part, self._timeout(), False)
+                if old < flat.nbytes:
+                    with flat[old:] as part:
+                        self._put_into_fresh(part, at + old)
         except StaleLocationError as error:
             raise self._lost() from error
         self._is_broken = False
+
+    def _put_into_fresh(self, data: memoryview, at: int) -> None:
+        """Writes to extents that nothing was written to before. Where their server is away, others
+        take their place; where there are none, it is waited for."""
+        deadline = time.monotonic() + self._limit()
+        early = True
+        # Of what may be on its way still, a failure must not be taken for one of these.
+        others = not at or self._moves().arrived(at, self._timeout()) >= at
+        behind = set() if others else set(extents.servers(self._extents[: self._edge_at()]))
+        for tries in range(ELSEWHERE_TRIES + 1):
+            early = early and tries < ELSEWHERE_TRIES
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                self._moves().write(self._extents, at, data, left, early)
+                break
+            except (UnavailableError, DeadlineError) as error:
+                if not early or error.server is None or int(error.server) in behind:
+                    raise
+                early = self._go_elsewhere()
+        while self._edge < at + data.nbytes:
+            self._edge += extents.capacity(self._extents[self._edge_at() :][: extents.EXTENT_BYTES])
+
+    def _edge_at(self) -> int:
+        """Where in the extents those begin that nothing was written to."""
+        at = room = 0
+        while room < self._edge:
+            room += extents.capacity(self._extents[at : at + extents.EXTENT_BYTES])
+            at += extents.EXTENT_BYTES
+        return at
+
+    def _go_elsewhere(self) -> bool:
+        """Other extents in the place of those that nothing was written to; False: there are none.
+        The old ones go only then, so that they are not granted again."""
+        at = self._edge_at()
+        kept, fresh = self._extents[:at], self._extents[at:]
+        n = len(fresh) // extents.EXTENT_BYTES
+        flags, stripe = (_ONE_EXTENT, 1) if n == 1 else (0, self._stripe)
+        try:
+            new = self._alloc([extents.capacity(fresh)], flags, 0.0, stripe, None)
+        except OutOfSpaceError:
+            return False
+        if len(kept) + len(new) > extents.EXTENTS_MAX * extents.EXTENT_BYTES:
+            self._give_back(new, len(new) // extents.EXTENT_BYTES)
+            return False
+        self._give_back(fresh, n)
+        self._extents, self._granted = kept, self._granted - n
+        self._extend(new)
+        return True
 
     def _fill(self, until: int) -> None:
         """Zeros from the end on."""
@@ -404,23 +471,24 @@ class File(io.RawIOBase):
         """Copies the first `size` bytes to where we may write: into memory if they are few and no
         more than that is wanted, else into new extents with room for `room` bytes."""
         self._settle()
-        old, granted, source = self._extents, self._granted, self._moves()
+        old, granted, source, edge = self._extents, self._granted, self._moves(), self._edge
         memory = bytearray(size) if max(size, room) <= MEMORY_BYTES_MAX else None
         if memory is not None:
             self._read_into(memory, 0)
-            self._extents, self._granted = b"", 0
+            self._extents, self._granted, self._edge = b"", 0, 0
         else:
             new = self._allot(max(size, room), 0, 0)
             if new is None:
                 raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
-            self._pipe, self._extents = None, new
+            self._pipe, self._extents, self._edge = None, new, 0
             self._granted = len(new) // extents.EXTENT_BYTES
             try:
                 self._move(source, old, 0, size, 0)
             except BaseException:
                 self._close_pipe()
-                self._give_back(new, self._granted)
+                self._give_back(self._extents, self._granted)
                 self._pipe, self._extents, self._granted = source, old, granted
+                self._edge = edge
                 self._is_broken = False  # all is as it was
                 raise
             source.close()
@@ -474,7 +542,7 @@ class File(io.RawIOBase):
         except BaseException:
             self._close_pipe()
             self._give_back(self._extents, self._granted)
-            self._extents, self._granted, self._room = b"", 0, 0
+            self._extents, self._granted, self._room, self._edge = b"", 0, 0, 0
             self._memory = memory
             self._is_broken = False
             raise
@@ -562,12 +630,14 @@ class File(io.RawIOBase):
             return
         source = self._door.pipe(self.name)
         whole, self._extents = self._extents, kept
+        self._edge = start
         self._extend(new)
         try:
             self._move(source, tail, 0, self._fixed - start, start)
         except BaseException:
             self._give_back(self._extents, self._granted)
             self._extents, self._granted, self._room = whole, 0, extents.capacity(whole)
+            self._edge = self._room
             self._is_broken = False
             raise
         finally:
@@ -584,8 +654,9 @@ class File(io.RawIOBase):
             self._leave_memory(self._size)
         self._settle()
         self._stream_token = self._stream_token or self._store._token()
+        shown = self._extents[: self._edge_at()]
         self._call(
-            STREAM, data=self._extents, count=len(self._extents) // extents.EXTENT_BYTES,
+            STREAM, data=shown, count=len(shown) // extents.EXTENT_BYTES,
             arg0=self._stream_token, arg1=self._size,
         )  # fmt: skip
         self._announced = self._size
@@ -604,7 +675,7 @@ class File(io.RawIOBase):
         if until <= self._announced:
             return None
         self._stream_token = self._stream_token or self._store._token()
-        return self._extents, self._stream_token, until
+        return self._extents[: self._edge_at()], self._stream_token, until
 
     def truncate(self, size: int | None = None) -> int:
         self._check_may(self._mode.writes, "writable")
@@ -673,6 +744,9 @@ class File(io.RawIOBase):
             )[0]  # fmt: skip
         except StaleLocationError as error:
             raise self._lost() from error
+        except NotFoundError as error:
+            requests.explain_absence(error, self._parents, self._options)
+            raise
         self._granted = 0
         self._stream_token = 0  # it ended with the commit
         if self._fixed:
@@ -888,6 +962,7 @@ def open_file(
 ) -> AnyFile:
     """What `Store.open` does."""
     taken = Mode(mode, path)
+    placement = dict(place.at_home(store._homes, path, placement))
     if not taken.text and (encoding, errors, newline) != (None, None, None):
         raise InvalidArgumentError("encoding, errors and newline are for text modes", path=path)
     if taken.text and buffering == 0:

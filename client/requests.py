@@ -12,9 +12,13 @@ from operator import index
 from struct import Struct
 
 from crailpy.errors import (
+    CrailError,
     DeadlineError,
+    ExistsError,
     InvalidArgumentError,
     InvalidPathError,
+    NotContainerError,
+    NotEmptyError,
     NotFoundError,
     QuotaExceededError,
 )
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
-    from crailpy.errors import CrailError
     from crailpy.model import Event, NodeInfo
 
     from .listing import TierOf
@@ -68,14 +71,14 @@ _EVENT = Struct("<QHHI")  # version, kind, path_len, -
 _QUOTA = Struct("<QQ")
 _I64 = Struct("<q")
 
-NO_COUNTER: Reasons = {
+NO_COUNTER: dict[type[CrailError], str] = {
     InvalidArgumentError: "the value is no counter, or the sum does not fit 64 bits"
 }
 TOO_MANY_ATTRIBUTES: Reasons = {
     InvalidArgumentError: f"the attributes of a node have at most {ATTRIBUTES_MAX} bytes together,"
     " and the root, the items of a queue and the directories of jobs have no ttl of their own"
 }
-NOT_IN_HERE: Reasons = {
+NOT_IN_HERE: dict[type[CrailError], str] = {
     InvalidArgumentError: "tables, multifiles and queues hold no containers, and a job's directory"
     " has no other life"
 }
@@ -97,8 +100,14 @@ NO_WATCH: Reasons = {
 }
 NO_ITEM: Reasons = {NotFoundError: "the queue is empty, or there is none"}
 
+#: What says that there is no job any more where it was.
+JOB_ENDED = (NotFoundError, NotContainerError, ExistsError, NotEmptyError)
+
 #: The value of `absent` (and of `default` in `get`) that means: raise NotFoundError.
 RAISE: Any = object()
+#: Nothing is there. Below a value nothing can be: who asks whether there is something hears no.
+ABSENT_ERRORS = (NotFoundError, NotContainerError)
+ABSENT_STATUSES = (NotFoundError.status, NotContainerError.status)
 
 
 def _nothing(result: Result) -> None:
@@ -112,7 +121,7 @@ def _version(result: Result) -> int:
 class Request:
     """One operation. `data` may be any buffer; `options` is a struct crail_options or nothing.
     With `wait`, in seconds, the namenode sets it aside until there is an answer: `wait_pieces`
-    says how long at once. `absent` is the value instead of NotFoundError. `reasons`: what a status
+    says how long at once. `absent` is the value instead of ABSENT_ERRORS. `reasons`: what a status
     means of this operation, where its own words say little."""
 
     __slots__ = (
@@ -241,12 +250,30 @@ def rmtree(path: str) -> Request:
     return Request(RMTREE, path, reasons=NO_REMOVAL)
 
 
-def explain_put(error: NotFoundError, parents: bool, placement: Mapping[str, Any]) -> None:
-    """Gives what a put was answered its reason: what it makes can be absent only through these."""
-    if placement.get("job") is not None:
-        error.retell("the job is over" if parents else "the job is over, or there is no parent")
-    elif not parents:
-        error.retell("there is no parent")
+#: By whether a job was named, and whether parents are made: what can be absent then.
+_ABSENCE = {
+    (True, True): "the job is over",
+    (True, False): "the job is over, or there is no parent",
+    (False, False): "there is no parent",
+}
+
+
+def explain_absence(error: Any, parents: bool, options: bytes) -> None:
+    """Gives what a request that makes a node was answered its reason, if it is a NotFoundError:
+    what is made can be absent only through its parent and its job."""
+    if isinstance(error, NotFoundError):
+        for words in _absence(parents, options).values():
+            error.retell(words)
+
+
+def explain_queue(error: NotFoundError, options: bytes) -> None:
+    """The same of what is put into a queue."""
+    error.retell("the job is over, or there is no queue" if any(options[8:16]) else "no such queue")
+
+
+def _absence(parents: bool, options: bytes) -> dict[type[CrailError], str]:
+    words = _ABSENCE.get((any(options[8:16]), parents))
+    return {NotFoundError: words} if words else {}
 
 
 def conditions(flags: int, if_absent: bool, if_version: int | None) -> tuple[int, int]:
@@ -274,7 +301,7 @@ def incr(path: str, by: int, parents: bool, options: bytes) -> Request:
         arg0=by % (1 << 64),
         options=options,
         decode=lambda r: _I64.unpack(r[5])[0],
-        reasons=NO_COUNTER,
+        reasons=NO_COUNTER | _absence(parents, options),
     )
 
 
@@ -327,7 +354,8 @@ def mkdir(
 ) -> Request:
     """`kind`: of the container, 0 for a directory."""
     flags = (PARENTS if parents else 0) | (EXIST_OK if exist_ok else 0)
-    return Request(MKDIR, path, flags=flags, arg0=kind, options=options, reasons=NOT_IN_HERE)
+    reasons = NOT_IN_HERE | _absence(parents, options)
+    return Request(MKDIR, path, flags=flags, arg0=kind, options=options, reasons=reasons)
 
 
 def rename(prefix: str, src: str, dst: str, overwrite: bool) -> Request:
@@ -451,6 +479,11 @@ def job(
     )
 
 
+def job_again(path: str, token: int) -> Request:
+    """The same share in another session, if there is a job still: its number."""
+    return Request(JOB, path, arg0=token, decode=_version)
+
+
 def whole(value: Any, what: str) -> int:
     """Whatever is a whole number, NumPy's too. Raises InvalidArgumentError."""
     try:
@@ -470,6 +503,16 @@ def unsigned(value: Any, what: str) -> int:
 
 # ---- many nodes at once -------------------------------------------------------------------------
 
+#: What one item of many may raise, and the others need not know.
+FAULTS_OF_ITEM = (CrailError, TypeError, ValueError, BufferError)
+
+
+def pair(item: Any) -> tuple[Any, Any]:
+    """An item of put_many: key and data."""
+    if not isinstance(item, tuple) or len(item) != 2:
+        raise TypeError("put_many takes pairs of key and data")
+    return item
+
 
 def node_infos(
     paths: list[str],
@@ -479,12 +522,11 @@ def node_infos(
 ) -> list[NodeInfo | CrailError | None]:
     """What a vector of STATs answered (status before the rest of each result); None for what is
     absent, `error` makes the others."""
-    absent = NotFoundError.status
     return [
         listing.node_info(path, r[6], tier_of)
         if not r[0]
         else None
-        if -r[0] == absent
+        if -r[0] in ABSENT_STATUSES
         else error(-r[0], path, 0)
         for path, r in zip(paths, results, strict=True)
     ]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from crailpy.errors import OutOfSpaceError
+
     Describe = Callable[[int, float], bytes]  # (server, timeout in seconds)
 
 RETRY_FIRST = 0.01  # seconds until the next attempt to reach somebody who is not there; doubles
@@ -312,11 +314,7 @@ class Session:
             except _ABSENT as error:
                 self._described.pop(server, None)  # it may be back elsewhere
                 if deadline - time.monotonic() <= pause:
-                    raise UnavailableError(
-                        f"cannot reach storage server {server}: {error}",
-                        server=str(server),
-                        hint="`crailpy status` lists the servers and whether they are up",
-                    ) from error
+                    raise server_away(server, error) from error
             time.sleep(pause)
             pause = min(pause * 2, RETRY_MAX)
 
@@ -420,6 +418,24 @@ def no_shared_memory(server: int, unix: str | None) -> UnavailableError:
         server=str(server),
         hint="transport='shm' was asked for; leave it out to use a connection",
     )
+
+
+def server_away(server: int, why: BaseException) -> CrailError:
+    """A storage server is not there, or it does not answer in time."""
+    hint = "`crailpy status` lists the servers and whether they are up"
+    if isinstance(why, TimeoutError):
+        return DeadlineError("no answer in time", server=str(server), hint=hint)
+    return UnavailableError(
+        f"cannot reach storage server {server}: {why}", server=str(server), hint=hint
+    )
+
+
+def explain_space(error: OutOfSpaceError, facts: dict[str, Any]) -> None:
+    """There may be another reason than full servers: none, as just after a namenode's start.
+    `facts`: the namenode's `status`."""
+    if not any(server["state"] == "up" for server in facts["servers"]):
+        error.retell("no storage server is there (yet)")
+        error.hint = "crailpy status shows them, crailpy storage starts one"
 
 
 def outcome_unknown(where: str) -> UnavailableError:

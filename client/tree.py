@@ -27,7 +27,7 @@ class Tree(Connection):
     """The part of a `Store` that shapes the tree and lists it."""
 
     def exists(self, key: str, *, timeout: float | None = None) -> bool:
-        """Whether there is anything at `key`."""
+        """Whether there is anything at `key`; below a value, there is not."""
         found: bool = self._run(requests.exists(key), timeout)
         return found
 

@@ -36,7 +36,15 @@ class Pipe:
     def read_bytes(
         self, extents: bytes, size: int, offset: int, length: int, timeout: float | None, /
     ) -> bytes: ...
-    def write(self, extents: bytes, offset: int, data: Any, timeout: float | None, /) -> None: ...
+    def write(
+        self,
+        extents: bytes,
+        offset: int,
+        data: Any,
+        timeout: float | None,
+        gives_up_early: bool,
+        /,
+    ) -> None: ...
     def ask(
         self, extents: bytes, size: int, offset: int, length: int, timeout: float | None, /
     ) -> None: ...

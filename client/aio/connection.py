@@ -16,7 +16,6 @@ from crailpy.errors import (
     CrailError,
     DeadlineError,
     InvalidArgumentError,
-    NotFoundError,
     UnavailableError,
 )
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Self, TypeVar
 
     from ..requests import Request, Result
+    from .lifetimes import AsyncJob
 
     T = TypeVar("T")
     Ask = Callable[[int, float | None], Awaitable[Result]]
@@ -92,6 +92,9 @@ class AsyncConnection:
         self._certain: native.AsyncLane = cast("Any", NOT_CONNECTED)
         self._transfers: Transfers = cast("Any", NOT_CONNECTED)
         self._tokens = count(1)
+        self._homes: dict[str, dict[str, Any]] = {}  # default placement below these paths
+        self._jobs: list[AsyncJob] = []  # shares that are held
+        self._tiers: dict[int, str] = {}  # of storage servers, by their numbers
 
     # -- life ----------------------------------------------------------------------
 
@@ -115,6 +118,7 @@ class AsyncConnection:
             self._reads = cast("Any", LaneBreaker(self._reads, self._circuit))
             self._changes = cast("Any", LaneBreaker(self._changes, self._circuit))
         self._transfers = Transfers(self._opened)
+        self._opened.on_new_session.append(self._hold_jobs_again)
         try:
             await self._run(requests.ping())
         except (UnavailableError, DeadlineError):
@@ -190,7 +194,7 @@ class AsyncConnection:
                 result = await ask(0, timeout)
             else:
                 result = await self._wait(ask, request.wait, timeout)
-        except NotFoundError as error:
+        except requests.ABSENT_ERRORS as error:
             if request.absent is requests.RAISE:
                 request.explain(error)
                 raise
@@ -238,6 +242,13 @@ class AsyncConnection:
             except DeadlineError as error:
                 pieces.over(error)
 
+    def _hold_jobs_again(self) -> None:
+        for job in self._jobs:
+            try:
+                job._hold_again()
+            except (CrailError, RuntimeError):
+                return  # closed, it or its loop
+
     def _post(self, request: Request) -> None:
         """Sends a change whose answer nobody waits for."""
         post(self._session.changes.native, request)
@@ -279,16 +290,20 @@ def post(lane: native.AsyncLane, r: Request) -> None:
 
 
 class Limit:
-    """`async with Limit(deadline, key)`: ends what takes longer, with DeadlineError."""
+    """`async with Limit(deadline, key)`: ends what takes longer, with DeadlineError, or with the
+    `reason` that somebody inside has given."""
 
-    __slots__ = ("_key", "_timeout")
+    __slots__ = ("_key", "_timeout", "deadline", "reason")
 
     def __init__(self, deadline: float, key: str) -> None:
         self._timeout = asyncio.timeout_at(deadline if deadline < math.inf else None)
         self._key = key
+        self.deadline = deadline
+        self.reason: CrailError | None = None
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Limit:
         await self._timeout.__aenter__()
+        return self
 
     async def __aexit__(
         self,
@@ -299,4 +314,4 @@ class Limit:
         try:
             await self._timeout.__aexit__(kind, value, trace)
         except TimeoutError:
-            raise DeadlineError(path=self._key) from value
+            raise self.reason or DeadlineError(path=self._key) from value

@@ -30,6 +30,7 @@ from ..session import (
     RETRY_FIRST,
     RETRY_MAX,
     no_shared_memory,
+    server_away,
     unix_of,
 )
 from .lane import Lane
@@ -46,6 +47,20 @@ _SERVER, _BYE = 5, 24
 
 #: A peer that is not there at the moment.
 ABSENT = (ConnectionError, FileNotFoundError, TimeoutError, BlockingIOError)
+
+
+class OutOfDate(Exception):
+    """A location no longer holds what it did, or its server cannot be reached: ask the namenode
+    again."""
+
+
+class Away(OutOfDate):
+    """A storage server cannot be reached, or the connection to it broke: `error` says so to who
+    cannot do without it."""
+
+    def __init__(self, error: CrailError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class AsyncSession:
@@ -218,27 +233,21 @@ class AsyncSession:
         """Brings a storage server within reach. True: through shared memory, for what is needed
         (NEED_SERVER, NEED_WRITABLE); False: over TCP.
 
-        Raises UnavailableError, and what the server answers with."""
+        Raises Away when it does not come until the deadline, UnavailableError for one that cannot
+        be reached as was asked for, and what the server answers with."""
         pause = RETRY_FIRST
         while True:
             try:
-                async with self._reaching:
+                async with asyncio.timeout_at(deadline), self._reaching:
                     return await self._reach_once(server, need)
             except CrailError:
                 raise
             except ABSENT as error:
                 self._described.pop(server, None)  # it may be back elsewhere
                 if deadline - self.loop.time() <= pause:
-                    raise self._absent(server, error) from error
+                    raise Away(server_away(server, error)) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_MAX)
-
-    def _absent(self, server: int, error: BaseException) -> UnavailableError:
-        return UnavailableError(
-            f"cannot reach storage server {server}: {error}",
-            server=str(server),
-            hint="`crailpy status` lists the servers and whether they are up",
-        )
 
     async def describe(self, server: int) -> dict[str, Any]:
         """What its registration left."""
@@ -379,8 +388,9 @@ class DataConnections:
         self._room = asyncio.Semaphore(DATA_CONNECTIONS_MAX)
         self._closed = False
 
-    async def take(self) -> socket.socket:
-        """A connection of our own, to be handed to keep() or end(). Raises OSError."""
+    async def take(self, deadline: float) -> socket.socket:
+        """A connection of our own, to be handed to keep() or end(). Raises OSError, also when the
+        server does not answer until the deadline."""
         await self._room.acquire()
         try:
             while self._free:
@@ -388,8 +398,9 @@ class DataConnections:
                 if sock.fileno() >= 0:
                     return sock
             sock, _ = await channel.connect(
-                self._where, self._fields, token=self._session.token, timeout=HELLO_TIMEOUT
-            )
+                self._where, self._fields, token=self._session.token,
+                timeout=min(HELLO_TIMEOUT, deadline - self._session.loop.time()),
+            )  # fmt: skip
         except BaseException:
             self._room.release()
             raise

@@ -19,8 +19,10 @@ from crailpy.errors import (
 from .. import requests
 from ..connection import all_or_batch_error
 from ..requests import RAISE
+from ..session import RETRY_FIRST, RETRY_MAX
 from .connection import AsyncConnection, Limit, post
-from .transfer import OutOfDate, extents_of
+from .session import Away, OutOfDate
+from .transfer import Making, extents_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -68,49 +70,58 @@ class AsyncValues(AsyncConnection):
         timeout: float | None,
         placement: Mapping[str, Any],
     ) -> int:
-        options, wait = self._placed(placement) if placement else (b"", 0.0)
+        how = self._making(key, flags, if_version, placement)
         try:
-            version = lane.put(key, data, flags, options, if_version, timeout)
-            if version is not None:
-                return await version
-            return await self._put_large(
-                lane, key, [data], flags, options, if_version, wait, timeout
-            )
+            return await self._put_as(lane, key, data, how, timeout)
         except NotFoundError as error:
-            requests.explain_put(error, bool(flags & requests.PARENTS), placement)
+            requests.explain_absence(error, bool(flags & requests.PARENTS), how.options)
             raise
 
-    async def _put_large(self, lane: native.AsyncLane, *args: Any) -> int:
+    def _making(
+        self, path: Any, flags: int, if_version: int, placement: Mapping[str, Any]
+    ) -> Making:
+        if not placement and not self._homes:
+            return Making(flags, b"", if_version)
+        options, wait = self._placed(path, placement)
+        return Making(flags, options, if_version, wait)
+
+    async def _put_as(
+        self, lane: native.AsyncLane, key: str, data: Buffer, how: Making, timeout: float | None
+    ) -> int:
+        version = lane.put(key, data, how.flags, how.options, how.if_version, timeout)
+        if version is not None:
+            return await version
+        return await self._put_large(lane, key, [data], how, timeout)
+
+    async def _put_large(
+        self,
+        lane: native.AsyncLane,
+        key: str,
+        parts: Sequence[Buffer],
+        how: Making,
+        timeout: float | None,
+    ) -> int:
         """As `_move_large`, unless the lane drops it."""
         if lane is self._certain:
-            return await self._move_large(*args)
+            return await self._move_large(key, parts, how, timeout)
         breaker: Any = lane
-        version: int = await breaker.write(0, 1, self._move_large, *args)
+        version: int = await breaker.write(0, 1, self._move_large, key, parts, how, timeout)
         return version
 
     async def _move_large(
-        self,
-        key: str,
-        parts: Sequence[Buffer],
-        flags: int,
-        options: bytes,
-        if_version: int,
-        wait_space: float,
-        timeout: float | None,
+        self, key: str, parts: Sequence[Buffer], how: Making, timeout: float | None
     ) -> int:
         """The parts are the value, in order."""
-        deadline = self._deadline(timeout) + wait_space
+        deadline = self._deadline(timeout) + how.wait_space
         flat = [native.Flat(part, False) for part in parts]
-        async with Limit(deadline, key):
-            return await self._transfers.put(
-                key, flat, flags, options, if_version, wait_space, deadline
-            )
+        async with Limit(deadline, key) as limit:
+            return await self._transfers.put(key, flat, how, limit)
 
-    @staticmethod
-    def _placed(placement: Mapping[str, Any]) -> tuple[bytes, float]:
-        from ..placement import pack
+    def _placed(self, path: Any, placement: Mapping[str, Any]) -> tuple[bytes, float]:
+        """Options for the wire of what is made at `path`, seconds to wait for space."""
+        from ..placement import at_home, pack
 
-        return pack(**placement)
+        return pack(**at_home(self._homes, path, placement))
 
     async def put_many(
         self,
@@ -124,20 +135,34 @@ class AsyncValues(AsyncConnection):
         """Puts every (key, data) in order; see `Store.put_many`."""
         pairs = list(items.items() if hasattr(items, "items") else items)
         lane, flags, _ = self._conditions(if_absent, None, parents)
-        options, wait = self._placed(placement) if placement else (b"", 0.0)
+        if not placement and not self._homes:
+            return all_or_batch_error(await self._put_run(lane, pairs, Making(flags), timeout))
+        from ..placement import runs_at_home
+
+        results: list[Any] = []
+        for path, run in runs_at_home(self._homes, pairs):
+            how = self._making(path, flags, 0, placement)
+            results += await self._put_run(lane, run, how, timeout)
+        return all_or_batch_error(results)
+
+    async def _put_run(
+        self, lane: native.AsyncLane, pairs: list[Any], how: Making, timeout: float | None
+    ) -> list[Any]:
+        """A version or an error for each."""
         results: list[Any] = []
         while True:
-            future, _ = lane.put_many(pairs, len(results), flags, options, timeout)
+            future, _ = lane.put_many(pairs, len(results), how.flags, how.options, timeout)
             results += await future
             if len(results) == len(pairs):
-                return all_or_batch_error(results)
-            try:  # a value too large to travel in a vector
-                key, data = pairs[len(results)]
-                results.append(
-                    await self._put_large(lane, key, [data], flags, options, 0, wait, timeout)
-                )
-            except CrailError as error:
+                break
+            try:  # too large to travel in a vector, or nothing that can be put
+                key, data = requests.pair(pairs[len(results)])
+                results.append(await self._put_as(lane, key, data, how, timeout))
+            except requests.FAULTS_OF_ITEM as error:
                 results.append(error)
+        for result in results:
+            requests.explain_absence(result, bool(how.flags & requests.PARENTS), how.options)
+        return results
 
     async def incr(
         self,
@@ -149,7 +174,9 @@ class AsyncValues(AsyncConnection):
         **placement: Any,
     ) -> int:
         """Adds to the counter at `key`, exactly once, and returns the sum; see `Store.incr`."""
-        options, _ = self._placed(placement) if placement else (b"", 0.0)
+        options = b""
+        if placement or self._homes:
+            options, _ = self._placed(key, placement)
         total: int = await self._run(requests.incr(key, by, parents, options), timeout)
         return total
 
@@ -172,11 +199,11 @@ class AsyncValues(AsyncConnection):
         lane, flags, base = self._conditions(if_absent, if_version, parents)
         if sum(map(len, parts)) <= requests.INLINE_MAX:
             return await self._put(lane, key, b"".join(parts), flags, base, timeout, placement)
-        options, wait = self._placed(placement) if placement else (b"", 0.0)
+        how = self._making(key, flags, base, placement)
         try:
-            return await self._put_large(lane, key, parts, flags, options, base, wait, timeout)
+            return await self._put_large(lane, key, parts, how, timeout)
         except NotFoundError as error:
-            requests.explain_put(error, parents, placement)
+            requests.explain_absence(error, parents, how.options)
             raise
 
     async def get_object(
@@ -199,7 +226,7 @@ class AsyncValues(AsyncConnection):
         each, keys = requests.delete("", missing_ok=True), requests.several(keys)
         results = await self._changes.call_many(each.code, each.flags, keys, timeout)
         failed = [
-            r if isinstance(r, CrailError) and not isinstance(r, NotFoundError) else None
+            r if isinstance(r, CrailError) and not isinstance(r, requests.ABSENT_ERRORS) else None
             for r in results
         ]
         all_or_batch_error(failed)
@@ -224,7 +251,7 @@ class AsyncValues(AsyncConnection):
             if type(found) is bytes:
                 return found
             return await self._read(key, found, found[6], self._bytes)
-        except NotFoundError:
+        except requests.ABSENT_ERRORS:
             if default is RAISE:
                 raise
             return default
@@ -296,7 +323,7 @@ class AsyncValues(AsyncConnection):
                 continue
             try:
                 values[i] = await self._read(keys[i], found, found[6], self._bytes)
-            except NotFoundError as error:
+            except requests.ABSENT_ERRORS as error:
                 values[i] = None if missing == "none" else error
             except CrailError as error:
                 values[i] = error
@@ -327,22 +354,37 @@ class AsyncValues(AsyncConnection):
         *,
         is_whole: bool = True,
     ) -> Any:
-        async with Limit(deadline, key):
-            while True:
-                try:
-                    made = await make(result, deadline)
-                    break
-                except OutOfDate:
-                    await asyncio.sleep(0)
-                except UnavailableError as error:
-                    if self._circuit is None:
-                        raise
-                    self._circuit.reads_missed += 1
-                    raise NotFoundError("the store is away", path=key) from error
-                result = await self._call(requests.Request(requests.GET, key), 0, None)
+        try:
+            result, made = await self._made(key, result, deadline, make)
+        except (UnavailableError, DeadlineError) as error:
+            if self._circuit is None:
+                raise
+            self._circuit.reads_missed += 1
+            raise NotFoundError("the store is away", path=key) from error
         if is_whole and result[3] & requests.DELETE_AFTER_READ and type(made) is not native.View:
             await self._delivered(key, result[0])
         return made
+
+    async def _made(
+        self,
+        key: str,
+        result: Result,
+        deadline: float,
+        make: Callable[[Result, float], Awaitable[Any]],
+    ) -> tuple[Result, Any]:
+        """What was made of the value, and the answer that told where it lies."""
+        pause = RETRY_FIRST
+        async with Limit(deadline, key) as limit:
+            while True:
+                try:
+                    return result, await make(result, deadline)
+                except Away as away:  # perhaps it lies elsewhere by now
+                    limit.reason = away.error
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, RETRY_MAX)
+                except OutOfDate:
+                    await asyncio.sleep(0)
+                result = await self._call(requests.Request(requests.GET, key), 0, None)
 
     async def _bytes(self, result: Result, deadline: float) -> bytes:
         return await self._slice(result, 0, result[1], deadline)

@@ -94,6 +94,11 @@ int call_transfer_part(struct call *c, const struct crail_extent *extents, uint3
                        uint64_t offset, uint64_t length, void *buffer, bool is_write, uint64_t whole);
 /* Has the server attached, by asking the owner. */
 int call_attach(struct call *c, uint32_t server, int need);
+/* Is nothing there? Below a value nothing can be. */
+static inline bool call_is_absent(int status) {
+    return status == -CRAIL_E_NOT_FOUND || status == -CRAIL_E_NOT_CONTAINER;
+}
+
 /* Raises what the status means, with path and server. Returns -1. */
 int call_fail(struct call *c, int status, uint32_t server);
 PyObject *call_error(struct call *c, int status, uint32_t server);

@@ -282,14 +282,15 @@ static PyObject *pipe_read_bytes(PyObject *self, PyObject *const *args, Py_ssize
     return b;
 }
 
-/* write(extents, offset, data, timeout) -> None */
+/* write(extents, offset, data, timeout, gives_up_early) -> None */
 static PyObject *pipe_write(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
     struct crail_range v = {.extents = extents};
     Py_buffer b;
-    if (!call_arguments("write", n, 4) || call_parse_extents(args[0], extents, &v.count))
+    if (!call_arguments("write", n, 5) || call_parse_extents(args[0], extents, &v.count))
         return NULL;
+    c.gives_up_early = args[4] == Py_True;
     v.bytes = capacity(&v);
     uint64_t at = PyLong_AsUnsignedLongLong(args[1]);
     if (PyErr_Occurred() || PyObject_GetBuffer(args[2], &b, PyBUF_C_CONTIGUOUS))
@@ -413,7 +414,7 @@ static PyObject *pipe_close(PyObject *self, PyObject *unused) {
 static PyMethodDef pipe_methods[] = {
     FAST(read, "read(extents, size, offset, buffer, timeout) -> int"),
     FAST(read_bytes, "read_bytes(extents, size, offset, length, timeout) -> bytes"),
-    FAST(write, "write(extents, offset, data, timeout): may return while the bytes are on their way"),
+    FAST(write, "write(extents, offset, data, timeout, gives_up_early): may return while the bytes are on their way"),
     FAST(ask, "ask(extents, size, offset, length, timeout): for bytes that will be read, if they come over TCP"),
     FAST(arrived, "arrived(size, timeout) -> int: so many of the first `size` bytes are there by now"),
     {"settle", pipe_settle, METH_O, "settle(timeout): waits until everything written is there"},

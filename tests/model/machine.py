@@ -145,7 +145,6 @@ class Machine(RuleBasedStateMachine):
         self.handles = 0
         self.session_paths: dict[int, str] = {}  # by client
         self.items: dict[int, int] = {}  # of queues that were taken: by handle, by which client
-        self.were_cut: set[int] = set()  # of the asynchronous ones over TCP
         self.has_failed = False
         self.trace: list[str] = []  # what was done
 
@@ -257,9 +256,6 @@ class Machine(RuleBasedStateMachine):
 
     def can(self, number: int, call: Call) -> bool:
         """Is it clear what comes of this call, its paths absolute?"""
-        if number in self.were_cut and call.name in ("write_file", "edit_file", "truncate"):
-            # Known: an asynchronous file gives DataLostError when its data connection broke.
-            return False
         if operations.is_unclear(self.model, call):
             return False
         tells_late = number not in SYNC or call.name in ("get_object", "read_parts")
@@ -343,8 +339,6 @@ class Machine(RuleBasedStateMachine):
         for held in self.held.values():
             held.may_be_lost |= held.client == number and held.how == "reader"
         assert client.call("cut")[1] > 0
-        if number not in SYNC and CLIENTS[number].get("transport") == "tcp":
-            self.were_cut.add(number)
         late = late or number in self.session_paths or self.model.has_holds(number)
         for watch in self.model.watches.values():
             watch.may_resync |= watch.client == number
@@ -373,7 +367,6 @@ class Machine(RuleBasedStateMachine):
                 del self.model.watches[handle]
         end()
         self.until_gone(number)
-        self.were_cut.discard(number)
 
     # -- what is held over other calls --------------------------------------------------
 
@@ -383,14 +376,10 @@ class Machine(RuleBasedStateMachine):
         path = f"{CLIENTS[number].get('namespace', '')}/sessions/1"
         if observed[0] == "ok":
             path = path[:-1] + observed[1].rpartition("/")[2]
-        if number not in self.session_paths:
-            call = Call("session_directory", (path, number))
-            expected = self.outcome(self.model, call)
-            self.expect(observed, (expected[0], expected[1] or path), "session_path")
-            if expected[0] == "ok":
-                self.session_paths[number] = path
-        else:
-            self.expect(observed, ("ok", self.session_paths[number]), "session_path again")
+        expected = self.outcome(self.model, Call("session_directory", (path, number)))
+        self.expect(observed, (expected[0], expected[1] or path), "session_path")
+        if expected[0] == "ok":
+            assert self.session_paths.setdefault(number, path) == path
 
     @step(
         number=clients,

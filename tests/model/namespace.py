@@ -189,6 +189,10 @@ def is_int64(number: int) -> bool:
     return -(1 << 63) <= number < 1 << 63
 
 
+#: What says that nothing is there: below a value nothing can be.
+ABSENT = ("NotFoundError", "NotContainerError")
+
+
 def in_byte_order(names: Any) -> list[str]:
     return sorted(names, key=str.encode)
 
@@ -370,7 +374,7 @@ class Namespace:
             try:
                 outcomes.append(("ok", call(item)))
             except Refused as refused:
-                absent = none_if_absent and refused.error == "NotFoundError"
+                absent = none_if_absent and refused.error in ABSENT
                 outcomes.append(("ok", None) if absent else ("error", refused.error))
         return outcomes
 
@@ -378,7 +382,7 @@ class Namespace:
         try:
             node = self._existing(path)
         except Refused as refused:
-            if missing_ok and refused.error == "NotFoundError":
+            if missing_ok and refused.error in ABSENT:
                 return
             raise
         if node is not self.root and node.is_container:
@@ -389,7 +393,12 @@ class Namespace:
         return self._each(lambda path: self.delete(path, missing_ok=True), paths)
 
     def exists(self, path: str) -> bool:
-        return not self._walk(path)[1]
+        try:
+            return not self._walk(path)[1]
+        except Refused as refused:
+            if refused.error in ABSENT:
+                return False
+            raise
 
     def stat(self, path: str) -> tuple[Any, ...]:
         return self._existing(path).fact(path)
@@ -399,7 +408,7 @@ class Namespace:
 
     def write_file(self, path: str, mode: str, pieces: list[bytes], fate: str) -> Version | None:
         """open(path, mode), write each piece, and close, or leave by an exception."""
-        if mode == "xb" and self.exists(path):
+        if mode == "xb" and not self._walk(path)[1]:
             raise Refused("ExistsError")
         if fate != "close":
             return None
