@@ -9,6 +9,7 @@ import warnings
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
 
 from crailpy import native
 from crailpy.errors import (
@@ -118,7 +119,7 @@ class AsyncConnection:
             self._reads = cast("Any", LaneBreaker(self._reads, self._circuit))
             self._changes = cast("Any", LaneBreaker(self._changes, self._circuit))
         self._transfers = Transfers(self._opened)
-        self._opened.on_new_session.append(self._hold_jobs_again)
+        self._opened.on_new_session.append(partial(_hold_jobs_again, ref(self)))
         try:
             await self._run(requests.ping())
         except (UnavailableError, DeadlineError):
@@ -242,13 +243,6 @@ class AsyncConnection:
             except DeadlineError as error:
                 pieces.over(error)
 
-    def _hold_jobs_again(self) -> None:
-        for job in self._jobs:
-            try:
-                job._hold_again()
-            except (CrailError, RuntimeError):
-                return  # closed, it or its loop
-
     def _post(self, request: Request) -> None:
         """Sends a change whose answer nobody waits for."""
         post(self._session.changes.native, request)
@@ -275,6 +269,16 @@ class AsyncConnection:
             await self._run(requests.delivered(key, version), 1.0)
         except CrailError:
             pass
+
+
+def _hold_jobs_again(store: ref[AsyncConnection]) -> None:
+    """In a new session, which must not keep a store alive that nobody closes."""
+    held = store()
+    for job in held._jobs if held is not None else ():
+        try:
+            job._hold_again()
+        except (CrailError, RuntimeError):
+            return  # closed, it or its loop
 
 
 def _unpickled(cls: type[AsyncConnection], address: str, options: dict[str, Any]) -> Any:
