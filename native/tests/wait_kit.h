@@ -132,8 +132,10 @@ static inline int are_pending(crail_namenode *in, void *out) {
 /* Until rechecks and tries, which go in slices, are over. */
 static inline void until_told(void) {
     uint64_t from = crail_clock_ns();
-    for (bool pending = true; pending; CHECK(crail_clock_ns() - from < 10000000000u))
+    for (bool pending = true; pending;) {
         CHECK(crail_rpc_post(nn, are_pending, &pending) == 0);
+        CHECK(crail_clock_ns() - from < 10000000000u);
+    }
 }
 
 /* "/x/x..." of `names` names. Its length. */

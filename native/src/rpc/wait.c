@@ -381,6 +381,12 @@ static void line_serve(crail_namenode *nn, struct crail_rpc_line *line, struct s
     crail_rpc_spot_unref(nn, spot);
 }
 
+/* They go before those of the party that had no try since they were parked the last time, and came later. */
+static void unpark(crail_namenode *nn, struct crail_rpc_party *p) {
+    crail_list_splice(&p->parked, &nn->waits.retries);
+    crail_list_splice(&nn->waits.retries, &p->parked);
+}
+
 /* Sends some of what a connection has to take. False: there is no more, or it takes no more for now. */
 static bool party_flush(crail_namenode *nn, struct crail_rpc_party *p) {
     struct crail_rpc_conn *c = p->conn;
@@ -398,7 +404,7 @@ static bool party_flush(crail_namenode *nn, struct crail_rpc_party *p) {
     if (how == CRAIL_RPC_SENT_ALL && p->out.cap > CRAIL_RPC_LARGE_BYTES)
         crail_buf_free(&p->out);
     if (backlog(p) <= CRAIL_RPC_LATE_BYTES)
-        crail_list_splice(&nn->waits.retries, &p->parked);
+        unpark(nn, p);
     bool deaf = c->ring || !(c->end.armed & EPOLLIN); /* a bell that rang meanwhile was not heeded */
     if (how == CRAIL_RPC_SENT_ALL && c->lane->state == CRAIL_RPC_LANE_IDLE && deaf)
         crail_rpc_lane_move(nn, c->lane, CRAIL_RPC_LANE_READY); /* so that it listens again */
