@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 
 import numpy
@@ -66,7 +67,7 @@ def test_an_error_that_is_kept_does_not_keep_the_value() -> None:
     broken = bytearray(whole)
     broken[32:36] = b"\xff" * 4  # the pickle itself, behind the head and one buffer's place
     for value in (bytearray(b"X" * 100), bytearray(whole[:200]), broken):
-        with pytest.raises(Exception, match="") as kept:
+        with pytest.raises((ProtocolError, pickle.UnpicklingError)) as kept:
             objects.load(value)
         assert kept.value.__traceback__
         value.clear()  # a BufferError where something lies over it
