@@ -97,12 +97,14 @@ class Connection:
             int, LockType
         ] = {}  # by process: a child's is never held at its fork
         self._session = self._new_session()
-        self._hot: Any = native.Client(self._session.core.address, self, prefix.encode(), timeout)
+        #: The hot door; `_hot` may answer in its place while the store is away.
+        self._door = native.Client(self._session.core.address, self, prefix.encode(), timeout)
+        self._hot: Any = self._door
         self._breaker: Breaker | None = None
         if on_unavailable == "miss":
             from .breaker import Breaker
 
-            self._hot = self._breaker = Breaker(self._hot)
+            self._hot = self._breaker = Breaker(self._door)
         try:
             self._run(requests.ping())
         except (UnavailableError, DeadlineError):
@@ -190,7 +192,7 @@ class Connection:
                 return
             self._session.abandon()
             self._session = self._new_session()
-            self._hot.rebind(self._session.core.address)
+            self._door.rebind(self._session.core.address)
 
     # -- life -------------------------------------------------------------------
 
@@ -199,8 +201,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        hot = getattr(self, "_hot", None)
-        if hot is None:
+        if getattr(self, "_door", None) is None:
             return
         if self._session.number and self._session.core.is_of_this_process():
             try:
@@ -213,7 +214,7 @@ class Connection:
             self._disconnect()
 
     def _disconnect(self) -> None:
-        self._hot.rebind(0)
+        self._door.rebind(0)
         self._session.close()
 
     def __enter__(self) -> Self:

@@ -157,7 +157,7 @@ class Queue:
         options, wait_ms = b"", 0
         if self._placement:
             options, wait_ms, limit = self._store._placed(self._placement, limit)
-        version: int = self._store._hot.put(
+        version: int = self._store._door.put(
             self.path, data, requests.QUEUE, 0, options, wait_ms, limit
         )
         return version
@@ -188,7 +188,7 @@ class Queue:
         (number,) = ITEM_NUMBER.unpack_from(data)
         body = data[ITEM_NUMBER.size :]
         if not flags & requests.INLINE:
-            pipe = self._store._hot.pipe(self.path)
+            pipe = self._store._door.pipe(self.path)
             try:
                 body = pipe.read_bytes(body, size, 0, size, timeout)
             finally:

@@ -15,10 +15,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# ttl_ns, job, location, flags, storage_class, stripe, reserved (native/include/crail/wire.h)
+# ttl_ns, job, location, flags, storage_class, stripe; avoid and reserved (wire.h)
 _OPTIONS = Struct("<QQIHBBQ")
+_AVOID_AT = 24
 _SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
 _ANY = 255
+_STRIPE_AT = 23  # where in it the stripe is
 
 STRIPE_MAX = 64
 TTL_SECONDS_MAX = 86400.0 * 365 * 70
@@ -84,7 +86,28 @@ def pack(
     return (b"" if options == PLAIN else options), wait
 
 
+def avoiding(options: bytes, server: int) -> bytes:
+    """The same for an ALLOC that is to find other servers than this one."""
+    avoid = server.to_bytes(4, "little")
+    whole = options or PLAIN
+    return whole[:_AVOID_AT] + avoid + whole[_AVOID_AT + len(avoid) :]
+
+
 PLAIN = _OPTIONS.pack(0, 0, 0, 0, _ANY, 1, 0)
+
+
+def stripe_of(options: bytes) -> int:
+    """How many servers what pack() made asks for: at least 1."""
+    return max(1, options[_STRIPE_AT]) if options else 1
+
+
+def with_stripe(options: bytes, stripe: int) -> bytes:
+    """The same options for so many servers."""
+    if stripe_of(options) == stripe:
+        return options
+    changed = bytearray(options or PLAIN)
+    changed[_STRIPE_AT] = stripe
+    return bytes(changed)
 
 
 def ttl_only(ttl: float | None) -> bytes:

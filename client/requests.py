@@ -16,6 +16,7 @@ from crailpy.errors import (
     InvalidArgumentError,
     InvalidPathError,
     NotFoundError,
+    QuotaExceededError,
 )
 from crailpy.units import parse_size
 
@@ -23,7 +24,7 @@ from . import listing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from crailpy.errors import CrailError
@@ -44,13 +45,14 @@ INCR, SETATTR, ACK, END, TRUNCATE = 25, 26, 27, 28, 29
 TAKE, ENTER, WATCH, JOB = 49, 50, 52, 55
 # their flags
 IF_ABSENT, IF_VERSION, PARENTS, EXIST_OK, OVERWRITE, LEAF_ONLY = 1, 2, 4, 8, 16, 32
-WAIT, ABSENT, QUEUE = 1 << 8, 1 << 9, 1 << 10
+WAIT, ABSENT, QUEUE, EDIT = 1 << 8, 1 << 9, 1 << 10, 1 << 12
 # flags of results
 INLINE, MORE, DELETE_AFTER_READ = 1, 2, 8
 # kinds
 DIRECTORY, TABLE, MULTIFILE, QUEUE_KIND, BARRIER = 2, 3, 4, 5, 6
 
 SECONDS_MAX = 86400.0 * 365 * 100
+INLINE_MAX = 4096  # bytes of a value kept inside its node
 PAGE = 1024  # entries of one page of a listing
 PATH_MAX = 4096  # bytes
 ATTRIBUTES_MAX = 65536  # bytes of a node's user attributes, heads included
@@ -89,6 +91,10 @@ NO_BARRIER: Reasons = {
 }
 SHORT_BUFFER = "the buffer is shorter than the value from the offset on, or that is outside of it"
 NEGATIVE_RANGE = "a range has no negative offset or length"
+NO_WATCH: Reasons = {
+    QuotaExceededError: "this session has all the watches that it may have, or has left too many"
+    " of their events unread"
+}
 NO_ITEM: Reasons = {NotFoundError: "the queue is empty, or there is none"}
 
 #: The value of `absent` (and of `default` in `get`) that means: raise NotFoundError.
@@ -208,13 +214,22 @@ def exists(path: str) -> Request:
     return Request(STAT, path, decode=lambda r: True, absent=False)
 
 
+def several(paths: Iterable[str]) -> list[str]:
+    """The paths of a call as a list of our own, as the caller may change his meanwhile. One path
+    by itself is refused, or it would be one of each letter: InvalidArgumentError."""
+    if isinstance(paths, str | bytes):
+        raise InvalidArgumentError(f"{paths!r} is one path: several are wanted, as in a list")
+    return list(paths)
+
+
 def delete(key: str, missing_ok: bool) -> Request:
     absent = None if missing_ok else RAISE
     return Request(REMOVE, key, flags=LEAF_ONLY, absent=absent, reasons=NO_REMOVAL)
 
 
 def delivered(key: str, version: int) -> Request:
-    """All of a value that goes when it was read has been read."""
+    """Deletes a value that has served, if its version is still this one: all of one that goes when
+    it was read has been read, or what only held a place is needed no more."""
     return Request(REMOVE, key, flags=LEAF_ONLY | IF_VERSION, arg0=version, absent=None)
 
 
@@ -232,6 +247,15 @@ def explain_put(error: NotFoundError, parents: bool, placement: Mapping[str, Any
         error.retell("the job is over" if parents else "the job is over, or there is no parent")
     elif not parents:
         error.retell("there is no parent")
+
+
+def conditions(flags: int, if_absent: bool, if_version: int | None) -> tuple[int, int]:
+    """`flags` with what a put is conditional on, and the version for if_version."""
+    if if_absent:
+        flags |= IF_ABSENT
+    if if_version is None:
+        return flags, 0
+    return flags | IF_VERSION, unsigned(if_version, "if_version")
 
 
 def truncate(path: str, size: int) -> Request:
@@ -349,7 +373,7 @@ def wait(path: str, version: int | None, absent: bool, seconds: float) -> Reques
 
 
 def watch(prefix: str, token: int) -> Request:
-    return Request(WATCH, prefix, arg0=token)
+    return Request(WATCH, prefix, arg0=token, reasons=NO_WATCH)
 
 
 def next_events(namespace: str, token: int, last: int, seconds: float) -> Request:

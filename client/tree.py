@@ -41,7 +41,7 @@ class Tree(Connection):
     ) -> list[NodeInfo | None]:
         """Facts about each path, in order; None for absent ones. Raises BatchError for other
         failures, whose `.results` has a NodeInfo, None or an error for each path."""
-        paths = list(paths)
+        paths = requests.several(paths)
         each = requests.stat("")
         results = self._hot.call_many(each.code, each.flags, paths, timeout)
         found = requests.node_infos(paths, results, self._error, self._tier_of)

@@ -18,7 +18,7 @@ from .requests import RAISE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from .requests import Buffer
@@ -66,22 +66,33 @@ class Values(Connection):
         `parents` is false), OutOfSpaceError, QuotaExceededError.
         """
         flags = requests.PARENTS if parents else 0
-        if if_absent:
-            flags |= requests.IF_ABSENT
-        if if_version is not None:
-            flags |= requests.IF_VERSION
-            if_version = requests.unsigned(if_version, "if_version")
+        if if_absent or if_version is not None:
+            flags, base = requests.conditions(flags, if_absent, if_version)
+            return self._put(self._door.put, key, data, flags, base, timeout, placement)
+        if placement or not parents:
+            return self._put(self._hot.put, key, data, flags, 0, timeout, placement)
+        version: int = self._hot.put(key, data, flags, 0, b"", 0, timeout)
+        return version
+
+    def _put(
+        self,
+        put: Callable[..., int],
+        key: str,
+        data: Any,
+        flags: int,
+        if_version: int,
+        timeout: float | None,
+        placement: Mapping[str, Any],
+    ) -> int:
+        """One put, by `put` of a door or `put_parts` of the same."""
         options, wait_ms = b"", 0
         if placement:
             options, wait_ms, timeout = self._placed(placement, timeout)
         try:
-            version: int = self._hot.put(
-                key, data, flags, if_version or 0, options, wait_ms, timeout
-            )
+            return put(key, data, flags, if_version, options, wait_ms, timeout)
         except NotFoundError as error:
-            requests.explain_put(error, parents, placement)
+            requests.explain_put(error, bool(flags & requests.PARENTS), placement)
             raise
-        return version
 
     def get(
         self,
@@ -185,15 +196,10 @@ class Values(Connection):
         aligned beside the pickle. Returns the version. objects.py documents the format."""
         from .objects import dump
 
-        return self.put(
-            key,
-            b"".join(dump(obj)),
-            if_absent=if_absent,
-            if_version=if_version,
-            parents=parents,
-            timeout=timeout,
-            **placement,
-        )
+        parts = dump(obj)
+        flags, base = requests.conditions(requests.PARENTS if parents else 0, if_absent, if_version)
+        door = self._door if if_absent or if_version is not None else self._hot
+        return self._put(door.put_parts, key, parts, flags, base, timeout, placement)
 
     def get_object(
         self, key: str, *, wait: float | None = None, timeout: float | None = None
@@ -222,18 +228,19 @@ class Values(Connection):
         Raises BatchError, whose `.results` has a version or an error for each item."""
         pairs = list(items.items() if hasattr(items, "items") else items)
         flags = (requests.PARENTS if parents else 0) | (requests.IF_ABSENT if if_absent else 0)
+        door = self._door if if_absent else self._hot
         options, wait_ms = b"", 0
         if placement:
             options, wait_ms, timeout = self._placed(placement, timeout)
         results: list[Any] = []
         at = 0
         while True:
-            at = self._hot.put_many(pairs, at, results, flags, options, timeout)
+            at = door.put_many(pairs, at, results, flags, options, timeout)
             if at == len(pairs):
                 break
             try:  # a value too large to travel in a vector
                 key, data = pairs[at]
-                results.append(self._hot.put(key, data, flags, 0, options, wait_ms, timeout))
+                results.append(door.put(key, data, flags, 0, options, wait_ms, timeout))
             except CrailError as error:
                 results.append(error)
             at += 1
@@ -247,7 +254,7 @@ class Values(Connection):
         Raises BatchError, whose `.results` has a value or an error for each key."""
         if missing not in ("raise", "none"):
             raise InvalidArgumentError(f'missing={missing!r}: "raise" or "none"')
-        keys = list(keys)  # ours: the caller may change his own meanwhile
+        keys = requests.several(keys)
         values, again, delivered = self._hot.get_many(keys, missing == "none", timeout)
         for i in again:  # overwritten between the answer and the copy
             try:
@@ -266,7 +273,7 @@ class Values(Connection):
 
     def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
         """Deletes every key; absent ones are no error. Raises BatchError for other failures."""
-        keys = list(keys)
+        keys = requests.several(keys)
         absent = NotFoundError.status
         each = requests.delete("", missing_ok=True)
         failed = [

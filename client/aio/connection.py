@@ -88,6 +88,8 @@ class AsyncConnection:
         self._circuit = Circuit() if on_unavailable == "miss" else None
         self._reads: native.AsyncLane = cast("Any", NOT_CONNECTED)
         self._changes: native.AsyncLane = cast("Any", NOT_CONNECTED)
+        #: The lane of changes; `_changes` may answer in its place while the store is away.
+        self._certain: native.AsyncLane = cast("Any", NOT_CONNECTED)
         self._transfers: Transfers = cast("Any", NOT_CONNECTED)
         self._tokens = count(1)
 
@@ -108,7 +110,7 @@ class AsyncConnection:
         )
         # What every call uses; bound here, so that it costs one attribute.
         self._reads = self._opened.reads.native
-        self._changes = self._opened.changes.native
+        self._changes = self._certain = self._opened.changes.native
         if self._circuit is not None:
             self._reads = cast("Any", LaneBreaker(self._reads, self._circuit))
             self._changes = cast("Any", LaneBreaker(self._changes, self._circuit))

@@ -171,8 +171,9 @@ class AsyncQueue:
     async def put(self, data: Buffer, *, timeout: float | None = None) -> int:
         """Adds an item of any size behind the others; returns its version."""
         limit = self._timeout if timeout is None else timeout
-        options, wait = self._store._placed(self._placement) if self._placement else (b"", 0.0)
-        return await self._store._put(self.path, data, requests.QUEUE, options, 0, wait, limit)
+        return await self._store._put(
+            self._store._certain, self.path, data, requests.QUEUE, 0, limit, self._placement
+        )
 
     async def get(self, *, wait: float | None = None, timeout: float | None = None) -> AsyncItem:
         """Takes the oldest free item; see `Queue.get`."""

@@ -25,13 +25,10 @@ from crailpy.errors import (
     StaleLocationError,
 )
 
+from .. import extents, requests
 from .. import placement as place
-from .. import requests
 from ..files import (
     APPEND,
-    EXTENT_BYTES_MIN,
-    EXTENTS_MAX,
-    FLUSHED_EXTENT_BYTES_MIN,
     FOLLOW,
     GROW,
     MEMORY_BYTES_MAX,
@@ -78,6 +75,8 @@ class AsyncFile:
         self._parents = bool(placement.pop("parents", True))
         self._placement = placement
         self._options, self._wait_space = place.pack(**placement)
+        self._like = 0  # what is edited lies on this server, perhaps among others
+        self._stripe = place.stripe_of(self._options)
         self._mode = taken
         self._follow = follow
         self.name = path
@@ -88,7 +87,6 @@ class AsyncFile:
         self._size = 0
         self._token = 0  # of the hold that keeps what was opened; 0: none
         self._stream_token = 0  # of what is announced to those who follow; 0: nothing was
-        self._extent_min = EXTENT_BYTES_MIN
         self._announced = 0
         self._flags = 0  # of the result that opened it
         self._memory: bytes | bytearray | None = b""
@@ -99,6 +97,9 @@ class AsyncFile:
         self._dirty = taken.creates
         self._broken = False  # a write was cut short: what lies where is not known
         self._line = b""  # of what was read ahead for lines
+        self._made = 0  # version of the empty value that an append began with; 0: there was one
+        self._sequential = True  # everything up to _at was read in order
+        self._unread = 0  # bytes or characters that text over it has read ahead
 
     # -- opening -----------------------------------------------------------------
 
@@ -110,7 +111,11 @@ class AsyncFile:
         else:
             self._token = token = self._store._token()
             if self._mode.appends:
-                found = await self._ask_for_append(token)
+                try:
+                    found = await self._ask_for_append(token)
+                except BaseException:
+                    self._unmake()
+                    raise
             else:
                 found = await self._ask(FOLLOW if self._follow else OPEN, self._follow)
             self._opened(found)
@@ -136,7 +141,7 @@ class AsyncFile:
                 return await self._ask(APPEND, True)
             except NotFoundError:
                 try:
-                    await self._store.put(
+                    self._made = await self._store.put(
                         self.name,
                         b"",
                         if_absent=True,
@@ -146,6 +151,13 @@ class AsyncFile:
                     )
                 except ExistsError:
                     pass
+
+    def _unmake(self) -> None:
+        """Nothing was appended to the empty value made for it: it goes, unless another has made
+        something of it. Said before the append right ends, so that nobody appends meanwhile."""
+        made, self._made = self._made, 0
+        if made:
+            self._store._post(requests.delivered(self.name, made))
 
     def _opened(self, found: Result) -> None:
         """Takes over what OPEN, APPEND or FOLLOW found."""
@@ -157,6 +169,11 @@ class AsyncFile:
         self._extents = [data[i : i + 32] for i in range(0, len(data), 32)]
         self._room = sum(map(room_of, self._extents))
         self._fixed = self._size if self._mode.appends else sys.maxsize
+        if self._mode.writes:
+            servers = extents.servers(data)
+            self._like = servers[0]
+            if self._stripe == 1:  # what is said to the edit itself counts more
+                self._stripe = len(servers)
 
     # -- what it can do --------------------------------------------------------------
 
@@ -192,8 +209,10 @@ class AsyncFile:
         bases = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}
         if whence not in bases or bases[whence] + offset < 0:
             raise InvalidArgumentError(f"cannot seek to {offset} from {whence}", path=self.name)
-        self._at, self._line = bases[whence] + offset, b""
-        return self._at
+        at = bases[whence] + offset
+        self._sequential = self._sequential and at == self.tell()
+        self._at, self._line = at, b""
+        return at
 
     async def _within(self, work: Awaitable[None]) -> None:
         """Moves bytes within the deadline."""
@@ -261,8 +280,14 @@ class AsyncFile:
         """Up to `size` bytes, fewer only at the end; -1: all the rest."""
         self._check(self._mode.reads, "readable")
         await self.seek(self.tell())
+        wanted = sys.maxsize if size is None or size < 0 else size
+        data = await self._read(wanted)
+        if len(data) < wanted:
+            await self._delivered()
+        return data
+
+    async def _read(self, left: int) -> bytes:
         parts: list[bytes] = []
-        left = sys.maxsize if size is None or size < 0 else size
         while left:
             n = min(left, max(0, self._size - self._at))
             if n:
@@ -272,7 +297,6 @@ class AsyncFile:
                 self._at += n
                 left -= n
             elif not await self._has_more():
-                await self._delivered()
                 break
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -281,8 +305,9 @@ class AsyncFile:
         self._check(self._mode.reads, "readable")
         ahead, self._line = self._line, b""
         while (end := ahead.find(b"\n") + 1) == 0:
-            more = await self.read(LINE_BYTES)
+            more = await self._read(LINE_BYTES)
             if not more:
+                await self._delivered()
                 return ahead
             ahead += more
         self._line = ahead[end:]
@@ -293,8 +318,10 @@ class AsyncFile:
             yield line
 
     async def _delivered(self) -> None:
-        """It was read to its end: a value that goes when it was read goes now."""
-        if self._flags & requests.DELETE_AFTER_READ and not self._mode.writes:
+        """It was read to its end: a value that goes when it was read goes now, if that was in
+        order."""
+        goes = self._flags & requests.DELETE_AFTER_READ and not self._mode.writes
+        if goes and self._sequential and self._at == self._size:
             self._flags &= ~requests.DELETE_AFTER_READ
             assert self.version is not None
             await self._store._delivered(self.name, self.version)
@@ -392,13 +419,17 @@ class AsyncFile:
             self._room += sum(map(room_of, new))
 
     async def _allot(self, missing: int, room: int, count: int) -> list[bytes]:
-        """Extents for `missing` bytes more, beside `count` that have `room`: geometrically more, so
-        that EXTENTS_MAX are enough for any size."""
+        """Extents for `missing` bytes more, beside `count` that have `room`, and some ahead of
+        need."""
+        stripe = self._stripe if count + self._stripe <= extents.EXTENTS_SLOW else 1
+        sizes = extents.next_sizes(missing, room, count, room > 0 and self._granted > 0)
+        options = place.with_stripe(self._options, stripe)
         async with self._store._limit(self._deadline() + self._wait_space, self.name):
-            new = await self._transfers.allocate(
-                self.name, max(missing, room, self._extent_min), self._options, self._wait_space
-            )
-        if count + len(new) > EXTENTS_MAX:
+            new = await self._transfers.extend(
+                self.name, sizes if stripe == 1 else sizes[:1], missing, options,
+                self._wait_space, self._like,
+            )  # fmt: skip
+        if count + len(new) > extents.EXTENTS_MAX:
             self._give_back(new)
             raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
         return new
@@ -430,9 +461,7 @@ class AsyncFile:
         if not self._mode.creates or self._size <= self._announced:
             return
         if self._memory is not None:
-            self._extent_min = FLUSHED_EXTENT_BYTES_MIN
             await self._leave_memory(self._size)
-            self._extent_min = EXTENT_BYTES_MIN
         token = self._stream_token = self._stream_token or self._store._token()
         await self._store._hold(
             requests.Request(
@@ -447,27 +476,22 @@ class AsyncFile:
     # -- the end -----------------------------------------------------------------------
 
     async def _publish(self) -> None:
-        base = self.version if not self._mode.creates else None
+        arg0 = self.version or 0
+        flags = requests.PARENTS if self._parents else 0
+        if self._mode.exclusive:
+            flags |= requests.IF_ABSENT
+        elif not self._mode.creates:
+            flags |= requests.IF_VERSION | requests.EDIT
+        if self._memory is not None and self._like and self._size > requests.INLINE_MAX:
+            await self._leave_memory(self._size)  # to where the value lies that is edited
         if self._memory is not None or self._size == 0:
-            self.version = await self._store.put(
-                self.name,
-                self._memory if self._memory is not None and self._size else b"",
-                if_absent=self._mode.exclusive,
-                if_version=base,
-                parents=self._parents,
-                timeout=self._timeout,
-                **self._placement,
+            data = self._memory if self._memory is not None and self._size else b""
+            self.version = await self._store._put(
+                self._store._certain, self.name, data, flags, arg0, self._timeout, self._placement
             )
             return
-        parents = requests.PARENTS if self._parents else 0
         if self._fixed:  # appended behind what was committed
             flags, arg0 = GROW, self._token
-        elif self._mode.exclusive:
-            flags, arg0 = parents | requests.IF_ABSENT, 0
-        elif base is not None:
-            flags, arg0 = parents | requests.IF_VERSION, base
-        else:
-            flags, arg0 = parents, 0
         kept = self._extents[len(self._extents) - self._granted :]
         self._granted = 0  # the commit's, or it gives them back
         try:
@@ -489,23 +513,29 @@ class AsyncFile:
             return
         self._closed = True
         try:
+            is_at_its_end = self._at - len(self._line) == self._size > 0
+            if is_at_its_end and not self._unread and not self._flags & requests.MORE:
+                await self._delivered()  # its reader knew the size, and saw no empty read
             if self._dirty:
                 if self._broken:
                     raise DataLostError("a write to this file was cut short", path=self.name)
                 await self._publish()
+            self._made = 0
         finally:
             self._let_go()
 
     async def discard(self) -> None:
         """Closes without publishing anything."""
-        self._dirty = False
-        await self.close()
+        if not self._closed:
+            self._closed = True
+            self._let_go()
 
     def _let_go(self) -> None:
         granted, self._granted = self._granted, 0
         if self._stream_token:
             self._store._end(self._stream_token)
         self._give_back(self._extents[len(self._extents) - granted :])
+        self._unmake()
         if self._token:
             self._store._end(self._token)
         self._token = self._stream_token = 0

@@ -46,7 +46,9 @@ class AsyncMultiFile:
         store = self._store
         path = f"{self.path}/{TICKET}{store._session.number:x}-{store._token()}"
         # A writer that is killed just here leaves nothing behind.
-        version = await store.put(path, b"", parents=False, session=True, timeout=self._timeout)
+        version = await store.put(
+            path, b"", if_absent=True, parents=False, session=True, timeout=self._timeout
+        )
         await store._run(requests.delivered(path, version), self._timeout)
         return f"{version:020d}"
 

@@ -22,8 +22,16 @@ from crailpy.errors import (
     SessionLostError,
     UnavailableError,
 )
+from crailpy.model import MAPPED_TIERS
 
-from ..session import NEED_SERVER, NEED_WRITABLE, RETRY_FIRST, RETRY_MAX
+from ..session import (
+    NEED_SERVER,
+    NEED_WRITABLE,
+    RETRY_FIRST,
+    RETRY_MAX,
+    no_shared_memory,
+    unix_of,
+)
 from .lane import Lane
 
 if TYPE_CHECKING:
@@ -206,13 +214,6 @@ class AsyncSession:
 
     # -- storage servers ----------------------------------------------------------------
 
-    def _shares(self, about: dict[str, Any]) -> bool:
-        return bool(
-            about.get("unix")
-            and about.get("host_identity") == hello.host_identity()
-            and self.transport in (None, "shm")
-        )
-
     async def reach(self, server: int, need: int, deadline: float) -> bool:
         """Brings a storage server within reach. True: through shared memory, for what is needed
         (NEED_SERVER, NEED_WRITABLE); False: over TCP.
@@ -251,18 +252,15 @@ class AsyncSession:
 
     async def _reach_once(self, server: int, need: int) -> bool:
         about = await self.describe(server)
-        if not self._shares(about):
+        unix = unix_of(about)
+        if not unix or about["tier"] not in MAPPED_TIERS or self.transport not in (None, "shm"):
             if self.transport == "shm":
-                raise UnavailableError(
-                    f"storage server {server} is not on this host",
-                    server=str(server),
-                    hint="transport='shm' was asked for; leave it out to use TCP",
-                )
+                raise no_shared_memory(server, unix)
             return False
         if need == NEED_SERVER and not self.core.has_server(server):
-            await self._attach_shm(server, about["unix"])
+            await self._attach_shm(server, unix)
         elif need == NEED_WRITABLE and not self.core.is_writable(server):
-            await self._attach_writable(server, about["unix"])
+            await self._attach_writable(server, unix)
         return True
 
     def _credentials(self, role: str) -> dict[str, Any]:
@@ -294,14 +292,14 @@ class AsyncSession:
                 os.close(fd)
 
     async def data_connections(self, server: int) -> DataConnections:
-        """The data connections to a server over TCP."""
+        """The data connections to a server."""
         found = self._data.get(server)
         if found is None:
             about = await self.describe(server)
             fields = self._credentials("data") | {"number": server}
-            found = self._data.setdefault(
-                server, DataConnections(self, (about["host"], about["port"]), fields)
-            )
+            unix = unix_of(about) if self.transport is None else None
+            where = unix or (about["host"], about["port"])
+            found = self._data.setdefault(server, DataConnections(self, where, fields))
         return found
 
     def forget_server(self, server: int) -> None:
@@ -369,10 +367,10 @@ class AsyncSession:
 
 
 class DataConnections:
-    """Connections to one storage server over TCP, each used by one transfer at a time."""
+    """Connections to one storage server, each used by one transfer at a time."""
 
     def __init__(
-        self, session: AsyncSession, where: tuple[str, int], fields: dict[str, Any]
+        self, session: AsyncSession, where: tuple[str, int] | str, fields: dict[str, Any]
     ) -> None:
         self._session = session
         self._where = where

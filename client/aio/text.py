@@ -91,7 +91,9 @@ class AsyncText:
 
     async def _more(self, size: int = CHUNK_BYTES) -> bool:
         """Decodes so many bytes more; False: that was all."""
-        data = await self.buffer.read(size)
+        data = await self.buffer._read(size)
+        if not data:
+            await self.buffer._delivered()
         self._chars += self._decoder.decode(data, not data)
         return bool(data)
 
@@ -200,6 +202,7 @@ class AsyncText:
         except BaseException:
             await self.buffer.discard()
             raise
+        self.buffer._unread |= len(self._chars) + len(self._decoder.getstate()[0])
         await self.buffer.close()
 
     async def discard(self) -> None:

@@ -16,12 +16,14 @@ import asyncio
 import math
 import socket
 from errno import ENOBUFS
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from crailpy import native
 from crailpy.errors import (
     CrailError,
+    DataLostError,
     NoMemoryError,
     OutOfSpaceError,
     ProtocolError,
@@ -30,10 +32,12 @@ from crailpy.errors import (
     from_status,
 )
 
+from ..extents import EXTENTS_MAX, GRANULE
+from ..placement import avoiding
 from ..session import NEED_SERVER, NEED_WRITABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from .session import AsyncSession
 
@@ -45,17 +49,17 @@ REQUEST_BYTES = 16 << 20  # of one request over TCP
 GRANT_AHEAD_BYTES_MAX = 16 << 20  # larger values pay one more request instead of holding space
 GRANTS_MAX = 8  # held ahead
 GRANTS_BYTES_MAX = 32 << 20
-GRANULE = 4096
+ELSEWHERE_TRIES = 8  # so many servers may refuse a write
 
 _EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
 _DATA_REQUEST = Struct("<IHHQ32sQQ")  # magic, code, flags, id, extent, offset, length
 _DATA_REPLY = Struct("<IiQQQ")  # magic, status, id, length, -
 _DATA_MAGIC = 0x31445243
-_READ, _WRITE = 1, 2
+_READ, _WRITE, _FLUSH = 1, 2, 3
 _DONE, _AGAIN = 0, 3  # of Copy.step(), beside NEED_SERVER and NEED_WRITABLE
 _STALE = -StaleLocationError.status
 _COMMIT, _ALLOC, _RELEASE = 17, 18, 19
-_GRANT_AGAIN, _WAIT = 1 << 6, 1 << 8
+_GRANT_AGAIN, _WAIT, _IF_PLENTY = 1 << 6, 1 << 8, 1 << 13
 
 
 class OutOfDate(Exception):
@@ -164,14 +168,20 @@ class Transfers:
         return True
 
     async def _transmit(self, extent: bytes, within: int, part: memoryview, is_write: bool) -> None:
-        """One run over TCP."""
+        """One run over a data connection."""
+        exchange = self._send if is_write else self._receive
+        await self._converse(extent, lambda sock: exchange(sock, extent, within, part))
+
+    async def _converse(
+        self, extent: bytes, exchange: Callable[[socket.socket], Awaitable[int]]
+    ) -> None:
+        """Lets `exchange`, which gives a status, have a data connection to the extent's server."""
         server = _EXTENT.unpack(extent)[0]
         try:
             connections = await self._session.data_connections(server)
             sock = await connections.take()
             try:
-                exchange = self._send if is_write else self._receive
-                status = await exchange(sock, extent, within, part)
+                status = await exchange(sock)
             except BaseException:
                 connections.end(sock)
                 raise
@@ -240,6 +250,18 @@ class Transfers:
                 raise ConnectionResetError("the storage server closed the connection")
             at += n
 
+    async def flush(self, extents: list[bytes]) -> None:
+        """Makes what was written into the extents durable, where they lie on a disk: before a
+        commit that promises so. Raises OutOfDate, DataLostError, OutOfSpaceError."""
+        for extent in extents:
+            if not self._session.core.has_server(_EXTENT.unpack(extent)[0]):
+                await self._converse(extent, partial(self._send_flush, extent))
+
+    async def _send_flush(self, extent: bytes, sock: socket.socket) -> int:
+        head = _DATA_REQUEST.pack(_DATA_MAGIC, _FLUSH, 0, 0, extent, 0, 0)
+        await self._session.loop.sock_sendall(sock, head)
+        return await self._reply(sock, 0, 0)
+
     # -- views -------------------------------------------------------------------------
 
     async def pin(
@@ -264,22 +286,36 @@ class Transfers:
     async def put(
         self,
         key: str,
-        data: Any,
-        size: int,
+        parts: list[native.Flat],
         flags: int,
         options: bytes,
         if_version: int,
         wait_space: float,
         deadline: float,
     ) -> int:
-        """Space, bytes, commit: the new version. Raises as Store.put."""
+        """Space, bytes, commit: the new version. The value is the parts in order. Raises as
+        Store.put."""
+        sizes = [memoryview(part).nbytes for part in parts]
+        size = sum(sizes)
+        refusals = 0
+        extents = await self._grant(key, size, options, wait_space)
         while True:
-            extents = await self._grant(key, size, options, wait_space)
             try:
-                await self._move(extents, 0, data, size, True, deadline)
+                at = 0
+                for part, n in zip(parts, sizes, strict=True):
+                    await self._move(extents, at, part, n, True, deadline)
+                    at += n
             except OutOfDate:
                 self.release(extents)
                 await asyncio.sleep(0)
+                extents = await self._grant(key, size, options, wait_space)
+                continue
+            except (DataLostError, OutOfSpaceError) as error:
+                self.release(extents)
+                refusals += 1
+                if refusals > ELSEWHERE_TRIES:
+                    raise
+                extents = await self._grant_elsewhere(key, size, options, error)
                 continue
             except BaseException:
                 self._give_back(extents, at_rest=self._is_shared(extents))
@@ -289,6 +325,18 @@ class Transfers:
             except StaleLocationError:
                 self.release(extents)  # some of it may be ours still
                 await asyncio.sleep(0)
+                extents = await self._grant(key, size, options, wait_space)
+
+    async def _grant_elsewhere(
+        self, key: str, size: int, options: bytes, refusal: DataLostError | OutOfSpaceError
+    ) -> list[bytes]:
+        """A server's disk failed under a write: space on others. Raises the refusal if there is
+        none."""
+        try:
+            elsewhere = avoiding(options, int(refusal.server or 0))
+            return await self.allocate(key, size, elsewhere, 0.0)
+        except OutOfSpaceError:
+            raise refusal from None
 
     def _is_shared(self, extents: list[bytes]) -> bool:
         """Do all of them lie in shared memory? Then only our own copies reach them, and those have
@@ -302,14 +350,54 @@ class Transfers:
                 return [held]
         return await self.allocate(key, size, options, wait_space)
 
-    async def allocate(self, key: str, size: int, options: bytes, wait_space: float) -> list[bytes]:
+    async def extend(
+        self,
+        key: str,
+        sizes: list[int],
+        missing: int,
+        options: bytes,
+        wait_space: float,
+        like: int,
+    ) -> list[bytes]:
+        """The next extents of a value that grows, in one request: for sizes[0] bytes, and, while
+        space is plenty, for the others. Without space for sizes[0], for `missing` bytes. `like`: a
+        server in whose place they should lie, or 0. Raises OutOfSpaceError."""
+        asked = [
+            self._ask(size, _IF_PLENTY if i else 0, options, like, 0, False)
+            for i, size in enumerate(sizes)
+        ]
+        first: list[bytes] = []
+        ahead: list[bytes] = []
+        try:
+            first += await self._space(asked[0])
+            for at in range(1, len(asked)):
+                ahead += await self._space(asked[at])
+        except BaseException:
+            for future in asked:
+                self._leave(future)
+            raise
+        if first:
+            return first + ahead
+        self.release(ahead)
+        return await self.allocate(key, missing, options, wait_space, like)
+
+    async def allocate(
+        self, key: str, size: int, options: bytes, wait_space: float, like: int = 0
+    ) -> list[bytes]:
         """Extents for `size` bytes, the caller's to commit or to release. Raises
         OutOfSpaceError."""
         alone = False
         while True:
+            ms = math.ceil(wait_space * 1000) if alone else 0
+            future = self._ask(size, _WAIT if ms else 0, options, like, ms, alone)
             try:
-                return await self._request(key, size, options, wait_space if alone else 0.0, alone)
-            except OutOfSpaceError:
+                result = await asyncio.shield(future)
+                return extents_of((0, size, *result[2:]))
+            except asyncio.CancelledError:
+                self._leave(future)
+                raise
+            except OutOfSpaceError as error:
+                error.path = key
                 if alone:
                     raise
             if self._grants:  # what we hold ahead goes first
@@ -319,23 +407,26 @@ class Transfers:
             # Alone in its frame it waits at the namenode for what is on its way back.
             alone = True
 
-    async def _request(
-        self, key: str, size: int, options: bytes, wait_space: float, alone: bool
-    ) -> list[bytes]:
-        ms = math.ceil(wait_space * 1000)
+    def _ask(
+        self, size: int, flags: int, options: bytes, like: int, ms: int, alone: bool
+    ) -> asyncio.Future[Result]:
         future, _ = self._session.space.native.call(
-            _ALLOC, _WAIT if ms else 0, None, b"", options, ms, 0, size, alone, math.inf
+            _ALLOC, flags, None, b"", options, ms, like, size, alone, math.inf
         )
+        return future
+
+    async def _space(self, future: asyncio.Future[Result]) -> list[bytes]:
+        """What was granted; nothing where there is no space."""
         try:
             result = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if not future.cancelled() and not self._session.space.native.withdraw(future):
-                future.add_done_callback(self._nobody_took)
-            raise
-        except OutOfSpaceError as error:
-            error.path = key
-            raise
-        return extents_of((0, size, *result[2:]))
+        except OutOfSpaceError:
+            return []
+        return extents_of((0, 0, *result[2:]))
+
+    def _leave(self, future: asyncio.Future[Result]) -> None:
+        """Nobody wants this grant any more."""
+        if not future.cancelled() and not self._session.space.native.withdraw(future):
+            future.add_done_callback(self._nobody_took)
 
     def _nobody_took(self, future: asyncio.Future[Result]) -> None:
         """A grant whose caller had given up."""
@@ -426,7 +517,8 @@ class Transfers:
 
     def release(self, extents: list[bytes]) -> None:
         """Gives them back to the namenode, which waits for what is on its way into them."""
-        if not self._session.closed:  # else they go with the session
+        while extents and not self._session.closed:  # else they go with the session
+            some, extents = extents[:EXTENTS_MAX], extents[EXTENTS_MAX:]
             self._session.changes.native.post(
-                _RELEASE, 0, None, b"".join(extents), b"", len(extents), 0, 0
+                _RELEASE, 0, None, b"".join(some), b"", len(some), 0, 0
             )

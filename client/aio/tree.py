@@ -37,7 +37,7 @@ class AsyncTree(AsyncConnection):
         self, paths: Iterable[str], *, timeout: float | None = None
     ) -> list[NodeInfo | None]:
         """Facts about each path, in order; see `Store.stat_many`."""
-        paths = list(paths)
+        paths = requests.several(paths)
         each = requests.stat("")
         results = await self._reads.call_many(each.code, each.flags, paths, timeout)
         return all_or_batch_error(

@@ -23,7 +23,7 @@ from .connection import AsyncConnection, Limit, post
 from .transfer import OutOfDate, extents_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from ..requests import Buffer, Result
 
@@ -47,68 +47,63 @@ class AsyncValues(AsyncConnection):
     ) -> int:
         """Stores `data` under `key`, atomically; see `Store.put`. Do not change `data` before it
         returns."""
+        lane, flags, base = self._conditions(if_absent, if_version, parents)
+        return await self._put(lane, key, data, flags, base, timeout, placement)
+
+    def _conditions(
+        self, if_absent: bool, if_version: int | None, parents: bool
+    ) -> tuple[native.AsyncLane, int, int]:
+        """By which lane, flags, the version for if_version: a condition is never dropped."""
+        lane = self._certain if if_absent or if_version is not None else self._changes
         flags = requests.PARENTS if parents else 0
-        if if_absent:
-            flags |= requests.IF_ABSENT
-        if if_version is not None:
-            flags |= requests.IF_VERSION
-            if_version = requests.unsigned(if_version, "if_version")
-        options, wait = self._placed(placement) if placement else (b"", 0.0)
-        try:
-            return await self._put(key, data, flags, options, if_version or 0, wait, timeout)
-        except NotFoundError as error:
-            requests.explain_put(error, parents, placement)
-            raise
+        return lane, *requests.conditions(flags, if_absent, if_version)
 
     async def _put(
         self,
+        lane: native.AsyncLane,
         key: str,
         data: Buffer,
         flags: int,
-        options: bytes,
         if_version: int,
-        wait_space: float,
         timeout: float | None,
+        placement: Mapping[str, Any],
     ) -> int:
-        version = self._changes.put(key, data, flags, options, if_version, timeout)
-        if version is not None:
-            return await version
-        return await self._put_large(key, data, flags, options, if_version, wait_space, timeout)
+        options, wait = self._placed(placement) if placement else (b"", 0.0)
+        try:
+            version = lane.put(key, data, flags, options, if_version, timeout)
+            if version is not None:
+                return await version
+            return await self._put_large(
+                lane, key, [data], flags, options, if_version, wait, timeout
+            )
+        except NotFoundError as error:
+            requests.explain_put(error, bool(flags & requests.PARENTS), placement)
+            raise
 
-    async def _put_large(
-        self,
-        key: str,
-        data: Buffer,
-        flags: int,
-        options: bytes,
-        if_version: int,
-        wait_space: float,
-        timeout: float | None,
-    ) -> int:
-        args = (key, data, flags, options, if_version, wait_space, timeout)
-        if self._circuit is None or flags & requests.QUEUE:
+    async def _put_large(self, lane: native.AsyncLane, *args: Any) -> int:
+        """As `_move_large`, unless the lane drops it."""
+        if lane is self._certain:
             return await self._move_large(*args)
-        lane: Any = self._changes
-        version: int = await lane.write(0, 1, self._move_large, *args)
+        breaker: Any = lane
+        version: int = await breaker.write(0, 1, self._move_large, *args)
         return version
 
     async def _move_large(
         self,
         key: str,
-        data: Buffer,
+        parts: Sequence[Buffer],
         flags: int,
         options: bytes,
         if_version: int,
         wait_space: float,
         timeout: float | None,
     ) -> int:
+        """The parts are the value, in order."""
         deadline = self._deadline(timeout) + wait_space
-        flat = native.Flat(data, False)
-        with memoryview(flat) as view:
-            size = view.nbytes
+        flat = [native.Flat(part, False) for part in parts]
         async with Limit(deadline, key):
             return await self._transfers.put(
-                key, flat, size, flags, options, if_version, wait_space, deadline
+                key, flat, flags, options, if_version, wait_space, deadline
             )
 
     @staticmethod
@@ -128,17 +123,19 @@ class AsyncValues(AsyncConnection):
     ) -> list[int]:
         """Puts every (key, data) in order; see `Store.put_many`."""
         pairs = list(items.items() if hasattr(items, "items") else items)
-        flags = (requests.PARENTS if parents else 0) | (requests.IF_ABSENT if if_absent else 0)
+        lane, flags, _ = self._conditions(if_absent, None, parents)
         options, wait = self._placed(placement) if placement else (b"", 0.0)
         results: list[Any] = []
         while True:
-            future, _ = self._changes.put_many(pairs, len(results), flags, options, timeout)
+            future, _ = lane.put_many(pairs, len(results), flags, options, timeout)
             results += await future
             if len(results) == len(pairs):
                 return all_or_batch_error(results)
             try:  # a value too large to travel in a vector
                 key, data = pairs[len(results)]
-                results.append(await self._put_large(key, data, flags, options, 0, wait, timeout))
+                results.append(
+                    await self._put_large(lane, key, [data], flags, options, 0, wait, timeout)
+                )
             except CrailError as error:
                 results.append(error)
 
@@ -156,11 +153,31 @@ class AsyncValues(AsyncConnection):
         total: int = await self._run(requests.incr(key, by, parents, options), timeout)
         return total
 
-    async def put_object(self, key: str, obj: Any, **options: Any) -> int:
-        """Stores any object that pickles; options as of `put`; see `Store.put_object`."""
+    async def put_object(
+        self,
+        key: str,
+        obj: Any,
+        *,
+        if_absent: bool = False,
+        if_version: int | None = None,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> int:
+        """Stores any object that pickles; see `Store.put_object`. Do not change what it consists of
+        before it returns."""
         from ..objects import dump
 
-        return await self.put(key, b"".join(dump(obj)), **options)
+        parts = dump(obj)
+        lane, flags, base = self._conditions(if_absent, if_version, parents)
+        if sum(map(len, parts)) <= requests.INLINE_MAX:
+            return await self._put(lane, key, b"".join(parts), flags, base, timeout, placement)
+        options, wait = self._placed(placement) if placement else (b"", 0.0)
+        try:
+            return await self._put_large(lane, key, parts, flags, options, base, wait, timeout)
+        except NotFoundError as error:
+            requests.explain_put(error, parents, placement)
+            raise
 
     async def get_object(
         self, key: str, *, wait: float | None = None, timeout: float | None = None
@@ -179,8 +196,8 @@ class AsyncValues(AsyncConnection):
 
     async def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
         """Deletes every key; see `Store.delete_many`."""
-        each = requests.delete("", missing_ok=True)
-        results = await self._changes.call_many(each.code, each.flags, list(keys), timeout)
+        each, keys = requests.delete("", missing_ok=True), requests.several(keys)
+        results = await self._changes.call_many(each.code, each.flags, keys, timeout)
         failed = [
             r if isinstance(r, CrailError) and not isinstance(r, NotFoundError) else None
             for r in results
@@ -272,7 +289,7 @@ class AsyncValues(AsyncConnection):
         """The values of `keys` in order, as bytes; see `Store.get_many`."""
         if missing not in ("raise", "none"):
             raise InvalidArgumentError(f'missing={missing!r}: "raise" or "none"')
-        keys = list(keys)  # ours: the caller may change his own meanwhile
+        keys = requests.several(keys)
         values = await self._reads.get_many(keys, missing == "none", timeout)
         for i, found in enumerate(values):
             if type(found) is not tuple:

@@ -409,14 +409,14 @@ class Namespace:
 
     def edit_file(self, path: str, mode: str, edits: list[tuple[str, Any]], fate: str) -> None:
         """open(path, mode), then each of seek, write, truncate with its argument, and the end."""
-        appends = mode == "ab"
+        appends, made = mode == "ab", False
         try:
             node = self._file(path)
         except Refused as refused:
             if not appends or refused.error != "NotFoundError":
                 raise
             self.put(path, b"")
-            node = self._file(path)
+            node, made = self._file(path), True
         if appends and node.is_item:
             raise Refused("InvalidArgumentError")
         value, at, dirty = bytearray(node.value), 0, False
@@ -437,14 +437,16 @@ class Namespace:
             self._admit(path, node, [], len(value), node.member_of)
             self._change(path, node, bytes(value))
             node.was_streamed = True
+        elif made and fate != "close":
+            self.delete(path)
 
     def truncate(self, path: str, size: int) -> None:
         node = self._existing(path)
         if size <= INLINE_MAX and node.kind == BARRIER:
             raise Refused("ExistsError")
         node = self._file(path)
-        if size == node.size and (size > INLINE_MAX or node.is_item):
-            return  # nothing to do; of a small value it is a new version nevertheless
+        if size == node.size:
+            return  # nothing to do
         self._check_leaf(node, [])
         self._admit(path, node, [], size, node.member_of)
         self._change(path, node, node.value[:size] + bytes(max(0, size - node.size)))

@@ -133,7 +133,6 @@ enum crail_hold_kind {
     CRAIL_HOLD_ITEM,
     CRAIL_HOLD_MEMBER,
     CRAIL_HOLD_APPEND,
-    CRAIL_HOLD_WATCH,
     CRAIL_HOLD_STREAM,
     CRAIL_HOLD_FOLLOW,
     CRAIL_HOLD_JOB,
@@ -434,7 +433,6 @@ crail_ref crail_expiry_first(const struct crail_meta *m); /* the node that expir
 /* What an operation's options say of a node's end, made ready before anything is changed. */
 struct crail_life {
     crail_ref spare; /* an extra for a node that has none, or 0 */
-    bool keep;       /* what was said before holds on */
 };
 
 /* Checks the options, the quotas (of `size` bytes at the end of the walk) and reserves. 0 or a status. */
@@ -592,6 +590,8 @@ static inline struct crail_stream *crail_stream_at(const struct crail_meta *m, c
 void crail_change_tell(struct crail_meta *m, enum crail_event_kind kind, const char *path, uint32_t len,
                        uint64_t version);
 void crail_change_tell_node(struct crail_meta *m, enum crail_event_kind kind, crail_ref ref);
+/* Of `count` directories that were made one in the other, the last of them being `dir` at this path. */
+void crail_change_tell_made(struct crail_meta *m, const char *path, uint32_t len, crail_ref dir, uint32_t count);
 /* A node whose path is at hand. */
 static inline void crail_changed(struct crail_meta *m, enum crail_event_kind kind, const char *path, uint32_t len,
                                  uint64_t version) {

@@ -286,8 +286,8 @@ out_of_memory:
 
 int crail_meta_server_place(struct crail_meta *m, uint32_t number, struct crail_meta_place place) {
     struct crail_server *sv = crail_server_find(m, number);
-    if (!sv || place.storage_class == CRAIL_CLASS_ANY)
-        return sv ? -EINVAL : -ENOENT;
+    if (!sv)
+        return -ENOENT;
     sv->storage_class = place.storage_class;
     sv->location = place.location;
     return 0;
