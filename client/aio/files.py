@@ -616,8 +616,6 @@ class AsyncFile:
     async def _announce(self) -> None:
         if self._size <= self._announced:
             return
-        if self._memory is not None:
-            await self._leave_memory(self._size)
         token = self._stream_token = self._stream_token or self._store._token()
         shown = self._extents[: self._edge_at()]
         request = requests.Request(

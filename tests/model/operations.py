@@ -316,16 +316,9 @@ def apply(model: Namespace, call: Call) -> Any:
 
 
 def is_unclear(model: Namespace, call: Call) -> bool:
-    """Whether an edit keeps what was said of a lifetime depends on where the value lies; and what
-    was an object and was cut may be anything."""
-    if call.name not in ("edit_file", "truncate", "get_object"):
-        return False
-    node = model.find(call.args[0])
-    if node is None:
-        return False
-    if call.name == "get_object":
-        return node.value.startswith(OBJECT) and node.value not in model.objects
-    return node.has_life
+    """What was an object and was cut may be anything."""
+    node = model.find(call.args[0]) if call.name == "get_object" else None
+    return node is not None and node.value.startswith(OBJECT) and node.value not in model.objects
 
 
 def goes_by_the_way(model: Namespace, call: Call) -> bool:

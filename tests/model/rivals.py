@@ -32,6 +32,7 @@ if __name__ != "__main__":
 
 SIZES = [40, 4096, 4097, 40_000, 300_000]
 HEAD = 32  # bytes: who wrote it, and its size
+CONNECT_S = 20.0
 PROGRESS = 10  # calls between two signs of life
 
 #: Whatever the call was, nobody can say whether it happened.
@@ -241,9 +242,19 @@ async def work(orders: dict[str, Any], store: Any, log: int, number: int) -> Non
             os.write(1, b".")
 
 
+async def connected(address: str, **options: Any) -> crailpy.aio.AsyncStore:
+    """Also where the first connection is cut: an asynchronous store takes that for its address."""
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            return await crailpy.aio.connect(address, **options)
+        except errors.UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+
+
 async def run_tasks(orders: dict[str, Any], log: int) -> None:
-    address, options = orders["address"], orders["options"]
-    async with crailpy.aio.connect(address, timeout=60, **options) as store:
+    async with await connected(orders["address"], timeout=60, **orders["options"]) as store:
         await asyncio.gather(*(work(orders, store, log, n) for n in range(orders["threads"])))
 
 

@@ -120,11 +120,12 @@ class Round:
                 self._wake(all_of_them=working <= 0)
         finally:
             self._wake(all_of_them=True)
-            for process in self.processes:
-                with contextlib.suppress(ProcessLookupError):
-                    if time.monotonic() > deadline:
-                        process.kill()
-                process.wait()
+            with contextlib.ExitStack() as all_of_them:  # also when one has failed
+                for process in self.processes:
+                    with contextlib.suppress(ProcessLookupError):
+                        if time.monotonic() > deadline:
+                            process.kill()
+                    all_of_them.callback(process.wait)
         history = read_logs(process.log for process in self.processes)
         for process in self.processes:  # at its end, what it had taken falls back
             since = process.killed_at or _last_return(history, process.who)
