@@ -77,7 +77,7 @@ static void learn_orders(void) {
     for (const struct crail_retire *o; (o = next_orders(&at, &n));)
         for (uint32_t i = 0; i < n; i++)
             known[known_count++ % ORDERS_KNOWN] = o[i];
-    w.orders.len = 0;
+    orders_drop(at);
 }
 
 static void confirm_some(struct fuzz_input *in) {

@@ -230,6 +230,7 @@ static inline void dial(struct lane *l, bool with_ring) {
     l->session = ++w.sessions_last;
     l->seq = 0;
     CHECK(crail_namenode_session_open(w.nn, l->session) == 0);
+    dial(l, with_ring);
 }
 
 /* ---- the storage server ------------------------------------------------------------ */
@@ -286,6 +287,11 @@ static inline const struct crail_retire *next_orders(size_t *at, uint32_t *n) {
     return orders;
 }
 
+static inline void orders_drop(size_t n) {
+    w.orders.len -= n;
+    memmove(w.orders.data, w.orders.data + n, w.orders.len);
+}
+
 /* Confirms all orders, one frame for each. */
 static inline void confirm_all(void) {
     size_t at = 0;
@@ -296,8 +302,7 @@ static inline void confirm_all(void) {
                  sizeof(struct crail_retire_frame) + n * sizeof *o);
         turns();
     }
-    memmove(w.orders.data, w.orders.data + at, w.orders.len - at);
-    w.orders.len -= at;
+    orders_drop(at);
 }
 
 /* ---- one input --------------------------------------------------------------------- */
@@ -323,6 +328,7 @@ static inline void namenode_begin(void) {
     CHECK(crail_buf_reserve(&w.orders, 1) == 0);
     CHECK(crail_rpc_start(&o, &crail_rpc_tuning_default, &w.nn) == 0);
     crail_rpc_mailbox_end(w.nn); /* from here on a call from outside is executed by who makes it */
+    turns();                     /* which knows the time from the latest turn */
     CHECK(crail_namenode_server_add(w.nn, REGIONS, granules, NULL, 0, 0, "where", 5, &w.server) == 0);
     channel_open();
     if (!room)
