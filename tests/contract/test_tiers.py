@@ -187,7 +187,7 @@ class TestTier:
         value = value_of(2 * MIB + 77, 5)
         extents, _ = store._hot.alloc("/x", (len(value),), _ONE_EXTENT, b"", 0, 0, None, None)
         pipe = store._hot.pipe(f"{folder}/x")
-        pipe.write(extents, 0, value, None)
+        pipe.write(extents, 0, value, None, False)
         pipe.settle(None)
         pipe.close()
         store._hot.flush(extents, None)

@@ -221,7 +221,7 @@ def test_a_flush_that_fails_says_so(cluster, disks):
         extents, _ = store._hot.alloc("/x", (MIB,), 1 << 7, b"", 0, 0, None, None)
         server = int.from_bytes(extents[:4], "little") - 1
         pipe = store._hot.pipe("/x")
-        pipe.write(extents, 0, VALUE[:MIB], None)
+        pipe.write(extents, 0, VALUE[:MIB], None, False)
         pipe.settle(None)
         pipe.close()
         store._hot.flush(extents, None)
