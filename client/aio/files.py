@@ -44,7 +44,7 @@ from .session import Away, OutOfDate
 from .transfer import Making, capacity, room_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Iterable
     from types import TracebackType
 
     from ..requests import Buffer, Result
@@ -530,13 +530,31 @@ class AsyncFile:
             await self._replace_tail(end)
         if end <= self._room:
             return
-        new = await self._allot(end - self._room, self._room, len(self._extents))
+        allot = self._allot(end - self._room, self._room, len(self._extents))
+        told = self._mode.creates and self._size > self._announced and self._room
+        new = await (self._announcing(allot) if told else allot)
         if new is None:
             await self._take_over(self._size, end)
         else:
             self._extend(new)
-            if self._mode.creates and self._size:
-                await self._announce()
+
+    async def _announcing(self, allot: Awaitable[list[bytes] | None]) -> list[bytes] | None:
+        """What `allot` comes to; in the same frame, for both begin in one turn of the loop, those
+        who follow are told what is written so far."""
+        allotted = asyncio.ensure_future(allot)
+        announced = asyncio.ensure_future(self._announce())
+        try:
+            await announced
+            return await allotted
+        except BaseException:
+            announced.cancel()
+            allotted.cancel()
+            allotted.add_done_callback(self._left)
+            raise
+
+    def _left(self, allotted: asyncio.Future[list[bytes] | None]) -> None:
+        if not allotted.cancelled() and not allotted.exception():
+            self._give_back(allotted.result() or [])
 
     def _extend(self, new: list[bytes]) -> None:
         self._extents = self._extents + new
