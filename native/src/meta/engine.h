@@ -536,7 +536,7 @@ crail_ref crail_expiry_first(const struct crail_meta *m); /* the node that expir
 
 #define CRAIL_OPTIONS_KNOWN                                                                                 \
     (CRAIL_OPTION_SESSION | CRAIL_OPTION_DELETE_AFTER_READ | CRAIL_OPTION_EVICTABLE | CRAIL_OPTION_STRICT | \
-     CRAIL_OPTION_TTL)
+     CRAIL_OPTION_TTL | CRAIL_OPTION_SYNC | CRAIL_OPTION_GROUP)
 #define CRAIL_TTL_NS_MAX ((uint64_t)INT64_MAX / 4) /* so that no sum with the time of day overflows */
 
 /* What an operation's options say of a node's end, made ready before anything is changed. */
