@@ -158,17 +158,30 @@ static void test_what_was_lost_with_the_last_interval_is_done_again_once(void) {
     CHECK(incr(fd, 4, "/n") == 2); /* its reply was on its way */
     CHECK(incr(fd, 4, "/n") == 2 && result(&R, 0)->flags & CRAIL_RESF_REPLAY);
     CHECK(one(fd, 6, CRAIL_OP_MKDIR, "/d", NULL, 0) == -CRAIL_E_PROTOCOL); /* once only */
-    CHECK(incr(other, 2, "/n") == 3);                                     /* a lane that the cut did not know */
+    CHECK(incr(other, 2, "/n") == 3);                                      /* a lane that the cut did not know */
     CHECK(one(other, 4, CRAIL_OP_MKDIR, "/d", NULL, 0) == -CRAIL_E_PROTOCOL);
     close(fd);
     close(other);
     end_durable();
 }
 
-static void counters(struct request *q, uint64_t seq, uint32_t n) {
-    frame(q, seq, seq);
-    for (uint32_t i = 0; i < n; i++)
-        op_full(q, (struct crail_op){.code = CRAIL_OP_INCR, .arg0 = 1}, "/half", NULL, 0);
+#define CROWD 8u /* lanes that take turns, so that a cut finds some of their vectors half-way */
+#define INCRS 1000u
+
+static void counters(uint64_t seq, uint32_t lane) {
+    char path[16];
+    snprintf(path, sizeof path, "/half%u", lane);
+    frame(&Q, seq, seq);
+    for (uint32_t i = 0; i < INCRS; i++)
+        op_full(&Q, (struct crail_op){.code = CRAIL_OP_INCR, .arg0 = 1}, path, NULL, 0);
+}
+
+static void check_counters(int64_t before) {
+    for (uint32_t i = 0; i < INCRS; i++) {
+        int64_t number;
+        memcpy(&number, result(&R, i) + 1, sizeof number);
+        CHECK(result(&R, i)->status == 0 && number == before + i + 1);
+    }
 }
 
 static bool cut_is_half_way(void) {
@@ -183,34 +196,35 @@ static bool cut_is_half_way(void) {
     return false;
 }
 
-static void test_a_vector_that_the_cut_found_half_way_is_finished(void) {
+static void test_vectors_that_the_cut_found_half_way_are_finished(void) {
     uint32_t halves = 0;
+    int fd[CROWD];
     tuning.slice_ns = 1; /* sixteen operations a turn */
     begin_durable(CRAIL_DURABILITY_GROUP);
     CHECK(crail_namenode_session_open(nn, 1) == 0);
-    int64_t before = 0;
-    for (uint64_t seq = 1; seq <= 30; seq++) {
-        int fd = attach(1, 0);
-        counters(&Q, seq, 1000);
-        send_all(fd, Q.b.data, Q.b.len);
+    uint64_t seq = 1;
+    for (; halves < 3 && seq <= 300; seq++) {
+        for (uint32_t lane = 0; lane < CROWD; lane++) {
+            fd[lane] = attach(1, lane);
+            counters(seq, lane);
+            send_all(fd[lane], Q.b.data, Q.b.len);
+        }
         commit_all();
         halves += cut_is_half_way();
-        hang_up(fd);
+        for (uint32_t lane = 0; lane < CROWD; lane++)
+            hang_up(fd[lane]);
         restart();
-        tuning.slice_ns = 1;
-        fd = attach(1, 0);
-        counters(&Q, seq, 1000);
-        call(fd, &Q, &R);
-        for (uint32_t i = 0; i < 1000; i++) {
-            int64_t number;
-            memcpy(&number, result(&R, i) + 1, sizeof number);
-            CHECK(result(&R, i)->status == 0 && number == before + i + 1);
+        for (uint32_t lane = 0; lane < CROWD; lane++) {
+            fd[lane] = attach(1, lane);
+            counters(seq, lane);
+            call(fd[lane], &Q, &R);
+            check_counters((int64_t)(seq - 1) * INCRS);
         }
-        before += 1000;
         commit_all();
-        hang_up(fd);
+        for (uint32_t lane = 0; lane < CROWD; lane++)
+            hang_up(fd[lane]);
     }
-    printf("  %u of 30 cuts found a vector half-way\n", halves);
+    printf("  %u of %u cuts found a vector half-way\n", halves, (uint32_t)seq - 1);
     CHECK(halves > 0);
     end_durable();
 }
@@ -436,7 +450,7 @@ int main(int argc, char **argv) {
     static const struct rpc_test tests[] = {
         T(test_a_record_outlives_the_namenode),
         T(test_what_was_lost_with_the_last_interval_is_done_again_once),
-        T(test_a_vector_that_the_cut_found_half_way_is_finished),
+        T(test_vectors_that_the_cut_found_half_way_are_finished),
         T(test_rows_go_with_their_session),
         T(test_damaged_rows_are_refused),
         T(test_sync_answers_when_it_is_durable),

@@ -8,7 +8,7 @@
 
 #define CRAIL_ROWS_FORMAT 1u
 
-enum crail_table {
+enum crail_row_table {
     CRAIL_TABLE_NODE = 1, /* key: u64 id */
     CRAIL_TABLE_SESSION,  /* key: u64 id */
     CRAIL_TABLE_LANE,     /* key: u64 session, u32 lane (12 bytes) */
@@ -105,6 +105,22 @@ struct crail_server_row {
     uint32_t location;
     uint32_t note; /* bytes: what its registration said, the rpc room's */
     uint32_t reserved;
+};
+
+/* Value of a lane's row, followed by its record: the reply to half_seq as far as it goes, or else to last_seq. An empty
+ * one is lost. */
+struct crail_row_lane {
+    uint64_t last_seq;   /* of the last vector that is complete */
+    uint64_t half_seq;   /* of a vector that the cut found half-way; 0: none */
+    uint32_t half_count; /* operations of it that were done */
+    uint32_t reserved;
+};
+
+/* Value of the row `bounds` of CRAIL_TABLE_SUPER: what the counters do not reach before the next cut is durable. The
+ * next life goes on from there. */
+struct crail_row_bounds {
+    uint64_t epoch; /* of this cut */
+    uint64_t id, version, job;
 };
 
 #endif

@@ -21,7 +21,7 @@ int crail_row_begin(struct crail_buf *b, uint16_t key_len, uint32_t value_len, u
     return 0;
 }
 
-void crail_row_finish(struct crail_buf *b, enum crail_table table, uint16_t key_len, uint32_t value_len) {
+void crail_row_finish(struct crail_buf *b, enum crail_row_table table, uint16_t key_len, uint32_t value_len) {
     uint64_t size = size_of(key_len, value_len);
     uint8_t *at = b->data + b->len;
     struct crail_row row = {
@@ -34,7 +34,7 @@ void crail_row_finish(struct crail_buf *b, enum crail_table table, uint16_t key_
     b->len += size;
 }
 
-int crail_row_append(struct crail_buf *b, enum crail_table table, bool gone, const void *key, uint16_t key_len,
+int crail_row_append(struct crail_buf *b, enum crail_row_table table, bool gone, const void *key, uint16_t key_len,
                      const void *value, uint32_t value_len) {
     uint8_t *k, *v;
     assert(!gone || !value_len);

@@ -77,7 +77,8 @@ static uint64_t needs_to_tell(const crail_namenode *nn, const struct crail_op *o
     case CRAIL_OP_STAT:
     case CRAIL_OP_OPEN:
     case CRAIL_OP_APPEND:
-        return max_u64(r->status ? d->removed : d->moved, r->version > d->done_version ? crail_rpc_durable_changed(nn) : 0);
+        return max_u64(r->status ? d->removed : d->moved,
+                       r->version > d->done_version ? crail_rpc_durable_changed(nn) : 0);
     default:
         return crail_rpc_durable_changed(nn);
     }
@@ -390,9 +391,8 @@ int crail_namenode_cut_make(crail_namenode *nn, crail_namenode_cut *out) {
     if (d->cut != CRAIL_RPC_CUT_GIVEN)
         return -ENOMEM;
     /* Written: until cut_done() the loop touches none of it. */
-    *out = (crail_namenode_cut){.epoch = d->epoch,
-                                .rows = {d->rows.data, d->lanes.data},
-                                .bytes = {d->rows.len, d->lanes.len}};
+    *out = (crail_namenode_cut){
+        .epoch = d->epoch, .rows = {d->rows.data, d->lanes.data}, .bytes = {d->rows.len, d->lanes.len}};
     return 1;
 }
 

@@ -1,5 +1,6 @@
-/* What an earlier life left: rows come in pieces, and are checked one by one; the engine makes its own of them, sessions
- * and servers come back through its listener, lanes last. Nobody is connected yet, so the loop may take its time. */
+/* What an earlier life left: rows come in pieces, and are checked one by one; the engine makes its own of them,
+ * sessions and servers come back through its listener, lanes last. Nobody is connected yet, so the loop may take its
+ * time. */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
