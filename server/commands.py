@@ -136,7 +136,10 @@ def namenode(options: argparse.Namespace) -> int:
         from .namenode.service import NamenodeService
 
         node = NamenodeService(
-            settings_of(options), runtime_dir=options.runtime_dir, insecure=options.insecure
+            settings_of(options),
+            folder=options.dir,
+            runtime_dir=options.runtime_dir,
+            insecure=options.insecure,
         )
         await node.start()
         try:
@@ -257,6 +260,7 @@ def up(options: argparse.Namespace) -> int:
             dram=settings.dram,
             servers=options.servers,
             dir=options.dir,
+            durability=settings.durability or ("group" if options.dir else "none"),
             port=settings.port,
             token=settings.token or None,
         ) as cluster:
@@ -322,13 +326,17 @@ def register(subparsers: Any) -> None:
 
     p = add("up", up, "run a whole store on this machine; Ctrl-C ends it")
     p.add_argument("--dram", help="memory for values, as 1GiB (the default)")
-    p.add_argument("--dir", help="folder for the store's files (default: /dev/shm)")
+    p.add_argument("--dir", help="folder of the store's state; without one nothing outlives it")
+    p.add_argument("--durability", help="sync, group (the default with --dir) or none")
     p.add_argument("--port", type=int, help="port of the namenode (default 9060); 0: any")
     p.add_argument("--servers", type=int, default=1, help="storage servers (default 1)")
     p.add_argument("--token", help="the secret to ask for (better: $CRAILPY_TOKEN)")
     p.add_argument("--json", action="store_true", help="print facts as JSON")
 
     p = add("namenode", namenode, "run a namenode", service)
+    p.add_argument("--dir", help="folder of its state; without one nothing outlives it")
+    p.add_argument("--durability", help="sync, group (the default with --dir) or none")
+    p.add_argument("--group-interval", help="what group may lose, as 250ms (the default)")
     p.add_argument("--runtime-dir", help="folder for its unix socket")
     p.add_argument(
         "--insecure",

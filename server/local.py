@@ -159,10 +159,11 @@ class LocalCluster:
         with crailpy.LocalCluster(dram="256MiB", servers=2) as cluster:
             store = cluster.connect()
 
-    `dram` is per storage server. `dir`: a folder for the cluster's files instead of /dev/shm; for
-    the speed of memory it must be on a tmpfs. `tiers`: None or ("dram",). `durability` is what
-    nodes get by default ("sync", "group", "none"); nothing is persistent yet. `options` are
-    settings of crailpy.config: `token`, `host`, `port` (of the namenode), `session_grace`, ...
+    `dram` is per storage server. `dir`: a folder where the namenode keeps its state for the next
+    cluster; None: one that goes with this cluster, so that `.namenode` can be killed and started
+    again. `tiers`: None or ("dram",). `durability`: when a change is acknowledged ("sync", "group";
+    "none": no state at all). `options` are settings of crailpy.config: `token`, `host`, `port` (of
+    the namenode), `session_grace`, `group_interval`, `dram_dir`, ...
 
     `.address`, `.namenode`, `.servers[i]` (Server). It runs when the constructor returns.
 
@@ -195,7 +196,11 @@ class LocalCluster:
         self.namenode: Server
         self.servers: list[Server] = []
         base = self._options.pop("dram_dir", BASE)
-        self._open_folder(os.path.abspath(dir if dir is not None else base))
+        self._open_folder(os.path.abspath(base))
+        self._state = [f"--durability={durability}"]
+        if durability != "none":
+            state = os.path.join(self.folder if dir is None else dir, "namenode")
+            self._state += ["--dir", os.path.abspath(state)]
         self._lifeline_child, self._lifeline = os.pipe2(os.O_CLOEXEC)
         _living.add(self)
         try:
@@ -223,7 +228,7 @@ class LocalCluster:
 
     def _start(self, servers: int) -> None:
         port = int(self._options.pop("port", 0))
-        arguments = ["namenode", "--runtime-dir", self.folder, *self._flags()]
+        arguments = ["namenode", "--runtime-dir", self.folder, *self._state, *self._flags()]
         self.namenode = Server(self, "namenode", arguments, port)
         self.namenode.start()
         for _ in range(servers):

@@ -30,7 +30,7 @@ class AsyncTree(AsyncConnection):
 
     async def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
         """Facts about a node. Raises NotFoundError."""
-        info: NodeInfo = await self._run(requests.stat(path), timeout)
+        info: NodeInfo = await self._run(requests.stat(path, None, self._kept), timeout)
         return info
 
     async def stat_many(
@@ -46,7 +46,7 @@ class AsyncTree(AsyncConnection):
                 if isinstance(r, NotFoundError)
                 else r
                 if isinstance(r, CrailError)
-                else requests.stat(path).decode(r)
+                else requests.stat(path, None, self._kept).decode(r)
                 for path, r in zip(paths, results, strict=True)
             ]
         )
@@ -100,7 +100,7 @@ class AsyncTree(AsyncConnection):
     ) -> AsyncIterator[NodeInfo]:
         """NodeInfo of each entry in name order, a page at a time; see `Store.scandir`."""
         async for page in self._pages(path, timeout):
-            for entry in listing.entries(path, page):
+            for entry in listing.entries(path, page, self._kept):
                 yield entry
 
     async def walk(

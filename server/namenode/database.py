@@ -25,6 +25,7 @@ from typing import Any
 
 import lmdb
 
+from crailpy import native
 from crailpy.errors import ChecksumError, ExistsError, InvalidArgumentError
 
 from . import rows
@@ -69,7 +70,7 @@ class Superblock:
         """Raises InvalidArgumentError for a format that is not ours, ChecksumError."""
         values = {name: found.get(rows.key_of(rows.SUPER, name.encode())) for name in SUPER}
         for name, row in values.items():
-            if row is None or not rows.native.row_is_whole(row):
+            if row is None or not native.row_is_whole(row):
                 raise damaged(path, f"the row super {name!r} is missing or damaged")
         format, cluster, key = (rows.value_of(values[name] or b"") for name in SUPER)
         if len(format) != 4 or _U32.unpack(format)[0] != FORMAT:

@@ -74,7 +74,8 @@ class State:
         return superblock_of(self._first, path)
 
     def load(self, core: native.Namenode) -> None:
-        """Gives all rows to a core that does not serve yet. Raises ChecksumError, OSError. Blocks."""
+        """Gives all rows to a core that does not serve yet. Raises ChecksumError, OSError.
+        Blocks."""
         if self._pieces is None:
             self.loaded, _ = core.load_end()
             return

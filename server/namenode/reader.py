@@ -29,7 +29,7 @@ SHOWN = 100  # problems, at most
 
 def check_metas(file: BinaryIO, size: int) -> str | None:
     """What is wrong with the file as a whole, or None. LMDB writes its two meta pages in turns and
-    begins with the younger; so one that was damaged would make it go back by a commit in silence."""
+    begins with the younger; so a damaged one would make it go back by a commit in silence."""
     if size < 2 * PAGE:
         return f"it has {size} bytes: no superblock fits in"
     metas = []
