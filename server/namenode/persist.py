@@ -116,6 +116,7 @@ class Persister:
         self._kept: dict[bytes, bytes | None] = {}
         self._kept_epoch = 0
         self._stopping = threading.Event()
+        self._quiet = threading.Lock()  # held while the file changes, or is looked at
         self._thread: threading.Thread | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[asyncio.Future[None], int] = {}
@@ -168,6 +169,19 @@ class Persister:
             "failure": self.failure,
         }
 
+    async def check(self) -> str | None:
+        """Reads the whole database; None, or what is wrong. Commits wait meanwhile."""
+        return await asyncio.to_thread(self._check)
+
+    def _check(self) -> str | None:
+        reading = Reading(self._database.path)
+        with self._quiet:
+            for _, data in reading.pieces():
+                for key, row in rows.parse(data):
+                    if row is None or not native.row_is_whole(row):
+                        return f"{rows.name_of(key)}: its checksum is wrong"
+        return words_of(reading.problems[0]) if reading.problems else None
+
     def _tell(self, epoch: int) -> None:
         self._done = max(self._done, epoch)
         for future, needed in list(self._waiting.items()):
@@ -219,7 +233,8 @@ class Persister:
             return None
         start = time.monotonic()
         try:
-            self._database.commit(self._kept)
+            with self._quiet:
+                self._database.commit(self._kept)
         except OSError as error:
             self._fail(error)
             self._core.cut_done(self._kept_epoch, False)

@@ -324,6 +324,8 @@ class NamenodeService:
 
     async def _admin_check(self) -> dict[str, Any]:
         why = await self._threads.run(self._core.check)
+        if why is None and self._persister is not None:
+            why = await self._persister.check()
         return {"ok": why is None, "why": why}
 
     async def _admin_stop(self) -> dict[str, Any]:

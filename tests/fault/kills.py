@@ -81,7 +81,7 @@ def crowd(
             load._stopping.set()
 
 
-# ---- steps: (store, who, number) -> what was acknowledged -----------------------------------------
+# ---- steps: (store, who, number) -> what was acknowledged ----------------------------------------
 
 
 def count(store: crailpy.Store, who: int, number: int) -> int:

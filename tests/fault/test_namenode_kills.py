@@ -1,10 +1,12 @@
 """The namenode is killed at random moments under load and started again: no call fails, nothing
-that was acknowledged is lost in `sync`, at most the last interval in `group`, nothing is done twice.
+that was acknowledged is lost in `sync`, at most the last interval in `group`, and nothing is done
+twice.
 """
 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -30,7 +32,7 @@ def acknowledged(loads):
 
 
 def rises(values):
-    return all(a < b for a, b in zip(values, values[1:], strict=False))
+    return all(a < b for a, b in pairwise(values))
 
 
 def test_sync_loses_nothing_and_does_nothing_twice(seed):
@@ -71,9 +73,7 @@ def test_sync_loses_nothing_and_does_nothing_twice(seed):
 
 def test_group_loses_the_last_interval_at_most(seed):
     steps = {name: getattr(kills, name) for name in ("count", "write", "overwrite", "write_many")}
-    with crailpy.LocalCluster(
-        dram="16MiB", durability="group", group_interval=INTERVAL
-    ) as cluster:
+    with crailpy.LocalCluster(dram="16MiB", durability="group", group_interval=INTERVAL) as cluster:
         with kills.crowd(cluster, steps, EACH) as loads:
             times = kills.kill_now_and_then(cluster, seed, 6)
             said = {name: [load.stop() for load in group] for name, group in loads.items()}
@@ -98,7 +98,9 @@ def test_group_loses_the_last_interval_at_most(seed):
             assert len(counted) - sum(map(may_be_lost, counted)) <= number <= len(counted)
             for load in said["overwrite"]:  # versions never go back, whatever was lost
                 assert rises([version for _, (_, version) in load])
-        print(f"{lost} of {len(writes)} values lost, {len(counted) - number} of {len(counted)} counts")
+        print(
+            f"{lost} of {len(writes)} values lost, {len(counted) - number} of {len(counted)} counts"
+        )
 
 
 def test_queues_and_trees_are_exact_in_sync(seed):
@@ -136,11 +138,12 @@ def test_a_killed_group_cluster_goes_on_with_sessions_and_waits(seed):
 
 
 def test_a_clean_stop_keeps_everything():
-    with crailpy.LocalCluster(dram="16MiB", group_interval=60) as cluster:
-        with cluster.connect(timeout=30) as store:
-            versions = store.put_many([(f"/stop/{i}", b"x") for i in range(5000)])
-            cluster.namenode.stop()
-            cluster.namenode.start()
-            assert [info.version for info in store.scandir("/stop")] != []
-            found = {info.path: info.version for info in store.scandir("/stop")}
-            assert found == {f"/stop/{i}": v for i, v in enumerate(versions)}
+    with (
+        crailpy.LocalCluster(dram="16MiB", group_interval=60) as cluster,
+        cluster.connect(timeout=30) as store,
+    ):
+        versions = store.put_many([(f"/stop/{i}", b"x") for i in range(5000)])
+        cluster.namenode.stop()
+        cluster.namenode.start()
+        found = {info.path: info.version for info in store.scandir("/stop")}
+        assert found == {f"/stop/{i}": version for i, version in enumerate(versions)}
