@@ -9,6 +9,7 @@
  * WAIT_DURABLE. What must be durable is an epoch: that of the change, or of any change that the answer may tell of. */
 #include <assert.h>
 #include <errno.h>
+#include <malloc.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -308,18 +309,19 @@ static void wake_held(crail_namenode *nn) {
 struct done {
     uint64_t epoch;
     bool ok;
+    struct crail_buf rows, lanes; /* of the cut, for the caller to free: to unmap megabytes holds the loop */
 };
 
 static int cut_done(crail_namenode *nn, void *args) {
     struct crail_rpc_durable *d = &nn->durable;
-    const struct done *done = args;
+    struct done *done = args;
     if (done->epoch != d->epoch || d->cut == CRAIL_RPC_CUT_WRITING)
         return -EINVAL;
     d->cut = CRAIL_RPC_CUT_NONE;
     d->failing = !done->ok;
-    crail_buf_free(&d->rows);
-    if (d->lanes.cap > CRAIL_RPC_RECORD_BYTES)
-        crail_buf_free(&d->lanes);
+    done->rows = d->rows;
+    done->lanes = d->lanes;
+    d->rows = d->lanes = (struct crail_buf){0};
     if (!done->ok)
         return 0;
     d->done = d->epoch;
@@ -397,8 +399,11 @@ int crail_namenode_cut_make(crail_namenode *nn, crail_namenode_cut *out) {
 }
 
 int crail_namenode_cut_done(crail_namenode *nn, uint64_t epoch, int ok) {
-    struct done done = {epoch, ok != 0};
-    return crail_rpc_post(nn, cut_done, &done);
+    struct done done = {.epoch = epoch, .ok = ok != 0};
+    int rc = crail_rpc_post(nn, cut_done, &done);
+    crail_buf_free(&done.rows);
+    crail_buf_free(&done.lanes);
+    return rc;
 }
 
 void crail_rpc_durable_stats(crail_namenode *nn, crail_namenode_stats *out) {
@@ -420,6 +425,8 @@ int crail_rpc_durable_init(crail_namenode *nn, uint32_t kind, int grants_fd) {
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         crail_list_init(lists[i]);
     d->kind = kind;
+    if (kind != CRAIL_DURABILITY_NONE)
+        mallopt(M_MMAP_THRESHOLD, 1 << 20); /* so that the rows of a cut grow by remapping, not by copies */
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
