@@ -413,6 +413,9 @@ static int place_nodes(struct crail_meta *m) {
         crail_ref dir = l->nodes[in->up - 1].ref;
         const char *wrong = misplaced(crail_node_at(m, dir), n, is_item), *name = crail_node_name(m, n);
         uint32_t hash = crail_names_hash(m, dir, name, n->name_len);
+        const struct crail_node *latest = is_item ? crail_node_at(m, dir) : NULL;
+        if (!wrong && latest && latest->first_child && crail_node_at(m, latest->first_child)->version >= n->version)
+            wrong = "it is older than an item before it";
         if (!wrong && crail_names_find(m, dir, hash, name, n->name_len))
             wrong = "another one has its name";
         if (wrong)

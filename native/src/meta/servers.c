@@ -220,7 +220,7 @@ static void order_take(struct crail_server *sv, uint32_t region, struct crail_re
 uint32_t crail_meta_retires_take(struct crail_meta *m, uint32_t number, struct crail_retire *out, uint32_t max) {
     struct crail_server *sv = crail_server_find(m, number);
     uint32_t n = 0;
-    if (!sv || sv->state == CRAIL_SERVER_LOST)
+    if (!sv || sv->state == CRAIL_SERVER_LOST || sv->is_unknown)
         return 0;
     while (n < max && sv->due_extents) {
         uint32_t region = sv->take_next;
@@ -285,19 +285,8 @@ static void region_bury(struct crail_meta *m, struct crail_region *r) {
     m->graves[m->graves_n++] = (struct crail_grave){r->generation, (size_t)r->granules * sizeof(*r->generation)};
 }
 
-/* Room for one more server, in all arrays that its life may need. */
-static int servers_reserve(struct crail_meta *m, uint32_t regions) {
-    uint32_t graves = m->graves_n + 2 * regions;
-    for (uint32_t i = 0; i < m->servers_n; i++)
-        if (m->servers[i]->regions)
-            graves += 2 * m->servers[i]->regions_n;
-    if (graves > m->graves_cap) {
-        struct crail_grave *p = realloc(m->graves, graves * sizeof(*p));
-        if (!p)
-            return -ENOMEM;
-        m->graves = p;
-        m->graves_cap = graves;
-    }
+/* Room for one more in the arrays of servers. */
+static int array_reserve(struct crail_meta *m) {
     if (m->servers_n < m->servers_cap)
         return 0;
     uint32_t cap = m->servers_cap ? m->servers_cap * 2 : 16;
@@ -311,6 +300,22 @@ static int servers_reserve(struct crail_meta *m, uint32_t regions) {
     m->servers = servers;
     m->servers_cap = cap;
     return 0;
+}
+
+/* Room for one more server, in all arrays that its life may need. */
+static int servers_reserve(struct crail_meta *m, uint32_t regions) {
+    uint32_t graves = m->graves_n + 2 * regions;
+    for (uint32_t i = 0; i < m->servers_n; i++)
+        if (m->servers[i]->regions)
+            graves += 2 * m->servers[i]->regions_n;
+    if (graves > m->graves_cap) {
+        struct crail_grave *p = realloc(m->graves, graves * sizeof(*p));
+        if (!p)
+            return -ENOMEM;
+        m->graves = p;
+        m->graves_cap = graves;
+    }
+    return array_reserve(m);
 }
 
 static void regions_bury(struct crail_meta *m, struct crail_server *sv, uint32_t n) {
@@ -465,7 +470,7 @@ static bool graves_step(struct crail_meta *m) {
 /* Up to this number there are servers now, lost ones where nothing is known. */
 static int stubs_make(struct crail_meta *m, uint32_t number) {
     while (m->servers_n < number) {
-        struct crail_server *sv = servers_reserve(m, 0) ? NULL : calloc(1, sizeof(*sv));
+        struct crail_server *sv = array_reserve(m) ? NULL : calloc(1, sizeof(*sv));
         if (!sv)
             return -ENOMEM;
         crail_list_init(&sv->changed);
