@@ -110,6 +110,7 @@ class Session:
         self.core = native.ClientHandle(lanes_max=LANES_MAX)
         self.number = 0
         self.cluster = ""
+        self.durability = "none"  # of what lies with the namenode
         self._key = b""
         self._lane_sessions: dict[int, int] = {}
         self._lock = allocate_lock()
@@ -284,6 +285,7 @@ class Session:
         if not session:
             self._enter_cluster(reply.get("cluster", ""))
             self._key = reply["session_key"]
+            self.durability = reply.get("durability", "none")
             self.number = reply["session"]
         return sock, reply["session"], fds
 

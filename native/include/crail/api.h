@@ -24,6 +24,12 @@ uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size);
  * woken. Both descriptors go to both ends (as pairs, in this order) and stay the caller's. */
 int crail_ring_make(int *fds2);
 
+/* One row of the namenode's database (rows.h), at an address divisible by 8: its bytes. -ENOSPC. */
+int crail_row_make(uint32_t table, const void *key, uint16_t key_len, const void *value, uint32_t value_len, void *out,
+                   uint32_t out_size);
+/* Is this one whole row, at an address divisible by 8, and its checksum right? 0 or -EUCLEAN. */
+int crail_row_verify(const void *row, uint64_t bytes);
+
 /* ---- namenode: one loop thread that owns the tree ------------------------ */
 
 typedef struct crail_namenode crail_namenode;
@@ -32,7 +38,11 @@ typedef struct {
     uint64_t arena_bytes_max;
     uint64_t session_grace_ms; /* a session without any connection and without a BYE ends after this */
     uint8_t mac_key[16];
+    uint32_t durability; /* enum crail_durability */
+    int32_t grants_fd;   /* a file for the grant map, or -1; stays the caller's */
 } crail_namenode_options;
+
+enum crail_durability { CRAIL_DURABILITY_NONE = 0, CRAIL_DURABILITY_GROUP = 1, CRAIL_DURABILITY_SYNC = 2 };
 
 typedef struct {
     /* metadata */
@@ -52,6 +62,12 @@ typedef struct {
     uint64_t protocol_errors; /* connections dropped for what they sent */
     uint64_t step_ns_max;     /* longest time that the loop spent between two looks at its connections */
     uint64_t loop_cpu_ns;     /* CPU time of the loop thread */
+    /* durability; all 0 where there is none */
+    uint64_t epoch, epoch_durable; /* that changes of now belong to, and the last one that is durable */
+    uint64_t nodes_changed;        /* since the last cut, as rows */
+    uint64_t durable_lag_ns;       /* age of the oldest change that is not durable */
+    uint64_t cuts;                 /* that are durable, since the start */
+    uint64_t commits_failing;      /* 1: the last commit failed, and whoever changes something waits */
 } crail_namenode_stats;
 
 enum { CRAIL_EVENT_SESSION_ENDED = 1, CRAIL_EVENT_SERVER_CHANNEL_CLOSED = 2 };
@@ -91,6 +107,37 @@ int crail_namenode_server_set(crail_namenode *nn, uint32_t number, uint32_t stat
 int crail_namenode_server_channel(crail_namenode *nn, uint32_t number, int fd);
 /* The granule counts of one server, other fields 0. */
 int crail_namenode_server_stats(crail_namenode *nn, uint32_t number, crail_namenode_stats *out);
+
+/* Rows of an earlier life (rows.h), in pieces of whole rows at addresses divisible by 8, sessions before lanes; before
+ * anything else is done. -EUCLEAN with a sentence in `why`, and then the namenode is of no more use. */
+int crail_namenode_load(crail_namenode *nn, const void *rows, uint64_t bytes, char *why, uint32_t why_size);
+
+typedef struct {
+    uint64_t nodes, sessions, servers, grants, lanes;
+    uint64_t orphans;   /* nodes of trees that were being removed; they go */
+    uint64_t ownerless; /* nodes whose session or job had ended; they go */
+    uint64_t lanes_dropped;
+} crail_namenode_loaded;
+int crail_namenode_load_end(crail_namenode *nn, crail_namenode_loaded *out, char *why, uint32_t why_size);
+/* Cuts, for one thread that commits them. Waits until somebody waits for a cut: 1; 0: nobody in this time; -ECANCELED:
+ * crail_namenode_cut_wake() was called. */
+int crail_namenode_cut_wait(crail_namenode *nn, uint32_t timeout_ms);
+void crail_namenode_cut_wake(crail_namenode *nn);
+
+typedef struct {
+    uint64_t epoch;
+    const void *rows[2]; /* to be applied in this order; valid until crail_namenode_cut_done() */
+    uint64_t bytes[2];
+} crail_namenode_cut;
+/* Makes a cut and waits until it is written: 1; 0: nothing has changed. -EBUSY: the last one is not done; -ENOMEM. */
+int crail_namenode_cut_make(crail_namenode *nn, crail_namenode_cut *out);
+/* The cut of this epoch is durable, or it is not, and its rows are kept for another try: until then no change is
+ * acknowledged. A cut that failed may be reported again. -EINVAL. */
+int crail_namenode_cut_done(crail_namenode *nn, uint64_t epoch, int ok);
+/* Closes every lane's connection; their sessions stay. So that nothing changes any more before the last cut. */
+int crail_namenode_hang_up(crail_namenode *nn);
+/* Asks for the next cut if something is not durable; *epoch must be, then all is that was done before. 0: it is. */
+int crail_namenode_cut_want(crail_namenode *nn, uint64_t *epoch);
 
 int crail_namenode_stats_read(crail_namenode *nn, crail_namenode_stats *out);
 /* An eventfd that is readable while events wait. Belongs to the namenode. */

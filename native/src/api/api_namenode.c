@@ -83,6 +83,16 @@ int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uin
     return crail_rpc_post(nn, lane_attach, &a);
 }
 
+static int hang_up(crail_namenode *nn, void *args) {
+    (void)args;
+    crail_rpc_sessions_hang_up(nn);
+    return 0;
+}
+
+int crail_namenode_hang_up(crail_namenode *nn) {
+    return crail_rpc_post(nn, hang_up, NULL);
+}
+
 /* ---- servers ------------------------------------------------------------- */
 
 struct server {
@@ -203,6 +213,7 @@ static int stats_read(crail_namenode *nn, void *args) {
     out->arena_bytes_reserved = ms.arena_bytes_reserved;
     out->values_inline_bytes = ms.values_inline_bytes;
     out->background_pending = ms.background_pending;
+    crail_rpc_durable_stats(nn, out);
     out->loop_cpu_ns = (uint64_t)cpu.tv_sec * 1000000000u + (uint64_t)cpu.tv_nsec;
     return 0;
 }

@@ -205,10 +205,7 @@ struct crail_rpc_server *crail_rpc_server_find(crail_namenode *nn, uint64_t numb
     return number >= 1 && number <= nn->servers_count ? nn->servers[number - 1] : NULL;
 }
 
-int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size) {
-    struct crail_rpc_server *s = crail_rpc_server_find(nn, number);
-    if (!s)
-        return -ENOENT;
+static int describe(struct crail_rpc_server *s, const void *description, uint32_t size) {
     void *copy = malloc(size ? size : 1);
     if (!copy)
         return -ENOMEM;
@@ -218,6 +215,12 @@ int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *d
     s->description = copy;
     s->description_size = size;
     return 0;
+}
+
+int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size) {
+    struct crail_rpc_server *s = crail_rpc_server_find(nn, number);
+    int rc = s ? describe(s, description, size) : -ENOENT;
+    return rc ? rc : crail_meta_server_note(nn->meta, number, description, size);
 }
 
 /* Room for one more server. */
@@ -249,7 +252,7 @@ int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *g
     s->number = nn->servers_count + 1;
     s->state = CRAIL_SERVER_UP;
     nn->servers[nn->servers_count++] = s;
-    rc = crail_rpc_server_describe(nn, s->number, description, size);
+    rc = describe(s, description, size);
     if (!rc)
         rc = crail_meta_server_add(nn->meta, mr, regions, generations, place, number);
     if (rc) {
@@ -259,10 +262,31 @@ int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *g
     }
     assert(*number == s->number); /* both count 1, 2, ... */
     crail_rpc_lanes_wake(nn, &nn->wait_space);
-    return 0;
+    return crail_meta_server_note(nn->meta, *number, description, size);
 out:
     free(s);
     return rc;
+}
+
+int crail_rpc_server_loaded(crail_namenode *nn, uint32_t number, uint32_t state, const uint32_t *granules,
+                            uint32_t regions, const void *description, uint32_t size) {
+    while (nn->servers_count < number) {
+        struct crail_rpc_server *s = calloc(1, sizeof *s);
+        int rc = s ? grow(nn) : -ENOMEM;
+        if (rc) {
+            free(s);
+            return rc;
+        }
+        /* Numbers without a row are of servers that nobody needs any more. */
+        s->number = nn->servers_count + 1;
+        s->state = CRAIL_SERVER_LOST;
+        nn->servers[nn->servers_count++] = s;
+    }
+    struct crail_rpc_server *s = nn->servers[number - 1];
+    s->state = state;
+    for (uint32_t i = 0; i < regions; i++)
+        s->granules += granules[i];
+    return describe(s, description, size);
 }
 
 int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state) {
