@@ -63,7 +63,8 @@ static void client_part(struct fuzz_input *in) {
     default:
         ask(l, (struct crail_op){.code = CRAIL_OP_ALLOC, .arg1 = 1 + what * 100u}, "", NULL);
         e = &w.known[(w.known_count - 1) % KNOWN_EXTENTS];
-        ask(l, (struct crail_op){.code = CRAIL_OP_COMMIT, .count = 1, .data_len = sizeof *e, .arg1 = 1}, path, e);
+        ask(l, (struct crail_op){.code = CRAIL_OP_COMMIT, .count = 1, .data_len = sizeof *e, .arg1 = 1 + what * 100u},
+            path, e);
     }
 }
 

@@ -212,6 +212,10 @@ static void cooked(struct fuzz_input *in, struct lane *l) {
     l->asked[f->id % ASKED].id = f->seq && f->seq != l->seq ? 0 : f->id; /* a replay answers another one */
     l->asked[f->id % ASKED].count = f->count;
     memcpy(l->asked[f->id % ASKED].codes, asked, sizeof asked);
+    if (fuzz_u8(in) >= 240) { /* something in it does not fit */
+        bytes[fuzz_u16(in) % at] ^= fuzz_u8(in);
+        memset(l->asked, 0, sizeof l->asked); /* perhaps its id */
+    }
     say(l, bytes, at);
 }
 

@@ -144,7 +144,7 @@ static int pipe_write(struct fuzz_input *in, struct crail_pipe *p, uint32_t exte
         crail_pipe_abort(p);
     pipe_reach(in, p, e->server, false);
     for (int i = 0; rc == -EINTR && i < 8; i++) {
-        rc = crail_pipe_write(p, e, 0, buffer, n, w.deadline_ns);
+        rc = crail_pipe_write(p, e, 0, 0, buffer, n, w.deadline_ns);
         servers_hear();
         CHECK(is_answer(rc));
     }

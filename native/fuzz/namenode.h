@@ -351,8 +351,7 @@ static inline void namenode_end(void) {
     for (uint32_t i = 0; i < 8; i++)
         pass(2ull * GRACE_MS * 1000000u);
     if (crail_namenode_server_set(w.nn, w.server, CRAIL_SERVER_UP) == 0) {
-        if (w.channel < 0)
-            channel_open();
+        channel_open(); /* what was ordered and not confirmed is ordered again */
         for (int i = 0; i < 8; i++) {
             pass(crail_rpc_tuning_default.order_wait_ns * 2);
             confirm_all();

@@ -182,19 +182,19 @@ static inline struct crail_extent make_extent(struct fuzz_input *in, enum crail_
     struct crail_extent e = {.server = NUMBER, .region = at / 16 % REGIONS, .granule = at % GRANULES};
     e.granules = 1 + spoil % 4;
     e.generation = w.generations[e.region][e.granule];
-    if (spoil >= 224)
+    if (spoil >= 224 && spoil < 232)
         e.generation += fuzz_u8(in) - 3u;
-    if (spoil >= 240)
+    else if (spoil >= 232 && spoil < 240)
         e.granules = (uint32_t)fuzz_value(in);
-    if (spoil >= 248)
+    else if (spoil >= 240 && spoil < 244)
         e.region = (uint32_t)fuzz_value(in);
-    e.key = crail_extent_key(mac_key, &e, right);
-    if (spoil == 255)
-        e.key ^= 1;
+    e.key = crail_extent_key(mac_key, &e, right) ^ (spoil >= 244); /* forged, then */
     return e;
 }
 
 static inline void note_writable(const struct crail_extent *e) {
+    if (e->key != crail_extent_key(mac_key, e, CRAIL_RIGHT_WRITE))
+        return;
     for (uint32_t g = 0; e->region < REGIONS && g < e->granules && e->granule + g < GRANULES; g++)
         w.writable[e->region][e->granule + g] = true;
 }

@@ -24,7 +24,7 @@ from .operations import REGION
 STEPS = 80  # of a run
 #: Shrinking a failure takes minutes: "0" leaves it out.
 PHASES = [Phase.generate] + [Phase.shrink] * (os.environ.get("CRAILPY_MODEL_SHRINK") != "0")
-SECONDS = float(os.environ.get("CRAILPY_MODEL_SECONDS", 35))
+SECONDS = float(os.environ.get("CRAILPY_MODEL_SECONDS", 25))
 
 
 @pytest.fixture(scope="module")
