@@ -147,6 +147,7 @@ struct crail_rpc_session {
     bool is_local; /* its last connection was a unix socket: index of nn->grace and nn->grace_ns */
     struct crail_list watches;
     uint32_t watches_count;
+    uint64_t watch_bytes;
 };
 
 /* ---- servers ------------------------------------------------------------- */
