@@ -35,6 +35,7 @@ SERVER_UP = 1
 SERVER_DOWN = 2
 SERVER_LOST = 3
 
+LIVE_MAX = 4096  # runs in one answer of server_live()
 DURABILITIES = ("none", "group", "sync")  # enum crail_durability
 
 EVENT_SESSION_ENDED: int = lib.CRAIL_EVENT_SESSION_ENDED
@@ -270,6 +271,27 @@ class Namenode(_Handle):
         """The retire channel. Takes the descriptor in any case."""
         check(lib.crail_namenode_server_channel(self._open, number, fd), server=number)
 
+    def server_live(self, number: int, first: int) -> bytes:
+        """Of a server of an earlier life, the runs that it has to keep, from the `first`-th on: up
+        to LIVE_MAX triples of u32 (region, granule, granules), little-endian. Empty: no more."""
+        out = ffi.new("uint32_t[]", 3 * LIVE_MAX)
+        n = check(lib.crail_namenode_server_live(self._open, number, first, out, LIVE_MAX))
+        return bytes(ffi.buffer(out, 12 * n))
+
+    def server_recovered(self, number: int, generations: bytes | bytearray, busy: bytes) -> int:
+        """What that server has, now that it has retired the rest: the generations of all granules,
+        u64, one region behind the other, and its busy runs as triples. It is up. Returns how many
+        live extents are lost. Raises InvalidArgumentError, ProtocolError."""
+        lost = ffi.new("uint32_t *")
+        runs = ffi.new("uint32_t[]", len(busy) // 4 + 1)
+        ffi.memmove(runs, busy, len(busy))
+        data = ffi.from_buffer("uint64_t[]", generations)
+        rc = lib.crail_namenode_server_recovered(
+            self._open, number, data, len(generations) // 8, runs, len(busy) // 12, lost
+        )
+        check(rc, server=number)
+        return int(lost[0])
+
     def server_stats(self, number: int) -> dict[str, int]:
         """The granule counts of one server."""
         out = ffi.new("crail_namenode_stats *")
@@ -401,6 +423,25 @@ class Storage(_Handle):
     def channel(self, fd: int) -> None:
         """The retire channel. Takes the descriptor in any case."""
         check(lib.crail_storage_channel(self._open, fd))
+
+    def retire_others(self, live: bytes) -> bytes:
+        """Retires all but the `live` runs (triples of u32: region, granule, granules; by place) and
+        ends the retire channel. Returns likewise the runs outside that somebody is still using.
+        Takes milliseconds per million granules, and, of a file, what the disk takes. Raises
+        InvalidArgumentError, OSError, NoMemoryError."""
+        runs = ffi.new("uint32_t[]", len(live) // 4 + 1)
+        ffi.memmove(runs, live, len(live))
+        n = check(lib.crail_storage_retire_others(self._open, runs, len(live) // 12))
+        out = ffi.new("uint32_t[]", 3 * n + 1)
+        n = check(lib.crail_storage_busy(self._open, out, n))
+        return bytes(ffi.buffer(out, 12 * n))
+
+    def generations(self, region: int, granules: int) -> bytearray:
+        """Those of a region: a u64 of each of its granules."""
+        out = bytearray(8 * granules)
+        data = ffi.from_buffer("uint64_t[]", out, require_writable=True)
+        check(lib.crail_storage_generations(self._open, region, data, granules))
+        return out
 
     def use_create(self, path: str, session: int) -> tuple[int, int]:
         """A use table at `path`: (descriptor that holds its lock, to pass on and close; handle)."""

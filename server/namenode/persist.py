@@ -47,6 +47,8 @@ class State:
         self.grants = -1
         self.sessions: set[int] = set()
         """The ids of those that were loaded."""
+        self.servers: list[tuple[int, int, bytes]] = []
+        """(number, state, description) of those that were loaded."""
         self.loaded: dict[str, int] = {}
         self.database = Database(self.folder.database)
         self._reading = Reading(self.folder.database)
@@ -85,6 +87,8 @@ class State:
                 raise damaged(self.folder.database, why)
             if table == rows.SESSION:
                 self.sessions.update(int.from_bytes(key[1:], "big") for key, _ in rows.parse(data))
+            elif table == rows.SERVER:
+                self.servers += [rows.server_of(key, row) for key, row in rows.parse(data) if row]
         self._refuse()
         self.loaded, why = core.load_end()
         if why is not None:

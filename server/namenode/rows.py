@@ -15,6 +15,7 @@ NODE, SESSION, LANE, SERVER, SUPER = 1, 2, 3, 4, 5
 NAMES = {NODE: "node", SESSION: "session", LANE: "lane", SERVER: "server", SUPER: "super"}
 
 HEAD = Struct("<IBBHII")  # size, table, gone, key_len, value_len, crc
+SERVER_HEAD = Struct("<BBHIII")  # state, storage_class, regions, location, note, reserved
 _U32, _U64 = Struct("<I"), Struct("<Q")
 
 Buffer = bytes | memoryview
@@ -69,6 +70,14 @@ def value_of(row: bytes) -> bytes:
     _, _, _, key_len, value_len, _ = HEAD.unpack_from(row)
     start = HEAD.size + int(key_len)
     return row[start : start + value_len]
+
+
+def server_of(key: bytes, row: bytes) -> tuple[int, int, bytes]:
+    """Of a row of a server: (number, state, its description)."""
+    value = value_of(row)
+    state, _, regions, _, size, _ = SERVER_HEAD.unpack_from(value)
+    start = SERVER_HEAD.size + 4 * int(regions)
+    return int.from_bytes(key[1:], "big"), state, value[start : start + size]
 
 
 def super_row(name: str, value: bytes) -> tuple[bytes, bytes]:

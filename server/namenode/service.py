@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import time
+import zlib
 from typing import Any
 
 from crailpy import __version__, control, hello, native
@@ -28,6 +29,7 @@ from ..reception import Reception, Visit, check_exposure, private_folder
 from ..threads import Threads
 from .members import Member, Members
 from .persist import Persister, State
+from .recovery import Recovery
 
 log = logging.getLogger("crailpy.namenode")
 
@@ -121,6 +123,8 @@ class NamenodeService:
         if self._state is not None:
             await self._threads.run(lambda: state.load(self._core))
             self._sessions |= state.sessions
+            for number, kind, description in state.servers:
+                self._members.load(number, kind, description)
             log.info("%s: %s", state.folder.path, state.loaded)
             self._persister = Persister(
                 self._core, state.database, interval=self.settings.group_interval
@@ -221,16 +225,44 @@ class NamenodeService:
 
     async def _control(self, visit: Visit) -> None:
         member: Member | None = None
+        recovery: Recovery | None = None
 
         async def register(message: dict[str, Any]) -> dict[str, Any]:
-            nonlocal member
+            nonlocal member, recovery
             member = self._members.register(Registration.parse(message))
             if member is None:
                 return {"fresh": True}
             member.channel = channel
             if not await self._settled():  # its number is for ever
                 raise UnavailableError("the registration cannot be kept at the moment")
-            return {"number": member.number, "mac_key": self._key, "cluster": self.cluster}
+            recovery = Recovery(sum(member.registration.regions)) if member.is_awaited else None
+            return {
+                "number": member.number,
+                "mac_key": self._key,
+                "cluster": self.cluster,
+                "recover": member.is_awaited,
+            }
+
+        def awaited() -> tuple[Member, Recovery]:
+            if member is None or recovery is None or member.channel is not channel:
+                raise ProtocolError("this server is not waited for")
+            return member, recovery
+
+        async def live(message: dict[str, Any]) -> dict[str, bytes]:
+            first = message.get("first")
+            if not isinstance(first, int) or not 0 <= first < 1 << 32:
+                raise ProtocolError(f"live: first is {first!r}")
+            return {"runs": zlib.compress(self._core.server_live(awaited()[0].number, first), 1)}
+
+        async def recovered(message: dict[str, Any]) -> None:
+            nonlocal recovery
+            server, stream = awaited()
+            if not await self._threads.run(lambda: stream.add(message)):
+                return
+            if awaited() != (server, stream):
+                raise ProtocolError("registered again meanwhile")
+            self._members.recovered(server, stream.generations, stream.busy)
+            recovery = None
 
         async def heartbeat(message: dict[str, Any]) -> None:
             stats = control.parse_stats(message)
@@ -246,7 +278,13 @@ class NamenodeService:
 
         channel = Channel(
             visit.sock,
-            {control.REGISTER: register, control.HEARTBEAT: heartbeat, control.LEAVE: leave},
+            {
+                control.REGISTER: register,
+                control.LIVE: live,
+                control.RECOVERED: recovered,
+                control.HEARTBEAT: heartbeat,
+                control.LEAVE: leave,
+            },
         )
         await visit.reply({"ok": True})
         try:
@@ -257,7 +295,7 @@ class NamenodeService:
 
     async def _retire(self, visit: Visit) -> None:
         member = self._members.find(visit.number("number", 32), visit.number("incarnation", 64))
-        if member is None or member.channel is None:
+        if member is None or member.channel is None or member.is_awaited:
             raise StaleLocationError("this incarnation is not registered", hint="register first")
         await visit.reply({"ok": True})
         if member.channel is not None:  # the core takes a server with a channel for one that is up

@@ -105,6 +105,15 @@ int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, uint32_t
 int crail_namenode_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
 /* The retire channel of the server. Takes the descriptor. An event tells when it closes. */
 int crail_namenode_server_channel(crail_namenode *nn, uint32_t number, int fd);
+/* A server that was loaded is down, and its memory is of no use, until it has said what it holds. First it is told what
+ * it has to keep: its live runs, region, granule and granules of each, from the `from`-th on, by place; how many, at
+ * most `max` and 4096; 0: no more, or it has been here. */
+int crail_namenode_server_live(crail_namenode *nn, uint32_t number, uint32_t from, uint32_t *out, uint32_t max);
+/* Then it says what it has (crail_storage_retire_others()): the generations of its `count` granules, one region behind
+ * the other, and its busy runs. It is up now. *lost: so many live extents are not there any more. -EINVAL: it is not
+ * waited for, or has other granules; -EPROTO: those are no such runs. */
+int crail_namenode_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
+                                    const uint32_t *busy, uint32_t busy_n, uint32_t *lost);
 /* The granule counts of one server, other fields 0. */
 int crail_namenode_server_stats(crail_namenode *nn, uint32_t number, crail_namenode_stats *out);
 
@@ -189,6 +198,14 @@ int crail_storage_identity(crail_storage *s, uint32_t number, const uint8_t *mac
 int crail_storage_data_attach(crail_storage *s, int fd);
 /* The retire channel to the namenode. Takes the descriptor; replaces an older one. */
 int crail_storage_channel(crail_storage *s, int fd);
+
+/* For a namenode that was started again and knows only the `n` runs of `live` (region, granule and granules of each, by
+ * place and apart): retires all else. The retire channel ends; the generations of all granules outside are raised, in
+ * steps, and, of file regions, durable when this returns. Then how many runs outside are busy because somebody is using
+ * them: they are to be ordered. Again is harmless. -EINVAL: not such runs; -EIO, -ETIMEDOUT: the disk; -ENOMEM. */
+int crail_storage_retire_others(crail_storage *s, const uint32_t *live, uint32_t n);
+/* The busy runs of the last time, likewise: up to `max`; how many. A confirmed one has 0 granules. */
+int crail_storage_busy(crail_storage *s, uint32_t *out, uint32_t max);
 
 /* A use table for a process that maps the regions: creates `path` (0600), and returns a descriptor with an
  * open file description of its own that holds the shared lock: pass it on, then close it. The table counts until

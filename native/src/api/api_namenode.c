@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include "base/clock.h"
 #include "rpc/rpc.h"
 
+#define LIVE_MAX 4096
 #define TCP_KEEPALIVE_S 10
 #define TCP_DEAD_MS 30000 /* sent and not acknowledged for so long: the peer is gone */
 
@@ -167,6 +169,62 @@ int crail_namenode_server_channel(crail_namenode *nn, uint32_t number, int fd) {
     struct server s = {.number = number, .fd = fd};
     int rc = prepare(fd);
     return rc ? rc : crail_rpc_post(nn, server_channel, &s);
+}
+
+/* ---- servers of an earlier life ------------------------------------------ */
+
+struct live {
+    uint32_t number, from, max;
+    struct crail_live *out;
+};
+
+static int server_live(crail_namenode *nn, void *args) {
+    const struct live *l = args;
+    return (int)crail_meta_server_live(nn->meta, l->number, l->from, l->out, l->max);
+}
+
+int crail_namenode_server_live(crail_namenode *nn, uint32_t number, uint32_t from, uint32_t *out, uint32_t max) {
+    struct crail_live runs[LIVE_MAX];
+    struct live l = {number, from, max < LIVE_MAX ? max : LIVE_MAX, runs};
+    if (!out)
+        return -CRAIL_E_INVALID_ARGUMENT;
+    int n = crail_rpc_post(nn, server_live, &l);
+    for (int i = 0; i < n; i++) {
+        *out++ = runs[i].region;
+        *out++ = runs[i].granule;
+        *out++ = runs[i].granules;
+    }
+    return n;
+}
+
+struct recovered {
+    uint32_t number, busy_n, lost;
+    const uint64_t *generations;
+    uint64_t count;
+    struct crail_retire *busy;
+};
+
+static int server_recovered(crail_namenode *nn, void *args) {
+    struct recovered *r = args;
+    return crail_rpc_server_recovered(nn, r->number, r->generations, r->count, r->busy, r->busy_n, &r->lost);
+}
+
+int crail_namenode_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
+                                    const uint32_t *busy, uint32_t busy_n, uint32_t *lost) {
+    if (!generations || (busy_n && !busy) || !lost)
+        return -CRAIL_E_INVALID_ARGUMENT;
+    struct recovered r = {.number = number, .busy_n = busy_n, .generations = generations, .count = count};
+    r.busy = calloc(busy_n + 1u, sizeof *r.busy);
+    if (!r.busy)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < busy_n; i++)
+        r.busy[i] = (struct crail_retire){
+            .region = busy[3 * i], .granule = busy[3 * i + 1], .granules = busy[3 * i + 2]};
+    int rc = crail_rpc_post(nn, server_recovered, &r);
+    free(r.busy);
+    if (rc >= 0)
+        *lost = r.lost;
+    return rc;
 }
 
 /* ---- facts --------------------------------------------------------------- */

@@ -486,7 +486,7 @@ int crail_server_loaded(struct crail_meta *m, uint32_t number, const struct crai
     struct crail_meta_region regions[REGIONS_MAX] = {{0}};
     bool is_lost = row->state == CRAIL_SERVER_LOST;
     if (!number || number > SERVERS_MAX || !row->state || row->state > CRAIL_SERVER_LOST ||
-        row->storage_class == CRAIL_CLASS_ANY || row->regions > REGIONS_MAX)
+        row->regions > REGIONS_MAX) /* of class CRAIL_CLASS_ANY: its disk has failed */
         return -EUCLEAN;
     if (stubs_make(m, number))
         return -ENOMEM;

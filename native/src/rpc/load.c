@@ -169,6 +169,7 @@ static int load_end(crail_namenode *nn, void *args) {
     rows->loaded->ownerless = report.ownerless;
     if (!rc)
         crail_meta_ends_after(nn->meta, crail_clock_realtime_ns() + (int64_t)nn->grace_ns[0]);
+    nn->recovery_until_ns = crail_clock_ns() + nn->grace_ns[0];
     nn->background = true; /* orphans go */
     nn->excused_ns += crail_clock_ns() - from;
     return rc;
