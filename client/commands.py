@@ -392,6 +392,12 @@ def status(options: argparse.Namespace) -> int:
     print(
         f"requests    {count('requests'):,} with {count('operations'):,} operations since the start"
     )
+    state = facts["state"]
+    print(
+        f"durability  {facts['durability']}"
+        + (f", {state['rows']:,} rows in {state['path']}" if state else "")
+        + (f"; commits fail: {state['failure']}" if state and state["failure"] else "")
+    )
     for line in server_lines(facts["servers"]):
         print(line)
     return 0

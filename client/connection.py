@@ -149,6 +149,11 @@ class Connection:
         description: bytes = self._run(requests.describe_server(server), timeout)
         return description
 
+    @property
+    def _kept(self) -> str:
+        """What the namenode promises of all that lies with it."""
+        return self._session.durability
+
     def _tier_of(self, server: int) -> str | None:
         """The name of its tier; None if nobody can say."""
         if server not in self._tiers:

@@ -20,8 +20,11 @@ _GRANULE = 4096
 _SESSION = 1  # of the flags
 
 
-def node_info(path: str, data: bytes, tier_of: TierOf | None = None) -> NodeInfo:
-    """A STAT answer. `tier_of` names the tier of a server, by its number."""
+def node_info(
+    path: str, data: bytes, tier_of: TierOf | None = None, kept: str = "none"
+) -> NodeInfo:
+    """A STAT answer. `tier_of` names the tier of a server, by its number; `kept`: what the namenode
+    promises of all that lies with it, as a value within its node does."""
     _, version, size, mtime_ns, expires_ns, job, kind, extents, flags = _STAT.unpack_from(data)
     locations = tuple(
         {"server": server, "region": region, "offset": granule * _GRANULE, "bytes": n * _GRANULE}
@@ -39,15 +42,16 @@ def node_info(path: str, data: bytes, tier_of: TierOf | None = None) -> NodeInfo
         lease=f"job {job}" if job else "session" if flags & _SESSION else None,
         expires=expires_ns / 1e9 if expires_ns else None,
         locations=locations,
+        durability="none" if locations else kept,
     )
 
 
-def _entries(page: bytes) -> Iterator[tuple[int, int, int, int, str]]:
+def _entries(page: bytes) -> Iterator[tuple[int, int, int, int, int, str]]:
     at = 0
     while at < len(page):
-        version, size, mtime_ns, n, kind, _, _ = _DIRENT.unpack_from(page, at)
+        version, size, mtime_ns, n, kind, is_inline, _ = _DIRENT.unpack_from(page, at)
         at += _DIRENT.size
-        yield version, size, mtime_ns, kind, page[at : at + n].decode()
+        yield version, size, mtime_ns, kind, is_inline, page[at : at + n].decode()
         at += (n + 7) & ~7
 
 
@@ -63,14 +67,15 @@ def names(page: bytes) -> list[str]:
     return found
 
 
-def entries(directory: str, page: bytes) -> Iterator[NodeInfo]:
+def entries(directory: str, page: bytes, kept: str) -> Iterator[NodeInfo]:
     """The entries of one page of the listing of `directory`."""
     prefix = directory.rstrip("/")
-    for version, size, mtime_ns, kind, name in _entries(page):
+    for version, size, mtime_ns, kind, lies_here, name in _entries(page):
         yield NodeInfo(
             path=f"{prefix}/{name}",
             kind=NodeKind.NAMES[kind] or "",
             size=size,
             version=version,
             mtime=mtime_ns / 1e9,
+            durability=kept if lies_here or NodeKind.NAMES[kind] != NodeKind.FILE else "none",
         )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _OPTIONS = Struct("<QQIHBBQ")
 _AVOID_AT = 24
 _SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
+_DURABLE = {None: 0, "none": 0, "sync": 32, "group": 64}
 _ANY = 255
 _STRIPE_AT = 23  # in the struct
 
@@ -55,13 +56,17 @@ def pack(
 
     `tier` ("dram", "nvmf", "file") and `location` (a location class) are preferred, with `strict`
     there is no other choice; `stripe`: equal runs on so many servers; `ttl`: seconds after the
-    last commit; `job`: a Job; `session`: goes with this session. Raises InvalidArgumentError, also
-    for what this store cannot promise: more than one replica, durability, checksums."""
+    last commit; `job`: a Job; `session`: goes with this session; `durability`: "sync" is answered
+    when the change is durable, "group" when it will be within the group interval. Raises
+    InvalidArgumentError, also for what this store cannot promise: more than one replica,
+    checksums."""
     if unknown:
         raise TypeError(
             f"{next(iter(unknown))!r} is no keyword of placement: {', '.join(KEYWORDS)}"
         )
-    refuse_promises(replicas, durability, checksum)
+    refuse_promises(replicas, checksum)
+    if durability not in _DURABLE:
+        raise InvalidArgumentError(f"durability={durability!r} is none of sync, group, none")
     if tier is not None and tier not in STORAGE_CLASSES:
         raise InvalidArgumentError(f"tier={tier!r} is none of {', '.join(STORAGE_CLASSES)}")
     if not hasattr(stripe, "__index__") or not 1 <= (stripe := index(stripe)) <= STRIPE_MAX:
@@ -74,6 +79,7 @@ def pack(
         | (_EVICTABLE if evictable else 0)
         | (_STRICT if strict else 0)
         | (_TTL if ttl is not None else 0)
+        | _DURABLE[durability]
     )
     options = _OPTIONS.pack(
         0 if ttl is None else lifetime_ns(ttl),
@@ -160,15 +166,10 @@ def ttl_only(ttl: float | None) -> bytes:
     return _OPTIONS.pack(0 if ttl is None else lifetime_ns(ttl), 0, 0, _TTL, _ANY, 0, 0)
 
 
-def refuse_promises(replicas: int, durability: str | None, checksum: bool | None) -> None:
+def refuse_promises(replicas: int, checksum: bool | None) -> None:
     """What nobody keeps yet is not promised."""
     if replicas != 1:
         raise InvalidArgumentError(f"replicas={replicas!r}: this store keeps one copy of a value")
-    if durability not in (None, "none"):
-        raise InvalidArgumentError(
-            f"durability={durability!r}: this store keeps nothing when its processes end",
-            hint='leave it out, or say "none"',
-        )
     if checksum:
         raise InvalidArgumentError(f"checksum={checksum!r}: this store computes no checksums")
 

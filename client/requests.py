@@ -214,9 +214,10 @@ def bye() -> Request:
 # ---- one node -----------------------------------------------------------------------------------
 
 
-def stat(path: str, tier_of: TierOf | None = None) -> Request:
-    """NodeInfo. `tier_of` names the tier of a server, by its number."""
-    return Request(STAT, path, decode=lambda r: listing.node_info(path, r[5], tier_of))
+def stat(path: str, tier_of: TierOf | None = None, kept: str = "none") -> Request:
+    """NodeInfo. `tier_of` names the tier of a server, by its number; `kept`: what the namenode
+    promises."""
+    return Request(STAT, path, decode=lambda r: listing.node_info(path, r[5], tier_of, kept))
 
 
 def exists(path: str) -> Request:
@@ -383,7 +384,9 @@ def _page(result: Result) -> tuple[bytes, bytes | None]:
 # ---- waiting ------------------------------------------------------------------------------------
 
 
-def wait(path: str, version: int | None, absent: bool, seconds: float) -> Request:
+def wait(
+    path: str, version: int | None, absent: bool, seconds: float, kept: str = "none"
+) -> Request:
     """NodeInfo of what is there at last, or None when nothing is (`absent`)."""
     if absent and version is not None:
         raise InvalidArgumentError("wait for a version, or for nothing, not both", path=path)
@@ -396,7 +399,7 @@ def wait(path: str, version: int | None, absent: bool, seconds: float) -> Reques
         flags=flags,
         arg0=unsigned(version or 0, "version"),
         wait=seconds,
-        decode=lambda r: listing.node_info(path, r[5]),
+        decode=lambda r: listing.node_info(path, r[5], None, kept),
     )
 
 
@@ -519,11 +522,12 @@ def node_infos(
     results: list[tuple[Any, ...]],
     error: Callable[[int, str, int], CrailError],
     tier_of: TierOf | None = None,
+    kept: str = "none",
 ) -> list[NodeInfo | CrailError | None]:
     """What a vector of STATs answered (status before the rest of each result); None for what is
     absent, `error` makes the others."""
     return [
-        listing.node_info(path, r[6], tier_of)
+        listing.node_info(path, r[6], tier_of, kept)
         if not r[0]
         else None
         if -r[0] in ABSENT_STATUSES

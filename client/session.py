@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Describe = Callable[[int, float], bytes]  # (server, timeout in seconds)
 
-RETRY_FIRST = 0.01  # seconds until the next attempt to reach somebody who is not there; doubles
+RETRY_FIRST = 0.005  # seconds until the next attempt to reach somebody who is not there; doubles
 RETRY_MAX = 0.5
 DEFAULT_PORT = 9060
 LANES_MAX = 128
@@ -41,6 +41,8 @@ LOCK_MAX = 86400.0 * 365  # what a lock can wait
 NEED_SERVER = 1
 NEED_WRITABLE = 2
 
+#: Somebody was there, and went: as a namenode that is started again.
+CUT = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 #: Errors of connect(2) that say that nobody can be reached there at the moment.
 _ABSENT = (ConnectionError, FileNotFoundError, TimeoutError, BlockingIOError)
 
@@ -110,6 +112,7 @@ class Session:
         self.core = native.ClientHandle(lanes_max=LANES_MAX)
         self.number = 0
         self.cluster = ""
+        self.durability = "none"  # of what lies with the namenode
         self._key = b""
         self._lane_sessions: dict[int, int] = {}
         self._lock = allocate_lock()
@@ -126,7 +129,8 @@ class Session:
     def _retry(self, deadline: float, what: str, attempt: Callable[[], Any]) -> Any:
         """Calls `attempt` until it does not fail for the peer's absence, or until the deadline.
 
-        A store that was never reached fails at once: then the address is the likelier cause."""
+        A store that was never reached fails at once if nobody listens: then the address is the
+        likelier cause."""
         pause = RETRY_FIRST
         while True:
             try:
@@ -135,7 +139,7 @@ class Session:
                 raise  # an answer, not an absence
             except _ABSENT as error:
                 left = deadline - time.monotonic()
-                if not self._established or left <= pause:
+                if not (self._established or isinstance(error, CUT)) or left <= pause:
                     raise UnavailableError(
                         f"cannot reach {what}: {error}",
                         hint="is it running there? `crailpy up` starts a store on this machine",
@@ -284,6 +288,7 @@ class Session:
         if not session:
             self._enter_cluster(reply.get("cluster", ""))
             self._key = reply["session_key"]
+            self.durability = reply.get("durability", "none")
             self.number = reply["session"]
         return sock, reply["session"], fds
 

@@ -33,7 +33,7 @@ class Tree(Connection):
 
     def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
         """Facts about a node. Raises NotFoundError."""
-        info: NodeInfo = self._run(requests.stat(path, self._tier_of), timeout)
+        info: NodeInfo = self._run(requests.stat(path, self._tier_of, self._kept), timeout)
         return info
 
     def stat_many(
@@ -44,7 +44,7 @@ class Tree(Connection):
         paths = requests.several(paths)
         each = requests.stat("")
         results = self._hot.call_many(each.code, each.flags, paths, timeout)
-        found = requests.node_infos(paths, results, self._error, self._tier_of)
+        found = requests.node_infos(paths, results, self._error, self._tier_of, self._kept)
         return all_or_batch_error(found)
 
     def mkdir(
@@ -100,7 +100,7 @@ class Tree(Connection):
 
         What was there throughout appears exactly once; changes meanwhile may or may not."""
         for page in self._pages(path, timeout):
-            yield from listing.entries(path, page)
+            yield from listing.entries(path, page, self._kept)
 
     def walk(
         self, top: str = "/", *, topdown: bool = True, timeout: float | None = None

@@ -38,7 +38,8 @@ class Waiting(Connection):
         DeadlineError."""
         seconds = self._timeout if timeout is None else timeout
         info: NodeInfo | None = self._run(
-            requests.wait(path, version, absent, seconds), requests.WAY_BACK
+            requests.wait(path, version, absent, seconds, self._kept),
+            requests.WAY_BACK,
         )
         return info
 

@@ -114,6 +114,22 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "session_grace", "seconds", 15.0, 0.1, 3600, "life of a session without connection"
         ),
+        Setting(
+            "durability",
+            "text",
+            "",
+            None,
+            None,
+            "when a change is acknowledged: sync, group or none; empty: group with a state folder",
+        ),
+        Setting(
+            "group_interval",
+            "seconds",
+            0.25,
+            0.001,
+            60,
+            "what group may lose",
+        ),
         # storage server
         Setting("dram", "bytes", 1 * GIB, 1 * MIB, 64 * TIB, "memory that a storage server offers"),
         Setting("file_path", "text", "", None, None, "file or block device of the file tier"),

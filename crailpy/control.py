@@ -5,8 +5,15 @@ Messages are framed like the hello: `{m: method, id, ...}`, answered by `{id, ok
 storage server -> namenode (`control`)
     register    server, incarnation, history, regions, tier, storage_class, location, host, port,
                 unix, host_identity, heartbeat
-                -> number, mac_key, cluster; or fresh: the namenode does not know this incarnation
-                and it has a history, so its memory must be made anew (docs/ARCHITECTURE.md)
+                -> number, mac_key, cluster, recover; or fresh: the namenode does not know this
+                incarnation and it has a history, so its memory must be made anew
+                (docs/ARCHITECTURE.md). recover: the namenode was started again and does not know
+                what lies there; the server is not up before it has said so:
+    live        first                       -> runs: from the first-th on, what the server has to
+                keep: zlib of u32 triples (region, granule, granules), by place; empty: no more
+    recovered   data, last                  -> nothing; it has retired the rest. Pieces of a zlib
+                stream: the generations of all granules (u64, a region behind the other), then the
+                runs outside that somebody still uses, as triples. After the last it is up
     heartbeat   stats                       -> nothing; a `disk_errno` other than 0 among the stats
                 says that the disk has failed: nothing more is placed there until the server
                 registers again and does not say so
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
 REGISTER = "register"
 HEARTBEAT = "heartbeat"
 LEAVE = "leave"
+LIVE = "live"
+RECOVERED = "recovered"
 CHANNEL = "channel"
 
 ADMIN_STATUS = "status"
@@ -39,6 +48,7 @@ ADMIN_STOP = "stop"
 HEARTBEATS_MISSED_MAX = 3
 HEARTBEAT_MAX = 86400.0  # seconds
 WORD_MAX = 4096  # characters of an id, a host, a path
+PIECE_BYTES = 48 << 10  # of a stream, in one message
 STATS_MAX = 64  # counters in one heartbeat
 
 
@@ -114,6 +124,12 @@ class Registration:
     def message(self) -> dict[str, Any]:
         """As a message's fields."""
         return {name: getattr(self, name) for name in FIELDS}
+
+    @classmethod
+    def described(cls, description: bytes) -> Registration:
+        """From what description() gave: one of an earlier life. Raises ProtocolError."""
+        about = hello.unpack(description)
+        return cls.parse(about | {"history": True, "heartbeat": HEARTBEAT_MAX})
 
     def description(self) -> bytes:
         """What clients get from CRAIL_OP_SERVER: the body of a message."""

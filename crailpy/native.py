@@ -35,6 +35,9 @@ SERVER_UP = 1
 SERVER_DOWN = 2
 SERVER_LOST = 3
 
+LIVE_MAX = 4096  # runs in one answer of server_live()
+DURABILITIES = ("none", "group", "sync")  # enum crail_durability
+
 EVENT_SESSION_ENDED: int = lib.CRAIL_EVENT_SESSION_ENDED
 EVENT_CHANNEL_CLOSED: int = lib.CRAIL_EVENT_SERVER_CHANNEL_CLOSED
 
@@ -109,6 +112,32 @@ def test_guards() -> bool:
     return bool(lib.crail_test_guards())
 
 
+# ---- rows of the namenode's database (native/include/crail/rows.h) -----------------------------
+
+
+def row_make(table: int, key: bytes, value: bytes) -> bytes:
+    """One row as it lies in a cut and in the database."""
+    room = 64 + len(key) + len(value)
+    out = ffi.new("uint64_t[]", room // 8 + 1)
+    size = check(lib.crail_row_make(table, key, len(key), value, len(value), out, room))
+    return bytes(ffi.buffer(out, size))
+
+
+def row_is_whole(row: bytes) -> bool:
+    """Do its lengths agree, and is its checksum right?"""
+    room = ffi.new("uint64_t[]", len(row) // 8 + 1)
+    ffi.memmove(room, row, len(row))
+    return int(lib.crail_row_verify(room, len(row))) == 0
+
+
+class Cut:
+    """The rows of one cut, views that are valid until cut_done()."""
+
+    def __init__(self, epoch: int, rows: list[memoryview]) -> None:
+        self.epoch = epoch
+        self.rows = rows
+
+
 def _fields(struct: Any) -> dict[str, int]:
     return {name: int(getattr(struct, name)) for name, _ in ffi.typeof(struct).fields}
 
@@ -137,17 +166,40 @@ class _Handle:
         return pointer
 
 
+EUCLEAN = 117
+
+
+def _said(rc: int, why: Any) -> str | None:
+    """None if all is well, else the sentence of the core. Raises what is not about its data."""
+    if rc >= 0:
+        return None
+    if rc != -EUCLEAN:
+        raise from_status(rc)
+    return ffi.string(why).decode(errors="replace") or str(from_status(rc))
+
+
 class Namenode(_Handle):
     """The namenode's loop thread and the tree that it owns.
 
-    `session_grace` in seconds, `mac_key` the 16 bytes of the cluster's key. Raises
-    NoMemoryError."""
+    `session_grace` in seconds, `mac_key` the 16 bytes of the cluster's key; `durability`: one of
+    DURABILITIES, and unless it is "none", cuts are to be made and committed. `grants`: descriptor
+    of the file for the grant map, which stays the caller's. Raises NoMemoryError, OSError."""
 
-    def __init__(self, *, arena_bytes_max: int, session_grace: float, mac_key: bytes) -> None:
+    def __init__(
+        self,
+        *,
+        arena_bytes_max: int,
+        session_grace: float,
+        mac_key: bytes,
+        durability: str = "none",
+        grants: int | None = None,
+    ) -> None:
         options = ffi.new("crail_namenode_options *")
         options.arena_bytes_max = arena_bytes_max
         options.session_grace_ms = max(1, round(session_grace * 1000))
         ffi.memmove(options.mac_key, mac_key, 16)
+        options.durability = DURABILITIES.index(durability)
+        options.grants_fd = -1 if grants is None else grants
         out = ffi.new("crail_namenode **")
         check(lib.crail_namenode_start(options, out))
         super().__init__(out[0])
@@ -157,6 +209,10 @@ class Namenode(_Handle):
         pointer = self._take()
         if pointer is not None:
             lib.crail_namenode_stop(pointer)
+
+    def hang_up(self) -> None:
+        """Closes every lane's connection; their sessions stay."""
+        check(lib.crail_namenode_hang_up(self._open))
 
     def session_open(self, session: int) -> None:
         """Raises ExistsError if there is such a session."""
@@ -215,6 +271,27 @@ class Namenode(_Handle):
         """The retire channel. Takes the descriptor in any case."""
         check(lib.crail_namenode_server_channel(self._open, number, fd), server=number)
 
+    def server_live(self, number: int, first: int) -> bytes:
+        """Of a server of an earlier life, the runs that it has to keep, from the `first`-th on: up
+        to LIVE_MAX triples of u32 (region, granule, granules), little-endian. Empty: no more."""
+        out = ffi.new("uint32_t[]", 3 * LIVE_MAX)
+        n = check(lib.crail_namenode_server_live(self._open, number, first, out, LIVE_MAX))
+        return bytes(ffi.buffer(out, 12 * n))
+
+    def server_recovered(self, number: int, generations: bytes | bytearray, busy: bytes) -> int:
+        """What that server has, now that it has retired the rest: the generations of all granules,
+        u64, one region behind the other, and its busy runs as triples. It is up. Returns how many
+        live extents are lost. Raises InvalidArgumentError, ProtocolError."""
+        lost = ffi.new("uint32_t *")
+        runs = ffi.new("uint32_t[]", len(busy) // 4 + 1)
+        ffi.memmove(runs, busy, len(busy))
+        data = ffi.from_buffer("uint64_t[]", generations)
+        rc = lib.crail_namenode_server_recovered(
+            self._open, number, data, len(generations) // 8, runs, len(busy) // 12, lost
+        )
+        check(rc, server=number)
+        return int(lost[0])
+
     def server_stats(self, number: int) -> dict[str, int]:
         """The granule counts of one server."""
         out = ffi.new("crail_namenode_stats *")
@@ -242,13 +319,55 @@ class Namenode(_Handle):
             if n < room:
                 return taken
 
+    def load(self, rows: bytes) -> str | None:
+        """Whole rows of an earlier life, sessions before lanes; before anything else is done. None,
+        or the sentence that says what is damaged. Raises NoMemoryError."""
+        why = ffi.new("char[]", 512)
+        room = ffi.new("uint64_t[]", len(rows) // 8 + 1)
+        ffi.memmove(room, rows, len(rows))
+        return _said(lib.crail_namenode_load(self._open, room, len(rows), why, 512), why)
+
+    def load_end(self) -> tuple[dict[str, int], str | None]:
+        """Puts them together: the fields of crail_namenode_loaded, and the same as load()."""
+        why = ffi.new("char[]", 512)
+        out = ffi.new("crail_namenode_loaded *")
+        said = _said(lib.crail_namenode_load_end(self._open, out, why, 512), why)
+        return _fields(out[0]), said
+
+    def cut_wait(self, timeout: float) -> bool | None:
+        """Waits until somebody waits for a cut: True; False: nobody in this time, in seconds; None:
+        cut_wake() was called."""
+        rc = int(lib.crail_namenode_cut_wait(self._open, max(0, round(timeout * 1000))))
+        return None if rc < 0 else rc == 1
+
+    def cut_wake(self) -> None:
+        """Ends cut_wait(), now and for ever."""
+        lib.crail_namenode_cut_wake(self._open)
+
+    def cut_make(self) -> Cut | None:
+        """Makes a cut and waits until it is written. None: nothing has changed. Raises
+        NoMemoryError."""
+        out = ffi.new("crail_namenode_cut *")
+        if not check(lib.crail_namenode_cut_make(self._open, out)):
+            return None
+        parts = [memoryview(ffi.buffer(out.rows[i], out.bytes[i])) for i in (0, 1) if out.bytes[i]]
+        return Cut(int(out.epoch), parts)
+
+    def cut_done(self, epoch: int, ok: bool) -> None:
+        """This cut is durable; or it is not, and its rows are kept for another try: until that is
+        reported no change is acknowledged."""
+        check(lib.crail_namenode_cut_done(self._open, epoch, ok))
+
+    def cut_want(self) -> int:
+        """Asks for a cut if something is not durable: the epoch that has to be, 0 if all is."""
+        out = ffi.new("uint64_t *")
+        check(lib.crail_namenode_cut_want(self._open, out))
+        return int(out[0])
+
     def check(self) -> str | None:
         """The full invariant check; None, or the sentence that says what is broken."""
         why = ffi.new("char[]", 512)
-        rc = lib.crail_namenode_check(self._open, why, 512)
-        if rc >= 0:
-            return None
-        return ffi.string(why).decode(errors="replace") or str(from_status(rc))
+        return _said(lib.crail_namenode_check(self._open, why, 512), why)
 
 
 class Storage(_Handle):
@@ -304,6 +423,25 @@ class Storage(_Handle):
     def channel(self, fd: int) -> None:
         """The retire channel. Takes the descriptor in any case."""
         check(lib.crail_storage_channel(self._open, fd))
+
+    def retire_others(self, live: bytes) -> bytes:
+        """Retires all but the `live` runs (triples of u32: region, granule, granules; by place) and
+        ends the retire channel. Returns likewise the runs outside that somebody is still using.
+        Takes milliseconds per million granules, and, of a file, what the disk takes. Raises
+        InvalidArgumentError, OSError, NoMemoryError."""
+        runs = ffi.new("uint32_t[]", len(live) // 4 + 1)
+        ffi.memmove(runs, live, len(live))
+        n = check(lib.crail_storage_retire_others(self._open, runs, len(live) // 12))
+        out = ffi.new("uint32_t[]", 3 * n + 1)
+        n = check(lib.crail_storage_busy(self._open, out, n))
+        return bytes(ffi.buffer(out, 12 * n))
+
+    def generations(self, region: int, granules: int) -> bytearray:
+        """Those of a region: a u64 of each of its granules."""
+        out = bytearray(8 * granules)
+        data = ffi.from_buffer("uint64_t[]", out, require_writable=True)
+        check(lib.crail_storage_generations(self._open, region, data, granules))
+        return out
 
     def use_create(self, path: str, session: int) -> tuple[int, int]:
         """A use table at `path`: (descriptor that holds its lock, to pass on and close; handle)."""

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from .storage.tiers.file import FileTier
 
 
+FSCK_TIMEOUT = 600.0  # seconds; a namenode looks at all that it has
+CONNECT_TIMEOUT = 10.0
+
+
 # ---- what a service is given -----------------------------------------------------------------
 
 
@@ -139,7 +143,10 @@ def namenode(options: argparse.Namespace) -> int:
         from .namenode.service import NamenodeService
 
         node = NamenodeService(
-            settings_of(options), runtime_dir=options.runtime_dir, insecure=options.insecure
+            settings_of(options),
+            folder=options.dir,
+            runtime_dir=options.runtime_dir,
+            insecure=options.insecure,
         )
         await node.start()
         try:
@@ -289,6 +296,7 @@ def up(options: argparse.Namespace) -> int:
             dram=settings.dram,
             servers=options.servers,
             dir=options.dir,
+            durability=settings.durability or ("group" if options.dir else "none"),
             port=settings.port,
             token=settings.token or None,
         ) as cluster:
@@ -326,6 +334,70 @@ def _welcome(address: str, settings: Settings) -> str:
     )
 
 
+# ---- fsck ------------------------------------------------------------------------------------
+
+
+def fsck(options: argparse.Namespace) -> int:
+    """Checks a state folder, or asks a namenode that runs; 1 if something is wrong."""
+    from crailpy.errors import CrailError
+
+    try:
+        report = _fsck_folder(options) if options.dir else _fsck_online(options)
+    except (CrailError, OSError) as error:
+        print(f"crailpy: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(report))
+    else:
+        for problem in report["problems"]:
+            print(": ".join(filter(None, (problem["row"], problem["why"]))))
+        for row in report["dropped"]:
+            print(f"{'dropped' if options.repair else '--repair would drop'}: {row}")
+        print(report["verdict"])
+    return 0 if report["ok"] else 1
+
+
+def _fsck_folder(options: argparse.Namespace) -> dict[str, Any]:
+    from .namenode.fsck import Fsck
+
+    check = Fsck(options.dir)
+    try:
+        ok = check.check()
+        report = check.report()
+        report["verdict"] = f"{report['rows']} rows, {'all is well' if ok else 'it is damaged'}"
+        if not ok and options.repair:
+            report["kept"] = check.repair()
+            report["ok"] = True
+            report["verdict"] = f"repaired, {report['rows']} rows; the old file is {report['kept']}"
+        return report
+    finally:
+        check.close()
+
+
+def _fsck_online(options: argparse.Namespace) -> dict[str, Any]:
+    import time
+
+    from crailpy import hello
+    from crailpy.errors import InvalidArgumentError
+
+    if options.repair:
+        raise InvalidArgumentError("--repair needs --dir, and a namenode that does not run")
+    settings = settings_of(options)
+    where = _namenode_of(options.address or settings.address)
+    deadline = time.monotonic() + FSCK_TIMEOUT
+    if isinstance(where, str):
+        sock = hello.connect_unix(where, CONNECT_TIMEOUT)
+    else:
+        sock = hello.connect_tcp(*where, CONNECT_TIMEOUT)
+    with sock:
+        fields = {"role": "admin", "method": "check", "params": {}}
+        answer = hello.exchange(sock, fields, token=settings.token or None, deadline=deadline)
+    found = answer["result"]
+    problems = [] if found["ok"] else [{"row": "", "why": found["why"]}]
+    verdict = "all is well" if found["ok"] else "it is damaged"
+    return {"ok": found["ok"], "problems": problems, "dropped": [], "verdict": verdict}
+
+
 # ---- registration ----------------------------------------------------------------------------
 
 
@@ -354,19 +426,30 @@ def register(subparsers: Any) -> None:
 
     p = add("up", up, "run a whole store on this machine; Ctrl-C ends it")
     p.add_argument("--dram", help="memory for values, as 1GiB (the default)")
-    p.add_argument("--dir", help="folder for the store's files (default: /dev/shm)")
+    p.add_argument("--dir", help="folder of the store's state; without one nothing outlives it")
+    p.add_argument("--durability", help="sync, group (the default with --dir) or none")
     p.add_argument("--port", type=int, help="port of the namenode (default 9060); 0: any")
     p.add_argument("--servers", type=int, default=1, help="storage servers (default 1)")
     p.add_argument("--token", help="the secret to ask for (better: $CRAILPY_TOKEN)")
     p.add_argument("--json", action="store_true", help="print facts as JSON")
 
     p = add("namenode", namenode, "run a namenode", service)
+    p.add_argument("--dir", help="folder of its state; without one nothing outlives it")
+    p.add_argument("--durability", help="sync, group (the default with --dir) or none")
+    p.add_argument("--group-interval", help="what group may lose, as 250ms (the default)")
     p.add_argument("--runtime-dir", help="folder for its unix socket")
     p.add_argument(
         "--insecure",
         action="store_true",
         help="serve the network without a token: everybody may read and change everything",
     )
+
+    p = add("fsck", fsck, "check a namenode's state; 1 if something is wrong")
+    p.add_argument("--dir", help="state folder of a namenode that does not run")
+    p.add_argument("--address", help="of a namenode that runs (default: as the clients find it)")
+    p.add_argument("--token", help="the cluster's secret (better: $CRAILPY_TOKEN)")
+    p.add_argument("--repair", action="store_true", help="drop what is damaged, by name")
+    p.add_argument("--json", action="store_true", help="print facts as JSON")
 
     p = add("storage", storage, "run a storage server", service)
     p.add_argument("--tier", default="dram", choices=["dram", "file", "nvmf"])

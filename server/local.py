@@ -163,11 +163,12 @@ class LocalCluster:
             store = cluster.connect()
 
     `tiers`: ("dram",) unless it is given; also "file". There are `servers` storage servers of each
-    tier, with `dram` bytes of memory or a file of `capacity` bytes. `dir`: a folder for the
-    cluster's files instead of /dev/shm (for the speed of memory it must be on a tmpfs) and, for the
-    file tier, instead of the system's temporary folder. `durability` is what
-    nodes get by default ("sync", "group", "none"); nothing is persistent yet. `options` are
-    settings of crailpy.config: `token`, `host`, `port` (of the namenode), `session_grace`, ...
+    tier, with `dram` bytes of memory or a file of `capacity` bytes. `dir`: a folder where the
+    namenode keeps its state for the next cluster, and where the files of the file tier lie; None:
+    folders that go with this cluster, so that `.namenode` can be killed and started again.
+    `durability`: when a change is acknowledged ("sync", "group"; "none": no state at all).
+    `options` are settings of crailpy.config: `token`, `host`, `port` (of the namenode),
+    `session_grace`, `group_interval`, `dram_dir`, ...
 
     `.address`, `.namenode`, `.servers[i]` (Server). It runs when the constructor returns.
 
@@ -198,13 +199,17 @@ class LocalCluster:
         }
         self._dram = parse_size(dram)
         self._capacity = parse_size(capacity)
-        self._files_in_folder = dir is not None
+        self._files_dir = None if dir is None else os.path.abspath(dir)
         self._owner = os.getpid()
         self.closed = False
         self.namenode: Server
         self.servers: list[Server] = []
         base = self._options.pop("dram_dir", BASE)
-        self._open_folder(os.path.abspath(dir if dir is not None else base))
+        self._open_folder(os.path.abspath(base))
+        self._state = [f"--durability={durability}"]
+        if durability != "none":
+            state = os.path.join(self.folder if dir is None else dir, "namenode")
+            self._state += ["--dir", os.path.abspath(state)]
         self._lifeline_child, self._lifeline = os.pipe2(os.O_CLOEXEC)
         _living.add(self)
         try:
@@ -231,8 +236,8 @@ class LocalCluster:
     def _file_folder(self) -> str:
         """Where the file tier's files lie: not in memory, as our folder may be. The link in it says
         where, to whoever removes it."""
-        if self._files_in_folder:
-            return self.folder
+        if self._files_dir is not None:
+            return self._files_dir
         link = os.path.join(self.folder, FILES)
         if os.path.islink(link):
             return os.readlink(link)
@@ -251,7 +256,7 @@ class LocalCluster:
 
     def _start(self, tiers: list[str]) -> None:
         port = int(self._options.pop("port", 0))
-        arguments = ["namenode", "--runtime-dir", self.folder, *self._flags()]
+        arguments = ["namenode", "--runtime-dir", self.folder, *self._state, *self._flags()]
         self.namenode = Server(self, "namenode", arguments, port)
         self.namenode.start()
         for tier in tiers:

@@ -177,6 +177,11 @@ class AsyncConnection:
         return self._address.text
 
     @property
+    def _kept(self) -> str:
+        """What the namenode promises of all that lies with it."""
+        return self._session.durability
+
+    @property
     def _session(self) -> AsyncSession:
         if self._opened is None:
             raise ClosedError(UNCONNECTED)

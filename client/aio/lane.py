@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from crailpy import native
 from crailpy.errors import CrailError, DeadlineError, from_status
 
-from ..session import RETRY_FIRST, RETRY_MAX, outcome_unknown
+from ..session import CUT, RETRY_FIRST, RETRY_MAX, outcome_unknown
 
 if TYPE_CHECKING:
     from .session import AsyncSession
@@ -148,8 +148,8 @@ class Lane:
                 self._why = error
                 if isinstance(error, CrailError):
                     self.native.fail(error, False)
-                elif not self._session.established:
-                    # Never reached: then the address is the likelier cause.
+                elif not (self._session.established or isinstance(error, CUT)):
+                    # Nobody listens, and never did: then the address is the likelier cause.
                     self.native.fail(self._session.unreachable(error), False)
                 else:
                     await asyncio.sleep(pause)

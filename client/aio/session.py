@@ -84,6 +84,7 @@ class AsyncSession:
         self.core = native.ClientHandle(lanes_max=1)
         self.number = 0
         self.cluster = ""
+        self.durability = "none"  # of what lies with the namenode
         self.established = False
         self.closed = False
         self.on_new_session: list[Callable[[], None]] = []
@@ -199,6 +200,7 @@ class AsyncSession:
             self.core.forget_servers()
             self._described.clear()
         self.cluster = cluster
+        self.durability = reply.get("durability", "none")
         self._key = reply["session_key"]
         self.number = reply["session"]
         self._drop_data()

@@ -30,7 +30,7 @@ class AsyncTree(AsyncConnection):
 
     async def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
         """Facts about a node. Raises NotFoundError."""
-        ask = requests.stat(path, self._tiers.get)
+        ask = requests.stat(path, self._tiers.get, self._kept)
         info: NodeInfo = await self._run(ask, timeout)
         if await self._learn_tiers([info]):
             info = await self._run(ask, timeout)
@@ -63,7 +63,7 @@ class AsyncTree(AsyncConnection):
                 if isinstance(r, requests.ABSENT_ERRORS)
                 else r
                 if isinstance(r, CrailError)
-                else requests.stat(path, self._tiers.get).decode(r)
+                else requests.stat(path, self._tiers.get, self._kept).decode(r)
                 for path, r in zip(paths, results, strict=True)
             ]
 
@@ -119,7 +119,7 @@ class AsyncTree(AsyncConnection):
     ) -> AsyncIterator[NodeInfo]:
         """NodeInfo of each entry in name order, a page at a time; see `Store.scandir`."""
         async for page in self._pages(path, timeout):
-            for entry in listing.entries(path, page):
+            for entry in listing.entries(path, page, self._kept):
                 yield entry
 
     async def walk(

@@ -35,7 +35,8 @@ class AsyncWaiting(AsyncConnection):
         """Waits until there is a node at `path`; see `Store.wait`."""
         seconds = self._timeout if timeout is None else timeout
         info: NodeInfo | None = await self._run(
-            requests.wait(path, version, absent, seconds), requests.WAY_BACK
+            requests.wait(path, version, absent, seconds, self._kept),
+            requests.WAY_BACK,
         )
         return info
 

@@ -30,9 +30,11 @@
 
 static struct crail_rpc_tuning tuning;
 static crail_namenode *nn;
+static uint32_t durability; /* enum crail_durability */
 
 static inline void start(uint64_t grace_ms) {
-    crail_namenode_options o = {.arena_bytes_max = 1u << 30, .session_grace_ms = grace_ms};
+    crail_namenode_options o = {
+        .arena_bytes_max = 1u << 30, .session_grace_ms = grace_ms, .durability = durability, .grants_fd = -1};
     memset(o.mac_key, 7, sizeof o.mac_key);
     CHECK(crail_rpc_start(&o, &tuning, &nn) == 0);
 }

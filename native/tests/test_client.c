@@ -460,7 +460,7 @@ static void a_raised_generation_is_refused(void) {
     struct crail_extent e = {.server = 1, .granule = 5, .granules = 1};
     struct crail_pin pin, refused;
     assert(crail_pin_take(c, &e, 64, &pin) == 0);
-    assert(s.table->slot[0] == crail_use_word(0, 5) && s.table->high_water == 1);
+    assert(s.table->slot[0] == crail_use_mark(0, 5, 1) && s.table->high_water == 1);
     s.generation[5] = 1;
     assert(crail_pin_take(c, &e, 64, &refused) == -CRAIL_E_STALE_LOCATION);
     struct crail_io io = {.client = c,

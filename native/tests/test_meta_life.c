@@ -73,7 +73,7 @@ static void damage_is_found_by_the_check(void) {
                   {&dir->parent, 1},
                   {&dir->hash, 4},
                   {&dir->name, 1},
-                  {&rec->state, 1},
+                  {&rec->next + 1, 1}, /* its state */
                   {&rec->len, 1},
                   {&k.m->nodes, 1},
                   {&k.m->inline_bytes, 1},

@@ -19,7 +19,7 @@ static void *attacker(void *arg) {
     struct attack *a = arg;
     while (!atomic_load(&a->over)) {
         uint64_t generation = atomic_load(&a->owner);
-        if (!crail_use_enter(a->t, a->slot, 0, 0, generation, a->w->generations))
+        if (!crail_use_enter(a->t, a->slot, 0, 0, 1, generation, a->w->generations))
             continue;
         atomic_fetch_add(&a->entered, 1);
         for (int i = 0; i < 200; i++)
@@ -77,11 +77,11 @@ static int attempt_shm(void) {
     uint32_t handle;
     int use = crail_storage_use_create(w.s, path_of("use-g", path), 1, &handle);
     struct crail_use_table *t = map_table(use);
-    assert(crail_use_enter(t, 0, 0, 0, 0, w.generations));
+    assert(crail_use_enter(t, 0, 0, 0, 1, 0, w.generations));
     int ch = channel(&w);
     struct crail_retire orders[1] = {one_order(0, 1, 1)};
     order(ch, orders, 1);
-    bool bitten = readable(ch, 200) || crail_use_enter(t, 1, 0, 0, 0, w.generations);
+    bool bitten = readable(ch, 200) || crail_use_enter(t, 1, 0, 0, 1, 0, w.generations);
     munmap(t, sizeof(*t));
     close(use), close(ch);
     crail_storage_use_closed(w.s, handle);

@@ -24,7 +24,7 @@ static void views_begin(struct views *v) {
         v->table[i] = map_table(v->use[i]);
     }
     for (uint32_t i = 0; i < VIEWS; i++)
-        assert(crail_use_enter(v->table[i / 4096], i % 4096, 0, i, 0, v->w.generations));
+        assert(crail_use_enter(v->table[i / 4096], i % 4096, 0, i, 1, 0, v->w.generations));
 }
 
 static void views_end(struct views *v) {
@@ -98,7 +98,7 @@ static void test_a_table_cut_short_names_what_is_left(void) {
     struct crail_use_table *t = map_table(use);
     static const uint32_t slots[] = {3, 100, 2000};
     for (uint32_t i = 0; i < 3; i++)
-        assert(crail_use_enter(t, slots[i], 0, i, 0, w.generations));
+        assert(crail_use_enter(t, slots[i], 0, i, 1, 0, w.generations));
     int ch = channel(&w);
     struct crail_retire orders[3] = {one_order(0, 1, 1), one_order(1, 1, 1), one_order(2, 1, 1)}, done[3];
     order(ch, orders, 3);
@@ -124,7 +124,7 @@ static void test_a_new_channel_replaces_the_old(void) {
     uint32_t handle;
     int use = crail_storage_use_create(w.s, path_of("use-1", path), 1, &handle);
     struct crail_use_table *t = map_table(use);
-    assert(crail_use_enter(t, 0, 0, 3, 0, w.generations));
+    assert(crail_use_enter(t, 0, 0, 3, 1, 0, w.generations));
     int first = channel(&w);
     struct crail_retire orders[1] = {one_order(3, 1, 1)}, done[1];
     order(first, orders, 1);

@@ -39,14 +39,14 @@ static void test_a_named_extent_waits_for_its_slot(void) {
     assert(crail_storage_use_create(w.s, path, 2, &other) == -EEXIST);
     struct crail_use_table *t = map_table(use);
     assert(t->magic == CRAIL_USE_MAGIC && t->session == 1 && t->slots == CRAIL_USE_SLOTS);
-    assert(crail_use_enter(t, 17, 0, 4, 0, w.generations));
+    assert(crail_use_enter(t, 17, 0, 4, 1, 0, w.generations));
     int ch = channel(&w);
     struct crail_retire orders[3] = {one_order(0, 4, 1), one_order(4, 2, 1), one_order(6, 2, 1)}, done[3];
     order(ch, orders, 3);
     assert(confirmed(ch, done, 3) == 2 && done[0].granule == 0 && done[1].granule == 6);
     order(ch, orders + 1, 1); /* again: still one that waits */
-    assert(!crail_use_enter(t, 18, 0, 4, 0, w.generations) && atomic_load(&t->slot[18]) == 0);
-    assert(crail_use_enter(t, 18, 0, 4, 1, w.generations)); /* the next life of the granule counts too */
+    assert(!crail_use_enter(t, 18, 0, 4, 1, 0, w.generations) && atomic_load(&t->slot[18]) == 0);
+    assert(crail_use_enter(t, 18, 0, 4, 1, 1, w.generations)); /* the next life of the granule counts too */
     assert(!readable(ch, 120) && stats(&w).retires_waiting == 1);
     crail_use_leave(t, 17);
     assert(!readable(ch, 120));
@@ -75,7 +75,7 @@ static void test_slots_end_with_the_last_process_that_holds_the_table(void) {
     uint32_t handle;
     int use = crail_storage_use_create(w.s, path_of("use-1", path), 1, &handle);
     struct crail_use_table *t = map_table(use);
-    assert(crail_use_enter(t, 0, 0, 0, 0, w.generations));
+    assert(crail_use_enter(t, 0, 0, 0, 1, 0, w.generations));
     int child_has = dup(use); /* what a forked child would inherit: the same description */
     close(use);
     assert(crail_storage_use_closed(w.s, handle) == 0 && stats(&w).use_tables == 1);
@@ -99,7 +99,7 @@ static void test_a_table_outlives_the_server(void) {
     int use = crail_storage_use_create(w.s, path_of("use-1", path), 1, &handle);
     int gone = crail_storage_use_create(w.s, path_of("use-2", dead), 2, &handle);
     struct crail_use_table *t = map_table(use);
-    assert(crail_use_enter(t, 0, 0, 9, 0, w.generations));
+    assert(crail_use_enter(t, 0, 0, 9, 1, 0, w.generations));
     close(gone);
     end(&w);
     assert(access(path, F_OK) == 0 && access(dead, F_OK) == 0);

@@ -4,6 +4,9 @@ A *server* is an id that stays; an *incarnation* is one life of its memory, and 
 core. A server that returns with the same incarnation gets its number back, and its blocks with it.
 One that returns with another incarnation has lost its old memory, for ever; so while one is up, no
 other incarnation of its id is let in.
+
+Those that an earlier life of the namenode knew are down until they return. Then they are told what
+they have to keep, and are up when they have said what they hold (docs/adr/0004-durable-metadata.md).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any, Protocol
 
 from crailpy.channel import Channel
 from crailpy.control import HEARTBEATS_MISSED_MAX, Registration
-from crailpy.errors import ExistsError
+from crailpy.errors import ExistsError, ProtocolError
 
 log = logging.getLogger("crailpy.namenode")
 
@@ -37,6 +40,9 @@ class Core(Protocol):
     ) -> None: ...
     def server_set(self, number: int, state: int) -> None: ...
     def server_stats(self, number: int) -> dict[str, int]: ...
+    def server_recovered(
+        self, number: int, generations: bytes | bytearray, busy: bytes
+    ) -> int: ...
 
 
 class Member:
@@ -46,6 +52,9 @@ class Member:
         self.number = number
         self.registration = registration
         self.state = UP
+        self.is_awaited = False  # of an earlier life, and has not said yet what it holds
+        self.lost = 0  # extents that were gone when it had said so
+        self.replaced: list[int] = []  # numbers of its incarnations that are lost
         self.failed = 0  # errno of its disk, since it has registered
         self.channel: Channel | None = None
         self.retires = False  # is its retire channel open?
@@ -63,12 +72,25 @@ class Members:
         self._core = core
         self._members: dict[str, Member] = {}
 
+    def load(self, number: int, state: int, description: bytes) -> None:
+        """One of an earlier life; in the order of their numbers. Raises ProtocolError."""
+        registration = Registration.described(description)
+        member = Member(number, registration)
+        member.state = LOST if state == LOST else DOWN
+        member.is_awaited = member.state == DOWN
+        before = self._members.get(registration.server)
+        if before is not None:
+            member.replaced = [*before.replaced, before.number]
+        self._members[registration.server] = member
+
     def register(self, new: Registration) -> Member | None:
         """Lets a server in. None: its memory has a history that we do not know, so it must come
         with fresh memory. Raises ExistsError while another incarnation of this id is up."""
         member = self._members.get(new.server)
         known = member is not None and member.registration.incarnation == new.incarnation
         if member is not None and known and member.state != LOST:
+            if new.regions != member.registration.regions:
+                raise ProtocolError("register: an incarnation has the same regions all its life")
             if member.channel is not None:  # its old connection just has not ended yet
                 member.channel.close()
                 member.channel = None
@@ -78,8 +100,9 @@ class Members:
             self._core.server_describe(
                 member.number, new.storage_class, new.location, new.description()
             )
-            self._set(member, UP)
-            log.info("storage server %s (%d) is back", new.server, member.number)
+            if not member.is_awaited:
+                self._set(member, UP)
+                log.info("storage server %s (%d) is back", new.server, member.number)
             self.seen(member)
             return member
         if member is not None and not known and member.state == UP:
@@ -89,7 +112,16 @@ class Members:
             )
         if new.history or known:
             return None
+        replaced: list[int] = []
         if member is not None:
+            replaced = [*member.replaced, member.number]
+            if member.state != LOST:
+                log.warning(
+                    "storage server %s comes with another memory: what it held as number %d is"
+                    " lost",
+                    new.server,
+                    member.number,
+                )
             self._set(member, LOST)
             if member.channel is not None:
                 member.channel.close()
@@ -98,9 +130,22 @@ class Members:
             new.regions, new.storage_class, new.location, new.description()
         )
         member = self._members[new.server] = Member(number, new)
+        member.replaced = replaced
         log.info("storage server %s (%d) is new", new.server, number)
         self.seen(member)
         return member
+
+    def recovered(self, member: Member, generations: bytes, busy: bytes) -> None:
+        """It has kept what it was told to keep, and says what it has: it is up. Raises
+        ProtocolError, InvalidArgumentError."""
+        member.lost = self._core.server_recovered(member.number, generations, busy)
+        member.is_awaited = False
+        member.state = UP
+        name = member.registration.server
+        if member.lost:
+            log.error("storage server %s (%d): %d extents lost", name, member.number, member.lost)
+        log.info("storage server %s (%d) is back", name, member.number)
+        self.seen(member)
 
     def find(self, number: int, incarnation: int) -> Member | None:
         """The member of this number, if that is its present incarnation."""
@@ -119,7 +164,7 @@ class Members:
         if stats is not None:
             member.stats = stats
             self._look_at_disk(member, stats.get("disk_errno"))
-        if member.state == DOWN:
+        if member.state == DOWN and not member.is_awaited:
             self._set(member, UP)
         self._quiet(member)
         patience = member.registration.heartbeat * HEARTBEATS_MISSED_MAX
@@ -178,6 +223,8 @@ class Members:
                 "location": member.registration.location or None,
                 "address": f"{member.registration.host}:{member.registration.port}",
                 "incarnation": member.registration.incarnation,
+                "lost_extents": member.lost,
+                "lost_incarnations": member.replaced,
                 "last_seen_s": round(now - member.last_seen, 3),
                 **self._core.server_stats(member.number),
                 "stats": member.stats,

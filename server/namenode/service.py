@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import time
+import zlib
 from typing import Any
 
 from crailpy import __version__, control, hello, native
@@ -21,25 +22,38 @@ from crailpy.errors import (
     ProtocolError,
     SessionLostError,
     StaleLocationError,
+    UnavailableError,
 )
 
 from ..reception import Reception, Visit, check_exposure, private_folder
 from ..threads import Threads
 from .members import Member, Members
+from .persist import Persister, State
+from .recovery import Recovery
 
 log = logging.getLogger("crailpy.namenode")
 
 LIMITS = {"inline_max": 4096, "vector_ops_max": 1024, "frame_bytes_max": 8 << 20}
 CALL_TIMEOUT = 10.0  # seconds, for a question to a storage server
+SETTLE_TIMEOUT = 1.0  # seconds, until a new session or server is durable
 
 
 class NamenodeService:
-    """One namenode. start(), then wait for whatever ends it, then close()."""
+    """One namenode. start(), then wait for whatever ends it, then close().
+
+    `folder`: where its state is kept; without one nothing is durable. Raises
+    InvalidArgumentError."""
 
     def __init__(
-        self, settings: Settings, *, runtime_dir: str | None = None, insecure: bool = False
+        self,
+        settings: Settings,
+        *,
+        folder: str | None = None,
+        runtime_dir: str | None = None,
+        insecure: bool = False,
     ) -> None:
         self.settings = settings
+        self.durability = durability_of(settings, folder)
         self.cluster = secrets.token_hex(8)
         self.port = 0
         self.unix = ""
@@ -47,6 +61,9 @@ class NamenodeService:
         self._insecure = insecure
         self._token: str | None = settings.token or None
         self._runtime_dir = runtime_dir
+        self._folder = folder
+        self._state: State | None = None
+        self._persister: Persister | None = None
         self._key = secrets.token_bytes(16)
         self._born = time.monotonic()
         self._sessions: set[int] = set()
@@ -74,15 +91,8 @@ class NamenodeService:
             hello_timeout=self.settings.hello_timeout,
             own_user=not self._token and not self._insecure,  # then it is loopback
         )
-        self._core = native.Namenode(
-            arena_bytes_max=self.settings.arena_max,
-            session_grace=self.settings.session_grace,
-            mac_key=self._key,
-        )
-        self._members = Members(self._core)
         try:
-            loop = asyncio.get_running_loop()
-            loop.add_reader(self._core.event_fd(), self._on_events)
+            await self._start_core()
             self.port = self._reception.listen_tcp(self.settings.host, self.settings.port)
             folder = private_folder(self._runtime_dir or default_runtime_dir())
             path = os.path.join(folder, f"nn-{self.port}.sock")
@@ -95,21 +105,59 @@ class NamenodeService:
             raise
         log.info("namenode of cluster %s at %s and %s", self.cluster, self.address, self.unix)
 
+    async def _start_core(self) -> None:
+        """The core, with all that its state folder has, before anybody can connect."""
+        if self._folder is not None and self.durability != "none":
+            self._state = state = await self._threads.run(lambda: State(self._folder or ""))
+            superblock = await self._threads.run(state.superblock)
+            self.cluster, self._key = superblock.cluster, superblock.key
+        self._core = native.Namenode(
+            arena_bytes_max=self.settings.arena_max,
+            session_grace=self.settings.session_grace,
+            mac_key=self._key,
+            durability=self.durability,
+            grants=self._state.grants if self._state else None,
+        )
+        self._members = Members(self._core)
+        asyncio.get_running_loop().add_reader(self._core.event_fd(), self._on_events)
+        if self._state is not None:
+            await self._threads.run(lambda: state.load(self._core))
+            self._sessions |= state.sessions
+            for number, kind, description in state.servers:
+                self._members.load(number, kind, description)
+            log.info("%s: %s", state.folder.path, state.loaded)
+            self._persister = Persister(
+                self._core, state.database, interval=self.settings.group_interval
+            )
+            await self._persister.start()
+
     async def close(self) -> None:
-        """Ends every connection and the core. May be called twice."""
-        self._members.close()
+        """Ends every connection and the core; what has changed is committed. May be called
+        twice."""
+        if hasattr(self, "_members"):
+            self._members.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._reception.close()
         await self._threads.finish()
-        if not self._core.closed:
+        if self._persister is not None:
+            if not self._core.closed:
+                self._core.hang_up()
+            await self._persister.close()
+        if hasattr(self, "_core") and not self._core.closed:
             asyncio.get_running_loop().remove_reader(self._core.event_fd())
             self._core.close()
+        if self._state is not None:
+            self._state.close()
         try:
             os.rmdir(os.path.dirname(self.unix))
         except OSError:
             pass  # others use it, too
+
+    async def _settled(self) -> bool:
+        """Is all that was done so far durable? Waits for it, but not for long."""
+        return self._persister is None or await self._persister.durable(SETTLE_TIMEOUT)
 
     # -- lanes ---------------------------------------------------------------------------------
 
@@ -122,6 +170,9 @@ class NamenodeService:
             return
         if request.get("session") is None:
             session = self._open_session()
+            # Else a crash would leave its changes with nobody. Where commits fail it goes on: then
+            # no change is acknowledged either.
+            await self._settled()
         else:
             session = visit.number("session", 64)
             self._check_key(session, request.get("session_key"))
@@ -132,6 +183,7 @@ class NamenodeService:
             "session_key": hello.session_key(self._key, session),
             "lane": lane,
             "cluster": self.cluster,
+            "durability": self.durability,
             "limits": LIMITS,
         }
         ring = self._make_ring() if visit.unix and request.get("ring") is True else None
@@ -173,14 +225,44 @@ class NamenodeService:
 
     async def _control(self, visit: Visit) -> None:
         member: Member | None = None
+        recovery: Recovery | None = None
 
         async def register(message: dict[str, Any]) -> dict[str, Any]:
-            nonlocal member
+            nonlocal member, recovery
             member = self._members.register(Registration.parse(message))
             if member is None:
                 return {"fresh": True}
             member.channel = channel
-            return {"number": member.number, "mac_key": self._key, "cluster": self.cluster}
+            if not await self._settled():  # its number is for ever
+                raise UnavailableError("the registration cannot be kept at the moment")
+            recovery = Recovery(sum(member.registration.regions)) if member.is_awaited else None
+            return {
+                "number": member.number,
+                "mac_key": self._key,
+                "cluster": self.cluster,
+                "recover": member.is_awaited,
+            }
+
+        def awaited() -> tuple[Member, Recovery]:
+            if member is None or recovery is None or member.channel is not channel:
+                raise ProtocolError("this server is not waited for")
+            return member, recovery
+
+        async def live(message: dict[str, Any]) -> dict[str, bytes]:
+            first = message.get("first")
+            if not isinstance(first, int) or not 0 <= first < 1 << 32:
+                raise ProtocolError(f"live: first is {first!r}")
+            return {"runs": zlib.compress(self._core.server_live(awaited()[0].number, first), 1)}
+
+        async def recovered(message: dict[str, Any]) -> None:
+            nonlocal recovery
+            server, stream = awaited()
+            if not await self._threads.run(lambda: stream.add(message)):
+                return
+            if awaited() != (server, stream):
+                raise ProtocolError("registered again meanwhile")
+            self._members.recovered(server, stream.generations, stream.busy)
+            recovery = None
 
         async def heartbeat(message: dict[str, Any]) -> None:
             stats = control.parse_stats(message)
@@ -196,7 +278,13 @@ class NamenodeService:
 
         channel = Channel(
             visit.sock,
-            {control.REGISTER: register, control.HEARTBEAT: heartbeat, control.LEAVE: leave},
+            {
+                control.REGISTER: register,
+                control.LIVE: live,
+                control.RECOVERED: recovered,
+                control.HEARTBEAT: heartbeat,
+                control.LEAVE: leave,
+            },
         )
         await visit.reply({"ok": True})
         try:
@@ -207,7 +295,7 @@ class NamenodeService:
 
     async def _retire(self, visit: Visit) -> None:
         member = self._members.find(visit.number("number", 32), visit.number("incarnation", 64))
-        if member is None or member.channel is None:
+        if member is None or member.channel is None or member.is_awaited:
             raise StaleLocationError("this incarnation is not registered", hint="register first")
         await visit.reply({"ok": True})
         if member.channel is not None:  # the core takes a server with a channel for one that is up
@@ -266,18 +354,34 @@ class NamenodeService:
             "uptime_s": round(time.monotonic() - self._born, 3),
             "authentication": "token" if self._token else "none",
             "encryption": "none",
+            "durability": self.durability,
+            "state": self._persister.facts() if self._persister else None,
             "namenode": self._core.stats(),
             "servers": self._members.facts(),
         }
 
     async def _admin_check(self) -> dict[str, Any]:
         why = await self._threads.run(self._core.check)
+        if why is None and self._persister is not None:
+            why = await self._persister.check()
         return {"ok": why is None, "why": why}
 
     async def _admin_stop(self) -> dict[str, Any]:
         # After the reply is on its way.
         asyncio.get_running_loop().call_later(0.01, self.stopping.set)
         return {}
+
+
+def durability_of(settings: Settings, folder: str | None) -> str:
+    """What holds, of what is set. Raises InvalidArgumentError."""
+    said = settings.durability or ("none" if folder is None else "group")
+    if said not in native.DURABILITIES:
+        raise InvalidArgumentError(f"durability: {said!r} is none of {native.DURABILITIES}")
+    if said != "none" and folder is None:
+        raise InvalidArgumentError(
+            f"durability={said!r} needs a folder to keep things in", hint="--dir names one"
+        )
+    return str(said)
 
 
 def default_runtime_dir() -> str:

@@ -8,6 +8,8 @@ import logging
 import os
 import socket
 import time
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from crailpy import channel, control, hello, native
@@ -33,8 +35,10 @@ from .tiers.file import FileTier
 log = logging.getLogger("crailpy.storage")
 
 CALL_TIMEOUT = 10.0  # seconds, for a question to the namenode
+RECOVER_TIMEOUT = 60.0  # likewise, where it has much to unpack
+RUN_BYTES = 12  # region, granule, granules
 RETRY_FIRST = 0.02  # seconds until the next attempt to reach the namenode; doubles
-RETRY_MAX = 1.0
+RETRY_MAX = 0.25
 TAKEN_PATIENCE = 3.0  # seconds, while another server has our id: it may be our own last life
 
 
@@ -226,7 +230,47 @@ class StorageService:
         self._core.identity(number, key)
         self.number, self._key = number, key
         await self._threads.run(self.tier.remember_registered)
+        if reply.get("recover"):
+            await self._recover(link)
         await self._open_channel()
+
+    async def _recover(self, link: Channel) -> None:
+        """The namenode was started again: it says what is to be kept, and hears what there is once
+        all else is retired. If either of us ends meanwhile, it begins anew."""
+        live = bytearray()
+        while True:
+            first = len(live) // RUN_BYTES
+            reply = await link.call(control.LIVE, {"first": first}, timeout=CALL_TIMEOUT)
+            runs = zlib.decompress(reply["runs"])
+            if not runs:
+                break
+            live += runs
+        core = self._core
+        busy = await self._threads.run(lambda: core.retire_others(bytes(live)))
+        pieces = self._recovered(core, busy)
+        data = await self._threads.run(lambda: next(pieces, None))
+        while data is not None:
+            following = await self._threads.run(lambda: next(pieces, None))
+            await link.call(
+                control.RECOVERED,
+                {"data": data, "last": following is None},
+                timeout=RECOVER_TIMEOUT,
+            )
+            data = following
+        log.info("recovered: %d runs kept, %d busy", len(live) // RUN_BYTES, len(busy) // RUN_BYTES)
+
+    def _recovered(self, core: native.Storage, busy: bytes) -> Iterator[bytes]:
+        """What recovery tells the namenode, in pieces for one message each; at least one."""
+        stream = zlib.compressobj(1)
+        packed = bytearray()
+        for region, granules in enumerate(self.tier.granules):
+            packed += stream.compress(core.generations(region, granules))
+            while len(packed) > control.PIECE_BYTES:
+                yield bytes(packed[: control.PIECE_BYTES])
+                del packed[: control.PIECE_BYTES]
+        packed += stream.compress(busy) + stream.flush()
+        for at in range(0, len(packed), control.PIECE_BYTES):
+            yield bytes(packed[at : at + control.PIECE_BYTES])
 
     def _storage_class(self) -> int:
         """Its rank: what was set, else that of its tier."""

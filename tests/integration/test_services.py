@@ -342,7 +342,7 @@ def test_usage_errors_are_2() -> None:
 
 def test_a_cluster_removes_the_folders_that_it_made_and_no_others() -> None:
     with tempfile.TemporaryDirectory() as ours:  # short: sockets have their paths below it
-        with crailpy.LocalCluster(dram="16MiB", dir=f"{ours}/a/b") as cluster:
+        with crailpy.LocalCluster(dram="16MiB", dram_dir=f"{ours}/a/b") as cluster:
             assert cluster.folder.startswith(f"{ours}/a/b/")
         assert os.listdir(ours) == []
 

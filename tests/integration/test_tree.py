@@ -126,7 +126,7 @@ def test_objects_pass_through_tcp_too(cluster, store):
 
 def test_placement_that_cannot_be_kept_is_refused(store):
     for refused in (
-        {"replicas": 2}, {"durability": "sync"}, {"durability": "group"}, {"checksum": True},
+        {"replicas": 2}, {"durability": "always"}, {"checksum": True},
         {"tier": "tape"}, {"stripe": 0}, {"stripe": 65}, {"ttl": -1}, {"ttl": "1"},
         {"job": "name"}, {"strict": True}, {"location": ""}, {"wait_space": -1},
     ):  # fmt: skip

@@ -24,6 +24,12 @@ uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size);
  * woken. Both descriptors go to both ends (as pairs, in this order) and stay the caller's. */
 int crail_ring_make(int *fds2);
 
+/* One row of the namenode's database (rows.h), at an address divisible by 8: its bytes. -ENOSPC. */
+int crail_row_make(uint32_t table, const void *key, uint16_t key_len, const void *value, uint32_t value_len, void *out,
+                   uint32_t out_size);
+/* Is this one whole row, at an address divisible by 8, and its checksum right? 0 or -EUCLEAN. */
+int crail_row_verify(const void *row, uint64_t bytes);
+
 /* ---- namenode: one loop thread that owns the tree ------------------------ */
 
 typedef struct crail_namenode crail_namenode;
@@ -32,7 +38,11 @@ typedef struct {
     uint64_t arena_bytes_max;
     uint64_t session_grace_ms; /* a session without any connection and without a BYE ends after this */
     uint8_t mac_key[16];
+    uint32_t durability; /* enum crail_durability */
+    int32_t grants_fd;   /* a file for the grant map, or -1; stays the caller's */
 } crail_namenode_options;
+
+enum crail_durability { CRAIL_DURABILITY_NONE = 0, CRAIL_DURABILITY_GROUP = 1, CRAIL_DURABILITY_SYNC = 2 };
 
 typedef struct {
     /* metadata */
@@ -52,6 +62,12 @@ typedef struct {
     uint64_t protocol_errors; /* connections dropped for what they sent */
     uint64_t step_ns_max;     /* longest time that the loop spent between two looks at its connections */
     uint64_t loop_cpu_ns;     /* CPU time of the loop thread */
+    /* durability; all 0 where there is none */
+    uint64_t epoch, epoch_durable; /* that changes of now belong to, and the last one that is durable */
+    uint64_t nodes_changed;        /* since the last cut, as rows */
+    uint64_t durable_lag_ns;       /* age of the oldest change that is not durable */
+    uint64_t cuts;                 /* that are durable, since the start */
+    uint64_t commits_failing;      /* 1: the last commit failed, and whoever changes something waits */
 } crail_namenode_stats;
 
 enum { CRAIL_EVENT_SESSION_ENDED = 1, CRAIL_EVENT_SERVER_CHANNEL_CLOSED = 2 };
@@ -89,8 +105,48 @@ int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, uint32_t
 int crail_namenode_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
 /* The retire channel of the server. Takes the descriptor. An event tells when it closes. */
 int crail_namenode_server_channel(crail_namenode *nn, uint32_t number, int fd);
+/* A server that was loaded is down, and its memory is of no use, until it has said what it holds. First it is told what
+ * it has to keep: its live runs, region, granule and granules of each, from the `from`-th on, by place; how many, at
+ * most `max` and 4096; 0: no more, or it has been here. */
+int crail_namenode_server_live(crail_namenode *nn, uint32_t number, uint32_t from, uint32_t *out, uint32_t max);
+/* Then it says what it has (crail_storage_retire_others()): the generations of its `count` granules, one region behind
+ * the other, and its busy runs. It is up now. *lost: so many live extents are not there any more. -EINVAL: it is not
+ * waited for, or has other granules; -EPROTO: those are no such runs. */
+int crail_namenode_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
+                                    const uint32_t *busy, uint32_t busy_n, uint32_t *lost);
 /* The granule counts of one server, other fields 0. */
 int crail_namenode_server_stats(crail_namenode *nn, uint32_t number, crail_namenode_stats *out);
+
+/* Rows of an earlier life (rows.h), in pieces of whole rows at addresses divisible by 8, sessions before lanes; before
+ * anything else is done. -EUCLEAN with a sentence in `why`, and then the namenode is of no more use. */
+int crail_namenode_load(crail_namenode *nn, const void *rows, uint64_t bytes, char *why, uint32_t why_size);
+
+typedef struct {
+    uint64_t nodes, sessions, servers, grants, lanes;
+    uint64_t orphans;   /* nodes of trees that were being removed; they go */
+    uint64_t ownerless; /* nodes whose session or job had ended; they go */
+    uint64_t lanes_dropped;
+} crail_namenode_loaded;
+int crail_namenode_load_end(crail_namenode *nn, crail_namenode_loaded *out, char *why, uint32_t why_size);
+/* Cuts, for one thread that commits them. Waits until somebody waits for a cut: 1; 0: nobody in this time; -ECANCELED:
+ * crail_namenode_cut_wake() was called. */
+int crail_namenode_cut_wait(crail_namenode *nn, uint32_t timeout_ms);
+void crail_namenode_cut_wake(crail_namenode *nn);
+
+typedef struct {
+    uint64_t epoch;
+    const void *rows[2]; /* to be applied in this order; valid until crail_namenode_cut_done() */
+    uint64_t bytes[2];
+} crail_namenode_cut;
+/* Makes a cut and waits until it is written: 1; 0: nothing has changed. -EBUSY: the last one is not done; -ENOMEM. */
+int crail_namenode_cut_make(crail_namenode *nn, crail_namenode_cut *out);
+/* The cut of this epoch is durable, or it is not, and its rows are kept for another try: until then no change is
+ * acknowledged. A cut that failed may be reported again. -EINVAL. */
+int crail_namenode_cut_done(crail_namenode *nn, uint64_t epoch, int ok);
+/* Closes every lane's connection; their sessions stay. So that nothing changes any more before the last cut. */
+int crail_namenode_hang_up(crail_namenode *nn);
+/* Asks for the next cut if something is not durable; *epoch must be, then all is that was done before. 0: it is. */
+int crail_namenode_cut_want(crail_namenode *nn, uint64_t *epoch);
 
 int crail_namenode_stats_read(crail_namenode *nn, crail_namenode_stats *out);
 /* An eventfd that is readable while events wait. Belongs to the namenode. */
@@ -142,6 +198,14 @@ int crail_storage_identity(crail_storage *s, uint32_t number, const uint8_t *mac
 int crail_storage_data_attach(crail_storage *s, int fd);
 /* The retire channel to the namenode. Takes the descriptor; replaces an older one. */
 int crail_storage_channel(crail_storage *s, int fd);
+
+/* For a namenode that was started again and knows only the `n` runs of `live` (region, granule and granules of each, by
+ * place and apart): retires all else. The retire channel ends; the generations of all granules outside are raised, in
+ * steps, and, of file regions, durable when this returns. Then how many runs outside are busy because somebody is using
+ * them: they are to be ordered. Again is harmless. -EINVAL: not such runs; -EIO, -ETIMEDOUT: the disk; -ENOMEM. */
+int crail_storage_retire_others(crail_storage *s, const uint32_t *live, uint32_t n);
+/* The busy runs of the last time, likewise: up to `max`; how many. A confirmed one has 0 granules. */
+int crail_storage_busy(crail_storage *s, uint32_t *out, uint32_t max);
 
 /* A use table for a process that maps the regions: creates `path` (0600), and returns a descriptor with an
  * open file description of its own that holds the shared lock: pass it on, then close it. The table counts until

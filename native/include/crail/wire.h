@@ -142,6 +142,9 @@ enum crail_option_flags {
     CRAIL_OPTION_EVICTABLE = 1 << 2,         /* may go when space is short */
     CRAIL_OPTION_STRICT = 1 << 3,            /* this class and location or CRAIL_E_OUT_OF_SPACE */
     CRAIL_OPTION_TTL = 1 << 4,               /* ttl_ns counts (SETATTR: 0 takes the limit away) */
+    CRAIL_OPTION_SYNC = 1 << 5,              /* the reply goes out when the change is durable */
+    CRAIL_OPTION_GROUP = 1 << 6,             /* ... when it will be within the group interval, whatever the cluster
+                                                says. Either is CRAIL_E_INVALID_ARGUMENT where nothing is durable */
 };
 
 /* How a node is made, or where memory is granted. All zeros but storage_class is what holds without it. */

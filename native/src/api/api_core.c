@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/ring.h"
+#include "base/rows.h"
 #include "base/siphash.h"
 #include "client/hot.h"
 #include "crail/api.h"
@@ -60,6 +61,27 @@ uint32_t crail_location(const char *name, uint32_t len) {
 
 uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size) {
     return crail_siphash(key16, data, size);
+}
+
+int crail_row_make(uint32_t table, const void *key, uint16_t key_len, const void *value, uint32_t value_len, void *out,
+                   uint32_t out_size) {
+    if (table < CRAIL_TABLE_NODE || table > CRAIL_TABLE_SUPER || !key || !key_len || (value_len && !value) || !out ||
+        value_len > UINT32_MAX / 2)
+        return -CRAIL_E_INVALID_ARGUMENT;
+    struct crail_buf b = {0};
+    int rc = crail_row_append(&b, (enum crail_row_table)table, false, key, key_len, value, value_len);
+    if (!rc)
+        rc = b.len <= out_size ? (int)b.len : -ENOSPC;
+    if (rc > 0)
+        memcpy(out, b.data, b.len);
+    crail_buf_free(&b);
+    return rc;
+}
+
+int crail_row_verify(const void *row, uint64_t bytes) {
+    const struct crail_row *r;
+    int rc = row ? crail_row_check(row, bytes, &r) : -EUCLEAN;
+    return rc ? rc : r->size == bytes ? 0 : -EUCLEAN;
 }
 
 const void *crail_hot_table(void) {

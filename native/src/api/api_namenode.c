@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include "base/clock.h"
 #include "rpc/rpc.h"
 
+#define LIVE_MAX 4096
 #define TCP_KEEPALIVE_S 10
 #define TCP_DEAD_MS 30000 /* sent and not acknowledged for so long: the peer is gone */
 
@@ -81,6 +83,16 @@ int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uin
         }
     }
     return crail_rpc_post(nn, lane_attach, &a);
+}
+
+static int hang_up(crail_namenode *nn, void *args) {
+    (void)args;
+    crail_rpc_sessions_hang_up(nn);
+    return 0;
+}
+
+int crail_namenode_hang_up(crail_namenode *nn) {
+    return crail_rpc_post(nn, hang_up, NULL);
 }
 
 /* ---- servers ------------------------------------------------------------- */
@@ -159,6 +171,62 @@ int crail_namenode_server_channel(crail_namenode *nn, uint32_t number, int fd) {
     return rc ? rc : crail_rpc_post(nn, server_channel, &s);
 }
 
+/* ---- servers of an earlier life ------------------------------------------ */
+
+struct live {
+    uint32_t number, from, max;
+    struct crail_live *out;
+};
+
+static int server_live(crail_namenode *nn, void *args) {
+    const struct live *l = args;
+    return (int)crail_meta_server_live(nn->meta, l->number, l->from, l->out, l->max);
+}
+
+int crail_namenode_server_live(crail_namenode *nn, uint32_t number, uint32_t from, uint32_t *out, uint32_t max) {
+    struct crail_live runs[LIVE_MAX];
+    struct live l = {number, from, max < LIVE_MAX ? max : LIVE_MAX, runs};
+    if (!out)
+        return -CRAIL_E_INVALID_ARGUMENT;
+    int n = crail_rpc_post(nn, server_live, &l);
+    for (int i = 0; i < n; i++) {
+        *out++ = runs[i].region;
+        *out++ = runs[i].granule;
+        *out++ = runs[i].granules;
+    }
+    return n;
+}
+
+struct recovered {
+    uint32_t number, busy_n, lost;
+    const uint64_t *generations;
+    uint64_t count;
+    struct crail_retire *busy;
+};
+
+static int server_recovered(crail_namenode *nn, void *args) {
+    struct recovered *r = args;
+    return crail_rpc_server_recovered(nn, r->number, r->generations, r->count, r->busy, r->busy_n, &r->lost);
+}
+
+int crail_namenode_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
+                                    const uint32_t *busy, uint32_t busy_n, uint32_t *lost) {
+    if (!generations || (busy_n && !busy) || !lost)
+        return -CRAIL_E_INVALID_ARGUMENT;
+    struct recovered r = {.number = number, .busy_n = busy_n, .generations = generations, .count = count};
+    r.busy = calloc(busy_n + 1u, sizeof *r.busy);
+    if (!r.busy)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < busy_n; i++)
+        r.busy[i] = (struct crail_retire){
+            .region = busy[3 * i], .granule = busy[3 * i + 1], .granules = busy[3 * i + 2]};
+    int rc = crail_rpc_post(nn, server_recovered, &r);
+    free(r.busy);
+    if (rc >= 0)
+        *lost = r.lost;
+    return rc;
+}
+
 /* ---- facts --------------------------------------------------------------- */
 
 static void copy_granules(const struct crail_meta_stats *from, crail_namenode_stats *to) {
@@ -203,6 +271,7 @@ static int stats_read(crail_namenode *nn, void *args) {
     out->arena_bytes_reserved = ms.arena_bytes_reserved;
     out->values_inline_bytes = ms.values_inline_bytes;
     out->background_pending = ms.background_pending;
+    crail_rpc_durable_stats(nn, out);
     out->loop_cpu_ns = (uint64_t)cpu.tv_sec * 1000000000u + (uint64_t)cpu.tv_nsec;
     return 0;
 }

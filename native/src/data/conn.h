@@ -40,7 +40,7 @@ struct crail_conn {
     struct crail_conn *next, **link;
     enum crail_conn_state state;
     uint32_t head_done; /* bytes of `request` received, or of `reply` sent */
-    uint64_t word;      /* crail_use_word() of the extent being touched, or 0 */
+    uint64_t word;      /* crail_use_mark() of the extent being touched, or 0 */
     uint64_t moved_ns;  /* when a byte of it moved last */
     uint8_t *at;        /* next byte in the region's memory; NULL: dropping, or spooled */
     uint64_t left;      /* bytes still to come or to go */

@@ -182,8 +182,17 @@ static void look_begin(struct crail_retire_state *r, uint32_t first, uint32_t n)
     }
 }
 
-bool crail_retire_see(struct crail_storage *s, uint64_t word) {
+bool crail_retire_see(struct crail_storage *s, uint64_t mark) {
     struct crail_retire_state *r = &s->retire;
+    uint64_t word = mark & CRAIL_USE_WORD_MASK;
+    if (s->others.is_looking) {
+        crail_others_note(s, mark);
+        return false;
+    }
+    if (!word)
+        return false; /* clients write what they like */
+    if (s->others.busy_n)
+        word = crail_others_word(s, word);
     uint32_t at = look_place(r, word);
     if (r->look.words[at] != word)
         return false;
@@ -213,6 +222,8 @@ static int confirm_unnamed(struct crail_storage *s, uint32_t first, uint32_t n) 
         batch[done] = r->waiting[i];
         batch[done++].reserved = 0;
         index_remove(r, word);
+        if (s->others.busy_n)
+            crail_others_confirmed(s, r->waiting[i].region, r->waiting[i].granule);
         s->stats.retires_confirmed++;
         if (done == CRAIL_RETIRES_MAX) {
             rc = confirm_frame(r->channel, batch, done);

@@ -191,6 +191,7 @@ static void storage_free(struct crail_storage *s) {
     crail_regions_free(s);
     crail_disk_free(s);
     crail_retire_free(s);
+    crail_others_free(s);
     free(s->table_copy);
     free(s->scratch);
     close_fd(s->timer.fd);

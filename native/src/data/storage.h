@@ -8,6 +8,7 @@
  * region.c     memory, or places in a file, and generations
  * usetable.c   use tables and the locks that say whether they live
  * retire.c     the channel to the namenode, orders, confirmations
+ * others.c     retiring all that a namenode does not know any more
  * tcpconn.c    data connections
  * spool.c      what goes through a data connection from or to the disk
  * disk.c       the disk of file regions, and the threads that wait for it
@@ -85,7 +86,7 @@ struct crail_use_entry {
 
 /* Drops the orphans whose lock is free. Returns how many are left. */
 uint32_t crail_use_probe_orphans(struct crail_storage *s);
-/* Calls crail_retire_see() with every word in every table. False: a table could not be read, so that nobody knows. */
+/* Calls crail_retire_see() with every mark in every table. False: a table could not be read, so that nobody knows. */
 bool crail_use_tables_see(struct crail_storage *s);
 void crail_use_tables_free(struct crail_storage *s);
 
@@ -189,13 +190,35 @@ struct crail_retire_state {
 
 int crail_retire_init(struct crail_storage *s);
 void crail_retire_free(struct crail_storage *s);
-/* During a look: somebody names this extent. Is it one that an order looked at waits for? */
-bool crail_retire_see(struct crail_storage *s, uint64_t word);
+/* During a look: somebody names this extent (crail_use_mark()). Is it one that an order looked at waits for? */
+bool crail_retire_see(struct crail_storage *s, uint64_t mark);
 /* The timer fired: look at the slots again if it is time. */
 void crail_retire_tick(struct crail_storage *s, uint64_t now_ns);
 /* A round is durable: look again. */
 void crail_retire_round_done(struct crail_storage *s);
 void crail_retire_close(struct crail_storage *s);
+
+/* ---- all that the namenode does not know (others.c) ------------------------------- */
+
+struct crail_stretch {
+    uint32_t region, granule, granules;
+};
+
+struct crail_others {
+    bool is_looking; /* the look that is going on is for this */
+    bool is_short;   /* of memory, during it */
+    uint64_t *marks; /* seen by it */
+    uint32_t marks_n, marks_cap;
+    struct crail_stretch *busy; /* by place and apart; 0 granules: its order is confirmed */
+    uint32_t busy_n, busy_left;
+};
+
+void crail_others_note(struct crail_storage *s, uint64_t mark);
+/* What this word counts as: the word of the busy run in which it lies, or itself. */
+uint64_t crail_others_word(struct crail_storage *s, uint64_t word);
+/* An order that begins there is confirmed. */
+void crail_others_confirmed(struct crail_storage *s, uint32_t region, uint32_t granule);
+void crail_others_free(struct crail_storage *s);
 
 /* An extent that could not be read. */
 struct crail_bad {
@@ -207,7 +230,7 @@ struct crail_bad {
 
 struct crail_conn;
 
-/* Calls crail_retire_see() with the word of every extent that a connection is in the middle of. A connection that an
+/* Calls crail_retire_see() with the mark of every extent that a connection is in the middle of. A connection that an
  * order waits for and that has moved no byte for tuning.stall_ns is closed. */
 void crail_conns_see(struct crail_storage *s);
 void crail_conns_close(struct crail_storage *s);
@@ -271,6 +294,7 @@ struct crail_storage {
     struct crail_rounds rounds;
 
     struct crail_retire_state retire;
+    struct crail_others others;
     struct crail_conn *conns;
     struct crail_list runnable;    /* connections that can go on without a word from their socket */
     struct crail_list flushing[2]; /* connections whose FLUSH is under way; comes next */

@@ -90,7 +90,7 @@ static int admit(struct crail_storage *s, const struct crail_data_request *q) {
 static bool enter(struct crail_storage *s, struct crail_conn *c) {
     const struct crail_extent *e = &c->request.extent;
     if (crail_guard_on("tcp-slot"))
-        c->word = crail_use_word(e->region, e->granule);
+        c->word = crail_use_mark(e->region, e->granule, e->granules);
     c->moved_ns = crail_clock_ns();
     atomic_thread_fence(memory_order_seq_cst);
     const _Atomic uint64_t *generations = s->regions[e->region].generations;

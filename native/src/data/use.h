@@ -31,12 +31,32 @@ struct crail_use_table {
     _Atomic uint32_t high_water; /* slots ever used; raised before a slot beyond it is set, never lowered */
     uint32_t slots;              /* CRAIL_USE_SLOTS */
     uint64_t reserved[5];
-    _Atomic uint64_t slot[CRAIL_USE_SLOTS]; /* 0, or crail_use_word() */
+    _Atomic uint64_t slot[CRAIL_USE_SLOTS]; /* 0, or crail_use_mark() */
 };
 _Static_assert(sizeof(struct crail_use_table) == 64 + 8 * CRAIL_USE_SLOTS, "shared layout");
 
+/* Which extent: by its first granule. Regions are few (CRAIL_STORAGE_REGIONS_MAX), so it has CRAIL_USE_WORD_BITS. */
 static inline uint64_t crail_use_word(uint32_t region, uint32_t granule) {
     return (((uint64_t)region << 32) | granule) + 1;
+}
+
+/* Above the word stands how long the extent is, as a shift of 5 bits and 15 bits that are shifted, rounded up: for a
+ * server whose namenode has forgotten it (others.c). 0: nobody says. */
+#define CRAIL_USE_WORD_BITS 44u
+#define CRAIL_USE_WORD_MASK ((1ull << CRAIL_USE_WORD_BITS) - 1)
+#define CRAIL_USE_LENGTH_BITS 15u
+
+static inline uint64_t crail_use_mark(uint32_t region, uint32_t granule, uint32_t granules) {
+    uint64_t shift = 0, rest = granules;
+    for (; rest >> CRAIL_USE_LENGTH_BITS; shift++)
+        rest = (rest + 1) >> 1;
+    return crail_use_word(region, granule) | (shift << CRAIL_USE_LENGTH_BITS | rest) << CRAIL_USE_WORD_BITS;
+}
+
+/* At least as many granules as the extent of the mark has. */
+static inline uint64_t crail_use_length(uint64_t mark) {
+    uint64_t code = mark >> CRAIL_USE_WORD_BITS;
+    return (code & ((1u << CRAIL_USE_LENGTH_BITS) - 1)) << (code >> CRAIL_USE_LENGTH_BITS);
 }
 
 /* In the test build each guard can be switched off by name, to show that the attack on it bites. */
@@ -57,12 +77,12 @@ static inline int crail_fault(const char *name) {
 
 /* Names the extent in slot `i` and says whether its generation still holds. On false the slot is clear again. */
 static inline bool crail_use_enter(struct crail_use_table *t, uint32_t i, uint32_t region, uint32_t granule,
-                                   uint64_t generation, const _Atomic uint64_t *generations) {
+                                   uint32_t granules, uint64_t generation, const _Atomic uint64_t *generations) {
     uint32_t high = atomic_load_explicit(&t->high_water, memory_order_relaxed);
     while (high <= i && !atomic_compare_exchange_weak(&t->high_water, &high, i + 1)) {
     }
     if (crail_guard_on("slot"))
-        atomic_store_explicit(&t->slot[i], crail_use_word(region, granule), memory_order_relaxed);
+        atomic_store_explicit(&t->slot[i], crail_use_mark(region, granule, granules), memory_order_relaxed);
     atomic_thread_fence(memory_order_seq_cst);
     if (!crail_guard_on("generation") ||
         atomic_load_explicit(&generations[granule], memory_order_acquire) == generation)

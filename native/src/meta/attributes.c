@@ -42,6 +42,22 @@ static uint32_t read_one(const uint8_t *p, uint32_t at, uint32_t bytes, struct c
     return at + head.name_len + value_len;
 }
 
+int crail_attributes_loaded(struct crail_meta *m, struct crail_extra *x, const uint8_t *record, uint32_t bytes) {
+    struct change before = {0}, one;
+    for (uint32_t at = 0; at < bytes; before = one) {
+        at = read_one(record, at, bytes, &one);
+        if (!at || one.value_len == CRAIL_ATTRIBUTE_GONE || !crail_path_text_valid(one.name, one.name_len) ||
+            (before.name && crail_name_compare(before.name, before.name_len, one.name, one.name_len) >= 0))
+            return -EUCLEAN;
+    }
+    x->attributes = crail_arena_alloc(&m->arena, record_bytes(bytes));
+    if (!x->attributes)
+        return -ENOMEM;
+    memcpy(crail_arena_at(&m->arena, x->attributes), record, bytes);
+    x->attributes_bytes = bytes;
+    return 0;
+}
+
 static int compare(const void *a, const void *b) {
     const struct change *x = a, *y = b;
     return crail_name_compare(x->name, x->name_len, y->name, y->name_len);
@@ -147,6 +163,7 @@ int crail_op_setattr(struct crail_call *c) {
         crail_life_discard(m, &life);
         return rc;
     }
+    crail_node_touch(m, w.node);
     if (life.spare)
         crail_extra_give(m, w.node, life.spare);
     life.spare = 0;

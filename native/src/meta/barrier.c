@@ -99,6 +99,7 @@ int crail_op_enter(struct crail_call *c) {
     struct crail_node *n = crail_node_at(c->m, w.node);
     crail_hold_at(c->m, hold)->number = n->barrier.rounds;
     if (++n->barrier.here == n->barrier.members) {
+        crail_node_touch(c->m, w.node);
         n->barrier.here = 0;
         n->barrier.rounds++;
         crail_changed_node(c->m, CRAIL_CHANGE_NONE, w.node);

@@ -180,6 +180,8 @@ static int check_node(struct fsck *f, crail_ref ref) {
     if (rc)
         return rc;
     count_in_jobs(f, n);
+    const char *why = crail_cut_check_node(f->m, ref);
+    CHECK(f, !why, "node %llu: %s", (ull)n->id, why);
     return crail_node_is_container(n) ? check_container(f, ref, n) : check_leaf(f, ref, n);
 }
 
@@ -373,6 +375,7 @@ static int check_totals(struct fsck *f) {
     for (crail_ref r = m->building; r; r = ((struct crail_index *)crail_arena_at(&m->arena, r))->next)
         building++;
     f->bytes += crail_btree_dying_bytes(m);
+    f->bytes += m->cut ? m->cut->tombs_n * crail_arena_cost(sizeof(struct crail_node)) : 0;
     CHECK(f, ready == f->ready && building == f->building && building == m->indexes_building,
           "the lists of indexes are wrong");
     CHECK(f, f->nodes == m->nodes && f->files == m->files && f->directories == m->directories,
@@ -410,6 +413,7 @@ static bool grant_known(const struct crail_meta *m, uint32_t server, uint32_t re
 
 struct region_sums {
     uint64_t granules[CRAIL_RUN_STATES], runs[CRAIL_RUN_STATES]; /* by state */
+    uint64_t unknown;                                            /* granules of no run */
 };
 
 static int check_run(struct fsck *f, const struct crail_server *sv, uint32_t region, uint32_t g) {
@@ -442,6 +446,10 @@ static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t 
     uint64_t runs[CRAIL_RUN_STATES] = {0};
     bool was_free = false;
     for (uint32_t g = 0; g < r->granules; g += r->record[g].len) {
+        for (; sv->is_unknown && g < r->granules && !r->record[g].len; g++)
+            sums->unknown++;
+        if (g == r->granules)
+            break;
         int rc = check_run(f, sv, region, g);
         if (rc)
             return rc;
@@ -466,7 +474,8 @@ static int check_region(struct fsck *f, const struct crail_server *sv, uint32_t 
     CHECK(f, listed == runs[CRAIL_RUN_FREE], "server %u: free runs are not all listed", sv->number);
     CHECK(f,
           list_length(r, &r->due, CRAIL_RUN_DUE) == runs[CRAIL_RUN_DUE] &&
-              list_length(r, &r->pending, CRAIL_RUN_PENDING) == runs[CRAIL_RUN_PENDING],
+              list_length(r, &r->pending, CRAIL_RUN_PENDING) == runs[CRAIL_RUN_PENDING] &&
+              list_length(r, &r->gated, CRAIL_RUN_GATED) == runs[CRAIL_RUN_GATED],
           "server %u: orders are not all listed", sv->number);
     return 0;
 }
@@ -483,9 +492,12 @@ static int check_server(struct fsck *f, const struct crail_server *sv, uint64_t 
           sv->count[CRAIL_COUNT_FREE] == g[CRAIL_RUN_FREE] &&
               sv->count[CRAIL_COUNT_USED] == g[CRAIL_RUN_USED] + g[CRAIL_RUN_HELD] &&
               sv->count[CRAIL_COUNT_GRANTED] == g[CRAIL_RUN_GRANT] &&
-              sv->count[CRAIL_COUNT_RETIRING] == g[CRAIL_RUN_DUE] + g[CRAIL_RUN_PENDING],
+              sv->count[CRAIL_COUNT_RETIRING] ==
+                  g[CRAIL_RUN_DUE] + g[CRAIL_RUN_PENDING] + g[CRAIL_RUN_GATED] + sums.unknown,
           "server %u: the counts of granules are wrong", sv->number);
-    CHECK(f, sv->due_extents == sums.runs[CRAIL_RUN_DUE] && sv->due_granules == g[CRAIL_RUN_DUE],
+    CHECK(f,
+          sv->due_extents == sums.runs[CRAIL_RUN_DUE] && sv->due_granules == g[CRAIL_RUN_DUE] &&
+              sv->gated_extents == sums.runs[CRAIL_RUN_GATED],
           "server %u: the count of due orders is wrong", sv->number);
     *used += g[CRAIL_RUN_USED];
     *grants += sums.runs[CRAIL_RUN_GRANT];

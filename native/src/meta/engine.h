@@ -8,7 +8,9 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/list.h"
 #include "base/siphash.h"
+#include "crail/rows.h"
 #include "crail/status.h"
 #include "meta/arena.h"
 #include "meta/granules.h"
@@ -25,6 +27,7 @@ enum crail_node_flags {
     CRAIL_NODE_IN_JOB = 1 << 2,       /* it lies below the directory of a job */
     CRAIL_NODE_TAIL_CLOSED = 1 << 3,  /* of a leaf: nobody may write behind its bytes any more, see opens.c */
     CRAIL_NODE_BROKEN = 1 << 4,       /* of a barrier: a member died before it opened */
+    CRAIL_NODE_STORED = 1 << 5,       /* a cut has had a row of it */
 };
 
 /* The state of an item, behind its name. */
@@ -208,6 +211,40 @@ struct crail_grave {
     size_t bytes;
 };
 
+/* Nodes by their place in the arena: a bit for each place of a record as long as a node, and one for each word of bits
+ * that is not 0. Marking cannot fail. */
+struct crail_marks {
+    uint64_t *bits, *sums;
+    uint64_t count;
+};
+#define CRAIL_MARK_REFS (uint32_t)(sizeof(struct crail_node) / 16)
+
+/* What has changed, and the cut that is being written; see cut.c. */
+struct crail_cut {
+    struct crail_marks changed; /* since the latest cut began */
+    struct crail_marks cutting; /* of this cut, and not written yet */
+    struct crail_marks written; /* of this cut, and written */
+    uint64_t words;             /* of bits, in each */
+    uint64_t epoch, durable;
+    uint64_t at; /* the word of `cutting` where to go on */
+    struct crail_buf *rows;
+    size_t rows_begin;
+    uint8_t phase;   /* enum cut_phase */
+    bool is_failing; /* no memory for a row */
+    int result;
+    crail_ref tombs;                     /* of freed nodes whose rows this cut has deleted, linked through sib_next */
+    uint64_t tombs_n;                    /* all there are */
+    struct crail_list sessions, servers; /* changed */
+    struct crail_list sessions_over;     /* ended, and their rows are still to be deleted */
+    struct crail_list sessions_over_cut; /* the same, by this cut */
+    uint64_t sessions_n, servers_n;      /* in the first three lists */
+    uint64_t gated;                      /* runs that wait for their epoch */
+    bool gate_may_open;                  /* some may have come due */
+#ifdef CRAIL_TEST_GUARDS
+    uint64_t *sums_of_rows; /* by place: of the latest row */
+#endif
+};
+
 struct crail_meta {
     struct crail_arena arena;
     struct crail_names names;
@@ -250,6 +287,11 @@ struct crail_meta {
     crail_ref jobs_ending;      /* linked through `ending` */
     struct crail_grave *graves; /* memory of lost servers */
     uint32_t graves_n, graves_cap;
+
+    struct crail_cut *cut;           /* NULL: nothing is durable */
+    struct crail_load *load;         /* between crail_meta_load_begin() and _end() */
+    struct crail_grantmap *grantmap; /* or NULL */
+    int64_t ends_after_ns;
 };
 
 static inline struct crail_node *crail_node_at(const struct crail_meta *m, crail_ref ref) {
@@ -284,6 +326,67 @@ static inline int crail_name_compare(const char *a, uint32_t a_len, const char *
 
 struct crail_call;
 
+/* ---- rows.c -------------------------------------------------------------------- */
+
+/* Appends the row as it is now, if there has to be one: 0 or -ENOMEM. What a cut has written it has stored. */
+int crail_row_of_node(struct crail_meta *m, crail_ref ref, struct crail_buf *rows);
+int crail_row_of_session(const struct crail_meta *m, const struct crail_meta_session *s, struct crail_buf *rows);
+int crail_row_of_server(const struct crail_server *sv, struct crail_buf *rows);
+/* Builds for tests know the latest row of each node again, but for what follows from others. */
+void crail_row_remember(struct crail_meta *m, crail_ref ref);
+bool crail_row_is_the_latest(const struct crail_meta *m, crail_ref ref);
+
+/* ---- cut.c, load.c ----------------------------------------------------------- */
+
+/* To be called before anything changes in a node that its row says (crail/rows.h), or in an extra or a job that
+ * belong to it; once in an operation is enough, for no cut begins or goes on within one. */
+void crail_cut_touch(struct crail_meta *m, crail_ref ref);
+static inline void crail_node_touch(struct crail_meta *m, crail_ref ref) {
+    if (m->cut)
+        crail_cut_touch(m, ref);
+}
+/* A detached node of which nothing is left but its record: that is freed, now or when its row is. */
+void crail_cut_node_free(struct crail_meta *m, crail_ref ref);
+/* What the row of a session says is about to change, or has: rows of sessions and servers are written at once. */
+void crail_session_touch(struct crail_meta *m, struct crail_meta_session *s);
+void crail_server_touch(struct crail_meta *m, struct crail_server *sv);
+/* It ends. What is left of it afterwards (true: the cut needs it) is the cut's to free. */
+void crail_cut_session_over(struct crail_meta *m, struct crail_meta_session *s);
+bool crail_cut_keeps_session(struct crail_meta *m, struct crail_meta_session *s);
+/* They are as their rows say. */
+void crail_cut_loaded(struct crail_meta *m, crail_ref ref);
+void crail_cut_server_loaded(struct crail_meta *m, struct crail_server *sv);
+void crail_cut_session_loaded(struct crail_meta *m, struct crail_meta_session *s);
+void crail_cut_close(struct crail_meta *m);
+/* fsck: NULL, or what is wrong with it. */
+const char *crail_cut_check_node(const struct crail_meta *m, crail_ref ref);
+void crail_load_close(struct crail_meta *m);
+
+/* ---- grantmap.c ---------------------------------------------------------------- */
+
+/* As in the file, little-endian. */
+struct crail_grant_slot {
+    uint64_t session, generation;
+    uint64_t epoch; /* 0: it is a grant; else: to be erased when that is durable. Of no meaning in a later life */
+    uint32_t server, region, granule;
+    uint32_t granules; /* 0: it says nothing */
+    uint32_t next;
+    uint32_t reserved;
+};
+int crail_grantmap_open(struct crail_meta *m, int fd); /* 0, -errno, -ENOMEM, -EUCLEAN */
+void crail_grantmap_close(struct crail_meta *m);
+int crail_grantmap_reserve(struct crail_meta *m, uint32_t n); /* room for `n` more: 0 or -errno */
+/* The slot of a new grant; 0 without a map. */
+uint32_t crail_grantmap_note(struct crail_meta *m, uint64_t session, const struct crail_run *run);
+/* A slot is erased, now or when what has changed by now is durable. Nothing happens to slot 0. */
+void crail_grantmap_erase(struct crail_meta *m, uint32_t slot);
+void crail_grantmap_erase_later(struct crail_meta *m, uint32_t slot);
+bool crail_grantmap_step(struct crail_meta *m); /* true if more can be erased */
+/* Slots of an earlier life, from *i + 1 on, and their end: what was not erased by then is a grant's. */
+const struct crail_grant_slot *crail_grantmap_next(const struct crail_meta *m, uint32_t *i);
+void crail_grantmap_void(struct crail_meta *m, uint32_t slot); /* one of them is none */
+void crail_grantmap_loaded(struct crail_meta *m);
+
 /* ---- names.c --------------------------------------------------------------- */
 
 int crail_names_open(struct crail_meta *m); /* 0 or -ENOMEM */
@@ -314,10 +417,15 @@ struct crail_walk {
 /* 0 (then w->node may still be 0), or a status: INVALID_PATH, NOT_CONTAINER, NOT_FOUND (with w->gap). */
 int crail_path_walk(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w);
 bool crail_path_text_valid(const char *text, uint32_t len); /* UTF-8 without NUL */
+bool crail_path_name_valid(const char *name, uint32_t len); /* one component */
 void crail_path_forget(struct crail_meta *m);               /* a directory was moved or removed */
 
 /* ---- tree.c ----------------------------------------------------------------- */
 
+/* The record of a new node, off the tree and without numbers. 0 without memory. */
+crail_ref crail_tree_record(struct crail_meta *m, const char *name, uint32_t len, enum crail_kind kind);
+/* Puts one whose name is not there yet into a container, which has changed then at the latest. */
+void crail_tree_place(struct crail_meta *m, crail_ref ref, crail_ref dir, uint32_t hash);
 /* A new empty node in `dir`; w->name is not there yet. 0 without memory, and then nothing changed. */
 crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
                             enum crail_kind kind, int64_t now_ns);
@@ -427,7 +535,7 @@ crail_ref crail_expiry_first(const struct crail_meta *m); /* the node that expir
 
 #define CRAIL_OPTIONS_KNOWN                                                                                 \
     (CRAIL_OPTION_SESSION | CRAIL_OPTION_DELETE_AFTER_READ | CRAIL_OPTION_EVICTABLE | CRAIL_OPTION_STRICT | \
-     CRAIL_OPTION_TTL)
+     CRAIL_OPTION_TTL | CRAIL_OPTION_SYNC | CRAIL_OPTION_GROUP)
 #define CRAIL_TTL_NS_MAX ((uint64_t)INT64_MAX / 4) /* so that no sum with the time of day overflows */
 
 /* What an operation's options say of a node's end, made ready before anything is changed. */
@@ -447,6 +555,11 @@ void crail_life_apply(struct crail_call *c, crail_ref node, struct crail_life *l
 void crail_life_leave(struct crail_meta *m, struct crail_extra *x);
 /* Removes what has expired. True if some is left. */
 bool crail_life_step(struct crail_meta *m);
+/* What a row says of the end of a node in the tree; `s` is its owner, with CRAIL_OPTION_SESSION. 0 or -ENOMEM. */
+int crail_life_loaded(struct crail_meta *m, crail_ref node, const struct crail_life_part *life,
+                      struct crail_meta_session *s);
+/* The same of one that may be evicted; to be called in the order of versions. */
+void crail_life_evictable_loaded(struct crail_meta *m, crail_ref node);
 /* Removes one of the nodes that the session owns. */
 void crail_life_owner_gone(struct crail_meta *m, struct crail_meta_session *s);
 /* Removes the evictable node with the oldest commit among those on a server that is eligible. False: none is. */
@@ -474,7 +587,19 @@ void crail_job_leave(struct crail_meta *m, struct crail_extra *x); /* the node i
 void crail_job_end(struct crail_meta *m, crail_ref job);
 void crail_job_node_gone(struct crail_meta *m, crail_ref job); /* its directory is being freed */
 void crail_job_hold_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
+/* The job that a hold of that kind is on. */
+static inline struct crail_job *crail_job_of_hold(const struct crail_meta *m, const struct crail_hold *h) {
+    return crail_arena_at(&m->arena, crail_extra_at(m, crail_node_at(m, h->node)->extra)->own_job);
+}
 bool crail_job_step(struct crail_meta *m);
+/* The job that a row says is a directory's. 0, -ENOMEM, -EUCLEAN (its number is another's). */
+int crail_job_loaded(struct crail_meta *m, crail_ref node, const struct crail_job_part *part);
+/* All directories are known to be below jobs or not: what lies around this one? */
+void crail_job_placed(struct crail_meta *m, crail_ref job);
+/* One that nobody holds after all ends when its time is over, from now on. */
+void crail_job_unheld(struct crail_meta *m, crail_ref job);
+/* A session holds a job, if there is one of that number. 0, -ENOMEM, -EUCLEAN (the token is in use). */
+int crail_job_hold_loaded(struct crail_meta *m, struct crail_meta_session *s, uint64_t token, uint64_t number);
 int crail_op_job(struct crail_call *c);
 
 static inline struct crail_job *crail_job_at(const struct crail_meta *m, crail_ref ref) {
@@ -487,6 +612,8 @@ int crail_op_setattr(struct crail_call *c);
 int crail_op_attributes(struct crail_call *c, struct crail_buf *reply);
 uint32_t crail_attributes_cost(uint32_t bytes); /* of a record, in the arena */
 void crail_attributes_free(struct crail_meta *m, struct crail_extra *x);
+/* A record out of a row. 0, -ENOMEM, -EUCLEAN (it is none). */
+int crail_attributes_loaded(struct crail_meta *m, struct crail_extra *x, const uint8_t *record, uint32_t bytes);
 int crail_op_incr(struct crail_call *c);
 int crail_op_truncate(struct crail_call *c);
 
@@ -520,6 +647,7 @@ int crail_queue_walk(struct crail_call *c, struct crail_walk *w);
 int crail_queue_walk_item(struct crail_call *c, struct crail_walk *w);
 void crail_queue_added(struct crail_meta *m, crail_ref item);   /* it was just made */
 void crail_queue_leaving(struct crail_meta *m, crail_ref item); /* it still is in its queue */
+void crail_queue_loaded(struct crail_meta *m, crail_ref item, enum crail_item_state state); /* in the order of ids */
 void crail_item_hold_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
 int crail_op_take(struct crail_call *c);
 int crail_op_ack(struct crail_call *c);
@@ -610,6 +738,7 @@ static inline void crail_changed_node(struct crail_meta *m, enum crail_event_kin
 
 struct crail_grant {
     uint32_t server, region, granule;
+    uint32_t slot; /* in the grant map, or 0 */
 };
 struct crail_meta_session {
     uint64_t id;
@@ -618,17 +747,26 @@ struct crail_meta_session {
     struct crail_grant *grants; /* the run record of each names its place here */
     uint32_t n, cap;
     crail_ref holds; /* the latest, linked through session_next */
+    crail_ref jobs;  /* those of them that are of jobs, linked through `record` */
     uint32_t holds_n;
-    crail_ref owned; /* extras of the nodes that go with it */
+    crail_ref owned;           /* extras of the nodes that go with it */
+    uint64_t note;             /* of the rpc room, for its row */
+    struct crail_list changed; /* among the changed ones, or those whose rows are to be deleted */
+    bool is_over;              /* it has ended: its row is gone, or will be with the next cut */
+    bool is_stored;            /* a cut has had a row of it */
+    bool is_kept;              /* it is freed but for its row */
 };
 
-/* Room for `n` more grants, so that crail_session_grant cannot fail. 0 or -ENOMEM. */
-int crail_session_reserve(struct crail_meta_session *s, uint32_t n);
+/* Room for `n` more grants, so that crail_session_grant cannot fail. 0, or -errno of the grant map. */
+int crail_session_reserve(struct crail_meta *m, struct crail_meta_session *s, uint32_t n);
 /* Fresh runs become grants. */
 void crail_session_grant(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *runs, uint32_t n);
 /* Is this extent, as it stands, a grant of the session? */
 bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_session *s, const struct crail_extent *e);
-/* The run stays taken, but is no grant any longer. */
+/* A grant that a slot of the map tells of: the same without a new slot. */
+void crail_session_grant_again(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run,
+                               uint32_t slot);
+/* The run stays taken, but is no grant any longer; its slot is that of the run until it is used or retired. */
 void crail_session_drop(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run);
 /* Forgets every grant on a server that is lost. */
 void crail_sessions_forget_server(struct crail_meta *m, uint32_t number);

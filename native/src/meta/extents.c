@@ -71,7 +71,7 @@ int crail_op_alloc(struct crail_call *c) {
     if (!alloc_allowed(c))
         return CRAIL_E_INVALID_ARGUMENT;
     prefer_like(c, c->op->arg0);
-    if (crail_session_reserve(c->s, CRAIL_EXTENTS_MAX))
+    if (crail_session_reserve(c->m, c->s, CRAIL_EXTENTS_MAX))
         return CRAIL_E_NO_MEMORY;
     uint32_t n = take(c, runs);
     if (!n) {
@@ -181,7 +181,7 @@ void crail_grants_turn(struct crail_call *c, const struct crail_extent *e, uint3
 
 static void grant_again(struct crail_call *c) {
     struct crail_run run;
-    if (is_striped(c) || crail_session_reserve(c->s, 1) ||
+    if (is_striped(c) || crail_session_reserve(c->m, c->s, 1) ||
         !crail_runs_take_if_plenty(c->m, &c->options, granules_of(c->op->arg1), &run))
         return;
     crail_session_grant(c->m, c->s, &run, 1);

@@ -166,7 +166,7 @@ static void *zeroed_lazily(size_t bytes) {
     return p == MAP_FAILED ? NULL : p;
 }
 
-int crail_region_open(struct crail_region *r, uint32_t granules, const uint64_t *generations) {
+int crail_region_open(struct crail_region *r, uint32_t granules, const uint64_t *generations, bool is_unknown) {
     *r = (struct crail_region){.granules = granules};
     r->record = zeroed_lazily((size_t)granules * sizeof(*r->record));
     if (!r->record)
@@ -178,6 +178,7 @@ int crail_region_open(struct crail_region *r, uint32_t granules, const uint64_t 
     }
     if (generations)
         memcpy(r->generation, generations, (size_t)granules * sizeof(*r->generation));
-    free_list_add(r, 0, granules);
+    if (!is_unknown)
+        free_list_add(r, 0, granules);
     return 0;
 }

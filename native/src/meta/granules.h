@@ -11,8 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/list.h"
+
 struct crail_meta;
 struct crail_options;
+struct crail_live;
+struct crail_retire;
+struct crail_server_row;
 
 struct crail_run {
     uint32_t server, region, granule, granules;
@@ -28,13 +33,16 @@ enum crail_run_state {
     CRAIL_RUN_PENDING,  /* freed; the order is out */
     CRAIL_RUN_MARKED,   /* a PENDING one within crail_meta_retires_done() */
     CRAIL_RUN_HELD,     /* of no node any more, but `prev` readers hold it; counts as used */
+    CRAIL_RUN_GATED,    /* freed; a durable cut may name it until that of its epoch is durable */
     CRAIL_RUN_STATES,
 };
 
 struct crail_run_record {
     uint32_t len;
     uint32_t prev, next; /* in the list of its state; granule + 1, 0 ends */
-    uint32_t state;      /* enum crail_run_state */
+    uint32_t state : 7;  /* enum crail_run_state */
+    uint32_t stored : 1; /* of a node's: a cut has named it */
+    uint32_t epoch : 24; /* of a GATED one */
 };
 
 /* 1..8, then four steps per power of two. */
@@ -50,7 +58,7 @@ struct crail_region {
     uint64_t *generation; /* of every granule, as on the server once all orders are confirmed */
     uint64_t class_map[2];
     struct crail_run_list free[CRAIL_RUN_CLASSES];
-    struct crail_run_list due, pending;
+    struct crail_run_list due, pending, gated;
 };
 
 /* Smallest class whose runs are all of at least `granules`; largest class that a run of `granules` belongs to. */
@@ -60,7 +68,8 @@ uint32_t crail_run_class_granules(uint32_t class);
 /* Rounded up to a class: by at most a quarter. */
 uint64_t crail_run_round(uint64_t granules);
 
-int crail_region_open(struct crail_region *r, uint32_t granules, const uint64_t *generations); /* 0, -ENOMEM */
+/* All of it is free, or (`is_unknown`) of no state until somebody says. 0, -ENOMEM */
+int crail_region_open(struct crail_region *r, uint32_t granules, const uint64_t *generations, bool is_unknown);
 
 /* A free run of exactly `granules`, which has to be a class. False if there is none. The run is INNER until set. */
 bool crail_region_take(struct crail_region *r, uint32_t granules, uint32_t *first);
@@ -90,6 +99,13 @@ struct crail_server {
     uint64_t due_granules;
     uint32_t take_next;               /* region that retires are taken from first */
     uint32_t evict_first, evict_last; /* refs of extras: evictable nodes that begin here, oldest commit first */
+    uint32_t gated_extents;           /* that wait for a cut */
+    struct crail_list changed;        /* among those whose rows have changed */
+    uint8_t *note;                    /* of the rpc room, for its row */
+    uint32_t note_bytes;
+    bool is_unknown;         /* loaded, and not registered again: see load.c */
+    struct crail_live *live; /* of one that is unknown: its runs at the load, in order */
+    uint32_t live_n, live_cap;
 };
 
 /* NULL for a number never given. */
@@ -110,7 +126,36 @@ void crail_run_pin(struct crail_meta *m, const struct crail_run *run);
 void crail_run_unpin(struct crail_meta *m, const struct crail_run *run);
 /* A used or taken run goes: due to be retired, or forgotten with its server. */
 void crail_run_retire(struct crail_meta *m, const struct crail_run *run);
-bool crail_servers_step(struct crail_meta *m); /* gives back memory of lost servers; true if some is left */
+/* What the gate lets through becomes due; memory of lost servers is given back. True if some is left. */
+bool crail_servers_step(struct crail_meta *m);
+/* A run of a node becomes one that a cut has named. */
+void crail_run_stored(struct crail_meta *m, const struct crail_run *run);
+/* Of the runs of a value: is what was written there gone? */
+bool crail_run_is_lost(const struct crail_meta *m, const struct crail_run *run);
+
+/* ---- recover.c: servers of an earlier life ------------------------------------ */
+
+/* A run that a node's row or the grant map tells of. */
+struct crail_claim {
+    struct crail_run run;
+    uint64_t generation;
+    uint64_t node;                      /* id of the node whose it is */
+    struct crail_meta_session *session; /* whose grant it is; NULL: a node's */
+    uint32_t slot;                      /* of that grant in the map */
+    bool is_void;                       /* of a grant that something speaks against */
+};
+
+/* A server out of its row. 0, -ENOMEM, -EUCLEAN (known already, or no such server can be). */
+int crail_server_loaded(struct crail_meta *m, uint32_t number, const struct crail_server_row *row,
+                        const uint32_t *granules, const void *note);
+/* All runs there are, of which those of nodes must not overlap; grants that overlap become void. 0; -ENOMEM; -EUCLEAN,
+ * and *wrong is one of a node. */
+int crail_claims_loaded(struct crail_meta *m, struct crail_claim *claims, uint64_t n, const struct crail_claim **wrong);
+/* For recover.c, from servers.c. */
+void crail_run_claim(struct crail_server *sv, const struct crail_claim *claim);
+void crail_run_busy(struct crail_server *sv, const struct crail_retire *busy);
+void crail_run_unknown_free(struct crail_server *sv, uint32_t region, uint32_t first, uint32_t granules);
+void crail_run_compare(struct crail_server *sv, const struct crail_live *run, uint64_t found, uint32_t *lost);
 void crail_servers_close(struct crail_meta *m);
 
 /* ---- placement.c ----------------------------------------------------------- */

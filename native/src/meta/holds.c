@@ -17,16 +17,17 @@ struct hold_rules {
     void (*ended)(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why);
     /* Its node is about to be freed, and the hold goes on without. NULL: it ends with its node. */
     void (*orphaned)(struct crail_meta *m, struct crail_hold *h, crail_ref node);
+    bool in_row; /* the row of its node says something of it */
 };
 
 static const struct hold_rules kinds[CRAIL_HOLD_KINDS] = {
-    [CRAIL_HOLD_OPEN] = {crail_open_ended, NULL},
-    [CRAIL_HOLD_ITEM] = {crail_item_hold_ended, NULL},
-    [CRAIL_HOLD_MEMBER] = {crail_member_hold_ended, crail_member_hold_orphaned},
-    [CRAIL_HOLD_APPEND] = {crail_append_ended, NULL},
-    [CRAIL_HOLD_STREAM] = {crail_stream_ended, NULL},
-    [CRAIL_HOLD_FOLLOW] = {crail_follow_ended, NULL},
-    [CRAIL_HOLD_JOB] = {crail_job_hold_ended, NULL},
+    [CRAIL_HOLD_OPEN] = {crail_open_ended, NULL, false},
+    [CRAIL_HOLD_ITEM] = {crail_item_hold_ended, NULL, true},
+    [CRAIL_HOLD_MEMBER] = {crail_member_hold_ended, crail_member_hold_orphaned, true},
+    [CRAIL_HOLD_APPEND] = {crail_append_ended, NULL, false},
+    [CRAIL_HOLD_STREAM] = {crail_stream_ended, NULL, false},
+    [CRAIL_HOLD_FOLLOW] = {crail_follow_ended, NULL, false},
+    [CRAIL_HOLD_JOB] = {crail_job_hold_ended, NULL, true},
 };
 
 /* ---- by token ---------------------------------------------------------------------- */
@@ -132,6 +133,8 @@ crail_ref crail_hold_add(struct crail_meta *m, struct crail_meta_session *s, enu
 
 void crail_hold_end(struct crail_meta *m, crail_ref ref, enum crail_hold_end why) {
     struct crail_hold *h = crail_hold_at(m, ref);
+    if (h->node && kinds[h->kind].in_row)
+        crail_node_touch(m, h->node);
     crail_ref *at = bucket(m, h->session, h->token);
     while (*at != ref) {
         assert(*at);

@@ -9,6 +9,8 @@
 
 #include <stdlib.h>
 
+#include "base/clock.h"
+
 static uint32_t slot_of(uint64_t number) {
     return (uint32_t)(number & CRAIL_JOB_SLOTS);
 }
@@ -199,9 +201,25 @@ bool crail_job_step(struct crail_meta *m) {
     return m->jobs_ending != 0;
 }
 
+static void session_leave(struct crail_meta *m, const struct crail_hold *h) {
+    struct crail_meta_session *s = m->sessions[h->session];
+    crail_ref *at = &s->jobs;
+    while (crail_hold_at(m, *at) != h)
+        at = &crail_hold_at(m, *at)->record;
+    *at = h->record;
+    crail_session_touch(m, s);
+}
+
+static void session_join(struct crail_meta *m, struct crail_meta_session *s, crail_ref hold) {
+    crail_hold_at(m, hold)->record = s->jobs;
+    s->jobs = hold;
+    crail_session_touch(m, s);
+}
+
 void crail_job_hold_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why) {
     struct crail_extra *x = crail_extra_at(m, crail_node_at(m, h->node)->extra);
     struct crail_job *j = crail_job_at(m, x->own_job);
+    session_leave(m, h);
     assert(j->holders);
     if (--j->holders || j->ended || why == CRAIL_HOLD_NODE_GONE)
         return;
@@ -209,6 +227,62 @@ void crail_job_hold_ended(struct crail_meta *m, struct crail_hold *h, enum crail
         crail_job_end(m, x->own_job);
     else
         crail_expiry_set(m, x, m->now_ns + j->ttl_ns);
+}
+
+/* ---- an earlier life ------------------------------------------------------------------------ */
+
+static bool slots_grow(struct crail_meta *m);
+
+int crail_job_loaded(struct crail_meta *m, crail_ref node, const struct crail_job_part *part) {
+    uint32_t slot = slot_of(part->number);
+    struct crail_extra *x = crail_extra_make(m, node);
+    if (!part->number || slot == CRAIL_JOB_SLOTS)
+        return -EUCLEAN;
+    while (x && slot >= m->jobs_cap)
+        if (!slots_grow(m))
+            return -ENOMEM;
+    if (x && m->jobs[slot])
+        return -EUCLEAN;
+    crail_ref job = x ? crail_arena_alloc(&m->arena, sizeof(struct crail_job)) : 0;
+    if (!job)
+        return -ENOMEM;
+    *crail_job_at(m, job) = (struct crail_job){
+        .number = part->number, .node = node, .ttl_ns = part->ttl_ns, .quota = {part->quota_bytes, part->quota_nodes}};
+    x->own_job = job;
+    m->jobs[slot] = job;
+    m->jobs_n++;
+    uint64_t count = part->number / (CRAIL_JOB_SLOTS + 1ull);
+    m->last_job = count > m->last_job ? count : m->last_job;
+    return 0;
+}
+
+void crail_job_placed(struct crail_meta *m, crail_ref job) {
+    struct crail_job *j = crail_job_at(m, job);
+    j->outer = crail_job_around(m, crail_node_at(m, j->node));
+}
+
+void crail_job_unheld(struct crail_meta *m, crail_ref job) {
+    const struct crail_job *j = crail_job_at(m, job);
+    struct crail_extra *x = crail_extra_at(m, crail_node_at(m, j->node)->extra);
+    if (j->holders || x->expires_ns != INT64_MAX)
+        return;
+    crail_node_touch(m, j->node);
+    crail_expiry_set(m, x, crail_clock_realtime_ns() + j->ttl_ns);
+}
+
+int crail_job_hold_loaded(struct crail_meta *m, struct crail_meta_session *s, uint64_t token, uint64_t number) {
+    crail_ref job = crail_job_find(m, number);
+    if (!job)
+        return 0; /* it was over, and the session had not been told */
+    if (crail_hold_find(m, s, token))
+        return -EUCLEAN;
+    crail_ref hold = crail_hold_add(m, s, CRAIL_HOLD_JOB, token, crail_job_at(m, job)->node);
+    if (!hold)
+        return -ENOMEM;
+    crail_hold_at(m, hold)->record = s->jobs;
+    s->jobs = hold;
+    crail_job_at(m, job)->holders++;
+    return 0;
 }
 
 /* ---- JOB ---------------------------------------------------------------------------------------- */
@@ -342,6 +416,7 @@ int crail_op_job(struct crail_call *c) {
         parts_discard(m, &p);
         return CRAIL_E_NO_MEMORY;
     }
+    crail_node_touch(m, w.node);
     if (is_new)
         job_begin(m, w.node, &p);
     if (made)
@@ -350,6 +425,7 @@ int crail_op_job(struct crail_call *c) {
     struct crail_job *j = crail_job_at(m, x->own_job);
     job_terms(c, j);
     crail_hold_link(m, c->s, p.hold, CRAIL_HOLD_JOB, c->op->arg0, w.node);
+    session_join(m, c->s, p.hold);
     crail_expiry_set(m, x, INT64_MAX); /* its place in the heap is kept for the end */
     j->holders++;
     c->r->version = j->number;

@@ -120,6 +120,7 @@ static void owner_join(struct crail_meta *m, struct crail_meta_session *s, crail
 void crail_life_owner_gone(struct crail_meta *m, struct crail_meta_session *s) {
     struct crail_extra *x = crail_extra_at(m, s->owned);
     crail_ref node = x->node;
+    crail_node_touch(m, node);
     owner_leave(m, x);
     x->options &= (uint16_t)~CRAIL_OPTION_SESSION;
     if (crail_tree_reachable(m, node))
@@ -223,6 +224,28 @@ void crail_life_apply(struct crail_call *c, crail_ref ref, struct crail_life *li
     crail_extra_tidy(m, ref);
 }
 
+int crail_life_loaded(struct crail_meta *m, crail_ref ref, const struct crail_life_part *life,
+                      struct crail_meta_session *s) {
+    struct crail_extra *x = crail_extra_make(m, ref);
+    bool ends = x && (life->options & CRAIL_OPTION_TTL || x->own_job);
+    if (!x || (ends && crail_expiry_reserve(m)))
+        return -ENOMEM;
+    x->options = life->options;
+    x->ttl_ns = life->ttl_ns;
+    if (x->options & CRAIL_OPTION_SESSION)
+        owner_join(m, s, crail_node_at(m, ref)->extra);
+    if (ends)
+        crail_expiry_set(m, x, life->expires_ns > 0 ? life->expires_ns : INT64_MAX);
+    if (life->job)
+        crail_job_join(m, ref, life->job);
+    crail_extra_tidy(m, ref);
+    return 0;
+}
+
+void crail_life_evictable_loaded(struct crail_meta *m, crail_ref ref) {
+    evict_join(m, crail_node_at(m, ref));
+}
+
 void crail_life_leave(struct crail_meta *m, struct crail_extra *x) {
     if (x->options & CRAIL_OPTION_SESSION)
         owner_leave(m, x);
@@ -235,6 +258,7 @@ void crail_life_leave(struct crail_meta *m, struct crail_extra *x) {
 
 static void expire(struct crail_meta *m, crail_ref node) {
     struct crail_extra *x = crail_extra_at(m, crail_node_at(m, node)->extra);
+    crail_node_touch(m, node);
     if (x->own_job) {
         crail_expiry_set(m, x, INT64_MAX);
         crail_job_end(m, x->own_job);
@@ -249,6 +273,8 @@ static void expire(struct crail_meta *m, crail_ref node) {
 }
 
 bool crail_life_step(struct crail_meta *m) {
+    if (m->now_ns < m->ends_after_ns)
+        return false;
     for (uint32_t i = 0; i < EXPIRIES_PER_STEP && crail_meta_next_expiry(m) <= m->now_ns; i++)
         expire(m, crail_expiry_first(m));
     return crail_meta_next_expiry(m) <= m->now_ns;
@@ -256,5 +282,8 @@ bool crail_life_step(struct crail_meta *m) {
 
 int64_t crail_meta_next_expiry(const struct crail_meta *m) {
     crail_ref node = crail_expiry_first(m);
-    return node ? crail_extra_at(m, crail_node_at(m, node)->extra)->expires_ns : INT64_MAX;
+    if (!node)
+        return INT64_MAX;
+    int64_t at = crail_extra_at(m, crail_node_at(m, node)->extra)->expires_ns;
+    return at > m->ends_after_ns ? at : m->ends_after_ns;
 }

@@ -50,6 +50,8 @@ out_meta:
 }
 
 void crail_meta_free(struct crail_meta *m) {
+    crail_load_close(m);
+    crail_cut_close(m);
     for (uint32_t i = 0; i < m->sessions_n; i++) {
         if (m->sessions[i])
             free(m->sessions[i]->grants);

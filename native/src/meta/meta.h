@@ -18,6 +18,7 @@
 struct crail_meta;
 struct crail_meta_session; /* the grants of one session */
 struct crail_buf;          /* base/buf.h: growing bytes of a reply */
+struct crail_row;          /* crail/rows.h */
 
 struct crail_meta_options {
     uint64_t arena_bytes_max; /* refuse with CRAIL_E_NO_MEMORY beyond; at most 64 GiB */
@@ -131,6 +132,92 @@ uint32_t crail_meta_retires_take(struct crail_meta *m, uint32_t number, struct c
 void crail_meta_retires_due(struct crail_meta *m, uint32_t number, uint32_t *extents, uint64_t *granules);
 /* The server confirms: the granules are free from now on. -EPROTO for what was not ordered; nothing changes then. */
 int crail_meta_retires_done(struct crail_meta *m, uint32_t number, const struct crail_retire *done, uint32_t n);
+
+/* ---- durability ------------------------------------------------------------
+ *
+ * docs/adr/0004-durable-metadata.md. The engine notes what changes; a cut writes each changed node, session and server
+ * once, as it was when the cut began, however long the writing takes. Rows are those of crail/rows.h, tables NODE,
+ * SESSION and SERVER; the rest is the rpc room's. */
+
+/* Turns this on: right after crail_meta_new(). Without it nothing of it costs more than a branch. `grants_fd` is the
+ * grant map (see grantmap.c), which is sized here and read by crail_meta_load_end(); it stays the caller's, who may
+ * close it. -1: there is none. 0, -ENOMEM, -errno of the file, -EUCLEAN: it is no grant map. */
+int crail_meta_durable(struct crail_meta *m, int grants_fd);
+
+/* The epoch that a change made now belongs to: 1 at first, one more with each cut. */
+uint64_t crail_meta_epoch(const struct crail_meta *m);
+/* Rows that a cut beginning now would have; 0: it would be empty. */
+uint64_t crail_meta_changed(const struct crail_meta *m);
+
+/* A cut of all that has changed begins. Rows are appended to `rows`, which has to live until crail_meta_cut_step() has
+ * returned false: in here, in crail_meta_cut_step(), and whenever something is about to change that was not written
+ * yet. Sessions and servers are written here, nodes later. -EBUSY: one is being written; -ENOMEM: nothing began. */
+int crail_meta_cut_begin(struct crail_meta *m, struct crail_buf *rows);
+/* Writes for about `budget_ns`. True if some is left. */
+bool crail_meta_cut_step(struct crail_meta *m, uint64_t budget_ns);
+/* Of the latest cut that came to its end: 0; -ENOMEM: `rows` could not grow and is as long as when it began, and what
+ * it should have held belongs to the next one. */
+int crail_meta_cut_result(const struct crail_meta *m);
+/* Every change of an epoch up to this one is durable: extents that were freed in them may be retired. */
+void crail_meta_durable_up_to(struct crail_meta *m, uint64_t epoch);
+
+/* Eight bytes of the rpc room in the session's row. */
+void crail_meta_session_note(struct crail_meta *m, struct crail_meta_session *s, uint64_t note);
+/* What its registration said, in the server's row. 0, -ENOMEM, -ENOENT, -EINVAL (longer than CRAIL_NOTE_MAX). */
+#define CRAIL_NOTE_MAX 65536u
+int crail_meta_server_note(struct crail_meta *m, uint32_t number, const void *note, uint32_t bytes);
+
+/* Where counting goes on. The caller keeps them below what is durable as their bounds. */
+struct crail_meta_counters {
+    uint64_t last_id, last_version, last_job;
+};
+void crail_meta_counters(const struct crail_meta *m, struct crail_meta_counters *out);
+/* They only go up. */
+void crail_meta_counters_set(struct crail_meta *m, const struct crail_meta_counters *at_least);
+/* Nothing expires before this time. */
+void crail_meta_ends_after(struct crail_meta *m, int64_t ns);
+
+/* ---- an earlier life ---------------------------------------------------------
+ *
+ * Between crail_meta_durable() and the first operation: begin, every row in any order, end. After an error only
+ * crail_meta_free() is left to do. */
+
+struct crail_meta_load_listener {
+    void *ctx;
+    /* Called within crail_meta_load_end(), servers first, by number; they must not call back into the engine. 0, or
+     * what crail_meta_load_end() fails with. `granules` is of `regions` numbers. */
+    int (*server)(void *ctx, uint32_t number, uint32_t state, const uint32_t *granules, uint32_t regions,
+                  struct crail_meta_place place, const void *note, uint32_t note_bytes);
+    int (*session)(void *ctx, uint64_t id, uint64_t note, struct crail_meta_session *s);
+};
+
+struct crail_load_report {
+    uint64_t nodes, sessions, servers, grants;
+    uint64_t orphans;   /* nodes of trees that were being removed: they go in steps */
+    uint64_t ownerless; /* nodes whose session or job had ended: they go, too */
+};
+
+/* 0 or -ENOMEM. */
+int crail_meta_load_begin(struct crail_meta *m, struct crail_meta_load_listener listener);
+/* One row, whose crc is right. -EUCLEAN with a sentence that names it; -EINVAL: not of the engine's tables; -ENOMEM. */
+int crail_meta_load(struct crail_meta *m, const struct crail_row *row, char *why, size_t why_bytes);
+/* Links and counts everything. 0; -EUCLEAN with a sentence that names the first thing that is wrong; -ENOMEM. */
+int crail_meta_load_end(struct crail_meta *m, struct crail_load_report *report, char *why, size_t why_bytes);
+
+/* A server that was loaded is DOWN, and what lies between its runs is unknown (and counts as retiring). When it
+ * registers again: it is told of its runs, retires all else by itself, and then says so. */
+struct crail_live {
+    uint32_t region, granule, granules, reserved;
+};
+/* Up to `max` runs, the `from`-th first, by region and granule. How many; 0: no more, or not such a server. */
+uint32_t crail_meta_server_live(const struct crail_meta *m, uint32_t number, uint32_t from, struct crail_live *out,
+                                uint32_t max);
+/* It has retired all but those, and these are its generations; `busy` are runs outside which somebody still touches:
+ * they are ordered again. *lost: live runs whose generation is not the one they had: reading their nodes is
+ * CRAIL_E_DATA_LOST from now on. The server is UP. -ENOENT, -EINVAL (not loaded, or recovered already), -EPROTO (a busy
+ * run that is none; nothing changed), -ENOMEM. */
+int crail_meta_server_recovered(struct crail_meta *m, uint32_t number, const uint64_t *const *generations,
+                                const struct crail_retire *busy, uint32_t busy_n, uint32_t *lost);
 
 /* ---- facts --------------------------------------------------------------- */
 

@@ -236,6 +236,7 @@ static int grow(struct crail_call *c, struct crail_walk *w, const struct crail_e
         crail_value_discard(c->m, &v);
         return rc;
     }
+    crail_node_touch(c->m, w->node);
     n->version = ++c->m->last_version;
     crail_value_replace(c->m, n, &v, staying);
     n->mtime_ns = c->now_ns;

@@ -59,10 +59,12 @@ int crail_leaf_publish(struct crail_call *c, int walked, struct crail_walk *w, c
     int rc = plain ? 0 : crail_life_prepare(c, walked, w, v->size, &life);
     if (rc)
         return rc;
-    if (w->node)
+    if (w->node) {
+        crail_node_touch(c->m, w->node);
         crail_node_at(c->m, w->node)->version = ++c->m->last_version;
-    else
+    } else {
         w->node = crail_node_make(c, walked, w, CRAIL_KIND_FILE);
+    }
     if (!w->node) {
         crail_life_discard(c->m, &life);
         return CRAIL_E_NO_MEMORY;
@@ -95,7 +97,7 @@ static int absent(const struct crail_call *c, int status) {
 static void put_locations(struct crail_call *c, const struct crail_node *n) {
     const struct crail_run *run = crail_value_runs_of(c->m, n);
     for (uint32_t i = 0; i < n->extents; i++) {
-        bool lost = crail_server_find(c->m, run[i].server)->state == CRAIL_SERVER_LOST;
+        bool lost = crail_run_is_lost(c->m, &run[i]);
         struct crail_extent e = {run[i].server, run[i].region, run[i].granule, run[i].granules, 0, 0};
         e.generation = crail_run_generation(c->m, &run[i]);
         e.key = lost ? 0 : crail_extent_key(c->m->mac_key, &e, CRAIL_RIGHT_READ);
@@ -109,7 +111,7 @@ static void put_locations(struct crail_call *c, const struct crail_node *n) {
 static uint32_t lost_server(const struct crail_meta *m, const struct crail_node *n) {
     const struct crail_run *run = crail_value_runs_of(m, n);
     for (uint32_t i = 0; i < n->extents; i++)
-        if (crail_server_find(m, run[i].server)->state == CRAIL_SERVER_LOST)
+        if (crail_run_is_lost(m, &run[i]))
             return run[i].server;
     return 0;
 }

@@ -66,6 +66,10 @@ static bool component_valid(const char *p, uint32_t len) {
     return !(p[0] == '.' && (len == 1 || (len == 2 && p[1] == '.')));
 }
 
+bool crail_path_name_valid(const char *name, uint32_t len) {
+    return component_valid(name, len) && !memchr(name, '/', len) && crail_path_text_valid(name, len);
+}
+
 /* Length of the component at p, up to the next slash or the end. */
 static uint32_t component_len(const char *p, const char *end) {
     const char *slash = memchr(p, '/', (size_t)(end - p));

@@ -151,6 +151,15 @@ void crail_queue_added(struct crail_meta *m, crail_ref ref) {
     wake_takers(m, n->parent);
 }
 
+void crail_queue_loaded(struct crail_meta *m, crail_ref ref, enum crail_item_state state) {
+    struct crail_node *queue = crail_node_at(m, crail_node_at(m, ref)->parent);
+    item_of(m, ref)->state = (uint8_t)state;
+    if (state == CRAIL_ITEM_RETURNED)
+        heap_add(m, queue, ref);
+    else if (state == CRAIL_ITEM_FRESH && !queue->queue.fresh)
+        queue->queue.fresh = ref;
+}
+
 /* ---- TAKE, ACK, and the end of a hold ----------------------------------------------- */
 
 void crail_item_hold_ended(struct crail_meta *m, struct crail_hold *h, enum crail_hold_end why) {
@@ -189,6 +198,7 @@ int crail_op_take(struct crail_call *c) {
     item = queue->queue.returned ? queue->queue.returned : queue->queue.fresh;
     if (!item)
         return crail_flag(c, CRAIL_OPF_WAIT) ? CRAIL_META_WAIT : CRAIL_E_NOT_FOUND;
+    crail_node_touch(c->m, item);
     if (!crail_hold_add(c->m, c->s, CRAIL_HOLD_ITEM, c->op->arg0, item))
         return CRAIL_E_NO_MEMORY;
     unfree(c->m, item);

@@ -1,7 +1,8 @@
 /* Storage servers: their granules by state, and the orders to retire. Where grants come from is in placement.c.
  *
- * A run goes FREE -> GRANT -> USED -> DUE -> PENDING -> FREE; a grant may also go straight to DUE. set_state() is the
- * one setter and keeps the counts. A retired run raises the generation of its first granule only: an extent is named
+ * A run goes FREE -> GRANT -> USED -> DUE -> PENDING -> FREE; a grant may also go straight to DUE. One that a cut has
+ * named waits between USED and DUE until the cut that no longer names it is durable (GATED). set_state() is the one
+ * setter and keeps the counts. A retired run raises the generation of its first granule only: an extent is named
  * by its first granule and that granule's generation, so whoever held an older extent, wherever it overlapped,
  * finds the generation of *its* first granule raised.
  *
@@ -12,7 +13,11 @@
 #include <sys/mman.h>
 
 #define REGIONS_MAX 64u
+#define SERVERS_MAX (1u << 20) /* that rows may tell of */
 #define GRAVE_STEP_BYTES (1u << 20)
+#define GATED_PER_STEP 64u
+#define EPOCH_BITS 24u
+#define GENERATION_LOST (1ull << 63) /* among the generations: another than that of the node's value is there */
 
 /* ---- finding and counting ---------------------------------------------------- */
 
@@ -34,6 +39,11 @@ uint64_t crail_run_generation(const struct crail_meta *m, const struct crail_run
     return sv->state == CRAIL_SERVER_LOST ? 0 : region_of(sv, run)->generation[run->granule];
 }
 
+bool crail_run_is_lost(const struct crail_meta *m, const struct crail_run *run) {
+    const struct crail_server *sv = crail_server_find(m, run->server);
+    return sv->state == CRAIL_SERVER_LOST || region_of(sv, run)->generation[run->granule] & GENERATION_LOST;
+}
+
 static uint32_t count_of(enum crail_run_state state) {
     switch (state) {
     case CRAIL_RUN_USED:
@@ -41,6 +51,7 @@ static uint32_t count_of(enum crail_run_state state) {
         return CRAIL_COUNT_USED;
     case CRAIL_RUN_GRANT:
         return CRAIL_COUNT_GRANTED;
+    case CRAIL_RUN_GATED:
     case CRAIL_RUN_DUE:
     case CRAIL_RUN_PENDING:
     case CRAIL_RUN_MARKED:
@@ -55,7 +66,7 @@ static void set_state(struct crail_server *sv, struct crail_run_record *rec, enu
     assert(*from >= rec->len);
     *from -= rec->len;
     *to += rec->len;
-    rec->state = state;
+    rec->state = state & 0x7f;
 }
 
 /* ---- taking --------------------------------------------------------------------- */
@@ -80,9 +91,27 @@ void crail_run_untake(struct crail_meta *m, const struct crail_run *run) {
 void crail_run_use(struct crail_meta *m, const struct crail_run *run) {
     struct crail_server *sv = crail_server_find(m, run->server);
     struct crail_run_record *rec = &region_of(sv, run)->record[run->granule];
-    assert(rec->state == CRAIL_RUN_GRANT && rec->len == run->granules);
-    rec->prev = rec->next = 0;
+    assert(rec->state == CRAIL_RUN_GRANT && rec->len == run->granules && !rec->prev);
+    crail_grantmap_erase_later(m, rec->next);
     set_state(sv, rec, CRAIL_RUN_USED);
+}
+
+static void due_push(struct crail_server *sv, struct crail_region *r, uint32_t granule) {
+    struct crail_run_record *rec = &r->record[granule];
+    set_state(sv, rec, CRAIL_RUN_DUE);
+    crail_run_push_tail(r, &r->due, granule);
+    sv->due_extents++;
+    sv->due_granules += rec->len;
+}
+
+static void gate_push(struct crail_meta *m, struct crail_server *sv, struct crail_region *r, uint32_t granule) {
+    struct crail_run_record *rec = &r->record[granule];
+    set_state(sv, rec, CRAIL_RUN_GATED);
+    rec->stored = 0;
+    rec->epoch = m->cut->epoch & ((1u << EPOCH_BITS) - 1);
+    crail_run_push_tail(r, &r->gated, granule);
+    sv->gated_extents++;
+    m->cut->gated++;
 }
 
 void crail_run_retire(struct crail_meta *m, const struct crail_run *run) {
@@ -94,10 +123,46 @@ void crail_run_retire(struct crail_meta *m, const struct crail_run *run) {
     assert(rec->state == CRAIL_RUN_GRANT || (rec->state == CRAIL_RUN_USED && !rec->prev) ||
            (rec->state == CRAIL_RUN_HELD && !rec->prev));
     assert(rec->len == run->granules);
-    set_state(sv, rec, CRAIL_RUN_DUE);
-    crail_run_push_tail(r, &r->due, run->granule);
-    sv->due_extents++;
-    sv->due_granules += rec->len;
+    crail_grantmap_erase(m, rec->next);
+    r->generation[run->granule] &= ~GENERATION_LOST;
+    if (rec->stored)
+        gate_push(m, sv, r, run->granule);
+    else
+        due_push(sv, r, run->granule);
+}
+
+/* Lets a few runs of the region through whose epoch is durable. How many; fewer than `max`: there are no more. */
+static uint32_t gate_open(struct crail_meta *m, struct crail_server *sv, struct crail_region *r, uint32_t max) {
+    uint32_t n = 0;
+    for (; n < max && r->gated.head; n++) {
+        uint32_t g = r->gated.head - 1;
+        uint32_t ahead = ((uint32_t)m->cut->durable - r->record[g].epoch) & ((1u << EPOCH_BITS) - 1);
+        if (ahead >> (EPOCH_BITS - 1)) /* its epoch is a later one */
+            return n;
+        crail_run_unlist(r, &r->gated, g);
+        r->record[g].epoch = 0;
+        due_push(sv, r, g);
+        sv->gated_extents--;
+        m->cut->gated--;
+    }
+    return n;
+}
+
+/* True if more may come due. */
+static bool gates_step(struct crail_meta *m) {
+    uint32_t left = GATED_PER_STEP;
+    if (!m->cut || !m->cut->gate_may_open)
+        return false;
+    for (uint32_t i = 0; i < m->servers_n && m->cut->gated; i++) {
+        struct crail_server *sv = m->servers[i];
+        for (uint32_t k = 0; sv->gated_extents && k < sv->regions_n; k++) {
+            left -= gate_open(m, sv, &sv->regions[k], left);
+            if (!left)
+                return true;
+        }
+    }
+    m->cut->gate_may_open = false;
+    return false;
 }
 
 /* NULL on a lost server. */
@@ -131,6 +196,12 @@ void crail_run_unpin(struct crail_meta *m, const struct crail_run *run) {
         crail_run_retire(m, run);
 }
 
+void crail_run_stored(struct crail_meta *m, const struct crail_run *run) {
+    struct crail_run_record *rec = used_record(m, run);
+    if (rec)
+        rec->stored = 1;
+}
+
 /* ---- orders ------------------------------------------------------------------------- */
 
 static void order_take(struct crail_server *sv, uint32_t region, struct crail_retire *out) {
@@ -149,7 +220,7 @@ static void order_take(struct crail_server *sv, uint32_t region, struct crail_re
 uint32_t crail_meta_retires_take(struct crail_meta *m, uint32_t number, struct crail_retire *out, uint32_t max) {
     struct crail_server *sv = crail_server_find(m, number);
     uint32_t n = 0;
-    if (!sv || sv->state == CRAIL_SERVER_LOST)
+    if (!sv || sv->state == CRAIL_SERVER_LOST || sv->is_unknown)
         return 0;
     while (n < max && sv->due_extents) {
         uint32_t region = sv->take_next;
@@ -214,19 +285,8 @@ static void region_bury(struct crail_meta *m, struct crail_region *r) {
     m->graves[m->graves_n++] = (struct crail_grave){r->generation, (size_t)r->granules * sizeof(*r->generation)};
 }
 
-/* Room for one more server, in all arrays that its life may need. */
-static int servers_reserve(struct crail_meta *m, uint32_t regions) {
-    uint32_t graves = m->graves_n + 2 * regions;
-    for (uint32_t i = 0; i < m->servers_n; i++)
-        if (m->servers[i]->regions)
-            graves += 2 * m->servers[i]->regions_n;
-    if (graves > m->graves_cap) {
-        struct crail_grave *p = realloc(m->graves, graves * sizeof(*p));
-        if (!p)
-            return -ENOMEM;
-        m->graves = p;
-        m->graves_cap = graves;
-    }
+/* Room for one more in the arrays of servers. */
+static int array_reserve(struct crail_meta *m) {
     if (m->servers_n < m->servers_cap)
         return 0;
     uint32_t cap = m->servers_cap ? m->servers_cap * 2 : 16;
@@ -242,6 +302,22 @@ static int servers_reserve(struct crail_meta *m, uint32_t regions) {
     return 0;
 }
 
+/* Room for one more server, in all arrays that its life may need. */
+static int servers_reserve(struct crail_meta *m, uint32_t regions) {
+    uint32_t graves = m->graves_n + 2 * regions;
+    for (uint32_t i = 0; i < m->servers_n; i++)
+        if (m->servers[i]->regions)
+            graves += 2 * m->servers[i]->regions_n;
+    if (graves > m->graves_cap) {
+        struct crail_grave *p = realloc(m->graves, graves * sizeof(*p));
+        if (!p)
+            return -ENOMEM;
+        m->graves = p;
+        m->graves_cap = graves;
+    }
+    return array_reserve(m);
+}
+
 static void regions_bury(struct crail_meta *m, struct crail_server *sv, uint32_t n) {
     while (n--)
         region_bury(m, &sv->regions[n]);
@@ -249,39 +325,52 @@ static void regions_bury(struct crail_meta *m, struct crail_server *sv, uint32_t
     sv->regions = NULL;
 }
 
-int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *regions, uint32_t n,
-                          const uint64_t *const *generations, struct crail_meta_place place, uint32_t *number) {
-    if (n == 0 || n > REGIONS_MAX || place.storage_class == CRAIL_CLASS_ANY)
+/* 0, -ENOMEM, -EINVAL. The server has nothing yet. */
+static int regions_open(struct crail_meta *m, struct crail_server *sv, const struct crail_meta_region *regions,
+                        uint32_t n, const uint64_t *const *generations) {
+    if (n == 0 || n > REGIONS_MAX)
         return -EINVAL;
     for (uint32_t i = 0; i < n; i++)
         if (regions[i].granules == 0 || regions[i].granules > UINT32_MAX / 2)
             return -EINVAL;
-    struct crail_server *sv = calloc(1, sizeof(*sv));
-    if (!sv || servers_reserve(m, n))
-        goto out_of_memory;
     sv->regions = calloc(n, sizeof(*sv->regions));
-    if (!sv->regions)
-        goto out_of_memory;
+    if (!sv->regions || servers_reserve(m, n)) {
+        free(sv->regions);
+        sv->regions = NULL;
+        return -ENOMEM;
+    }
     for (uint32_t i = 0; i < n; i++) {
-        if (crail_region_open(&sv->regions[i], regions[i].granules, generations ? generations[i] : NULL)) {
+        const uint64_t *of = generations ? generations[i] : NULL;
+        if (crail_region_open(&sv->regions[i], regions[i].granules, of, sv->is_unknown)) {
             regions_bury(m, sv, i);
-            goto out_of_memory;
+            return -ENOMEM;
         }
         sv->granules += regions[i].granules;
     }
     sv->regions_n = n;
+    sv->count[sv->is_unknown ? CRAIL_COUNT_RETIRING : CRAIL_COUNT_FREE] = sv->granules;
+    return 0;
+}
+
+int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *regions, uint32_t n,
+                          const uint64_t *const *generations, struct crail_meta_place place, uint32_t *number) {
+    if (place.storage_class == CRAIL_CLASS_ANY)
+        return -EINVAL;
+    struct crail_server *sv = calloc(1, sizeof(*sv));
+    int rc = sv ? regions_open(m, sv, regions, n, generations) : -ENOMEM;
+    if (rc) {
+        free(sv);
+        return rc;
+    }
     sv->storage_class = place.storage_class;
     sv->location = place.location;
-    sv->count[CRAIL_COUNT_FREE] = sv->granules;
     sv->state = CRAIL_SERVER_UP;
     m->servers[m->servers_n++] = sv;
     m->up[m->up_n++] = sv;
     *number = sv->number = m->servers_n;
+    crail_list_init(&sv->changed);
+    crail_server_touch(m, sv);
     return 0;
-
-out_of_memory:
-    free(sv);
-    return -ENOMEM;
 }
 
 int crail_meta_server_place(struct crail_meta *m, uint32_t number, struct crail_meta_place place) {
@@ -290,6 +379,20 @@ int crail_meta_server_place(struct crail_meta *m, uint32_t number, struct crail_
         return -ENOENT;
     sv->storage_class = place.storage_class;
     sv->location = place.location;
+    crail_server_touch(m, sv);
+    return 0;
+}
+
+int crail_meta_server_note(struct crail_meta *m, uint32_t number, const void *note, uint32_t bytes) {
+    struct crail_server *sv = crail_server_find(m, number);
+    uint8_t *copy = sv && bytes <= CRAIL_NOTE_MAX ? malloc(bytes + 1) : NULL;
+    if (!copy)
+        return !sv ? -ENOENT : bytes > CRAIL_NOTE_MAX ? -EINVAL : -ENOMEM;
+    memcpy(copy, note, bytes);
+    free(sv->note);
+    sv->note = copy;
+    sv->note_bytes = bytes;
+    crail_server_touch(m, sv);
     return 0;
 }
 
@@ -323,6 +426,9 @@ static void server_lose(struct crail_meta *m, struct crail_server *sv) {
     memset(sv->count, 0, sizeof(sv->count));
     sv->granules = sv->due_granules = 0;
     sv->due_extents = 0;
+    if (m->cut)
+        m->cut->gated -= sv->gated_extents;
+    sv->gated_extents = 0;
 }
 
 int crail_meta_server_set(struct crail_meta *m, uint32_t number, enum crail_meta_server_state state) {
@@ -333,8 +439,11 @@ int crail_meta_server_set(struct crail_meta *m, uint32_t number, enum crail_meta
         return state == CRAIL_SERVER_LOST ? 0 : -EINVAL;
     if (state != CRAIL_SERVER_UP && state != CRAIL_SERVER_DOWN && state != CRAIL_SERVER_LOST)
         return -EINVAL;
+    if (sv->is_unknown && state == CRAIL_SERVER_UP)
+        return -EINVAL; /* it has to say what it holds: crail_meta_server_recovered() */
     up_remove(m, sv);
     sv->state = state;
+    crail_server_touch(m, sv);
     if (state == CRAIL_SERVER_UP) {
         m->up[m->up_n++] = sv;
         orders_again(sv);
@@ -344,7 +453,7 @@ int crail_meta_server_set(struct crail_meta *m, uint32_t number, enum crail_meta
     return 0;
 }
 
-bool crail_servers_step(struct crail_meta *m) {
+static bool graves_step(struct crail_meta *m) {
     if (!m->graves_n)
         return false;
     struct crail_grave *g = &m->graves[m->graves_n - 1];
@@ -356,13 +465,102 @@ bool crail_servers_step(struct crail_meta *m) {
     return m->graves_n != 0;
 }
 
+/* ---- an earlier life ------------------------------------------------------------------------ */
+
+/* Up to this number there are servers now, lost ones where nothing is known. */
+static int stubs_make(struct crail_meta *m, uint32_t number) {
+    while (m->servers_n < number) {
+        struct crail_server *sv = array_reserve(m) ? NULL : calloc(1, sizeof(*sv));
+        if (!sv)
+            return -ENOMEM;
+        crail_list_init(&sv->changed);
+        sv->state = CRAIL_SERVER_LOST;
+        m->servers[m->servers_n++] = sv;
+        sv->number = m->servers_n;
+    }
+    return 0;
+}
+
+int crail_server_loaded(struct crail_meta *m, uint32_t number, const struct crail_server_row *row,
+                        const uint32_t *granules, const void *note) {
+    struct crail_meta_region regions[REGIONS_MAX] = {{0}};
+    bool is_lost = row->state == CRAIL_SERVER_LOST;
+    if (!number || number > SERVERS_MAX || !row->state || row->state > CRAIL_SERVER_LOST ||
+        row->regions > REGIONS_MAX) /* of class CRAIL_CLASS_ANY: its disk has failed */
+        return -EUCLEAN;
+    if (stubs_make(m, number))
+        return -ENOMEM;
+    struct crail_server *sv = crail_server_find(m, number);
+    if (sv->note)
+        return -EUCLEAN;
+    for (uint32_t i = 0; i < row->regions; i++)
+        regions[i].granules = granules[i];
+    sv->is_unknown = !is_lost;
+    int rc = is_lost ? 0 : regions_open(m, sv, regions, row->regions, NULL);
+    if (!rc)
+        rc = crail_meta_server_note(m, number, note, row->note);
+    if (rc)
+        return rc == -EINVAL ? -EUCLEAN : rc;
+    sv->state = is_lost ? CRAIL_SERVER_LOST : CRAIL_SERVER_DOWN;
+    sv->storage_class = row->storage_class;
+    sv->location = row->location;
+    crail_cut_server_loaded(m, sv);
+    return 0;
+}
+
+/* Of what was unknown, and counted as retiring, some is known. */
+static void known(struct crail_server *sv, uint64_t granules) {
+    assert(sv->count[CRAIL_COUNT_RETIRING] >= granules);
+    sv->count[CRAIL_COUNT_RETIRING] -= granules;
+    sv->count[CRAIL_COUNT_FREE] += granules;
+}
+
+void crail_run_claim(struct crail_server *sv, const struct crail_claim *claim) {
+    struct crail_region *r = region_of(sv, &claim->run);
+    struct crail_run_record *rec = &r->record[claim->run.granule];
+    r->generation[claim->run.granule] = claim->generation;
+    *rec = (struct crail_run_record){.len = claim->run.granules, .stored = !claim->session};
+    known(sv, rec->len);
+    set_state(sv, rec, claim->session ? CRAIL_RUN_GRANT : CRAIL_RUN_USED);
+}
+
+void crail_run_busy(struct crail_server *sv, const struct crail_retire *busy) {
+    struct crail_region *r = &sv->regions[busy->region];
+    r->record[busy->granule] = (struct crail_run_record){.len = busy->granules};
+    known(sv, busy->granules);
+    due_push(sv, r, busy->granule);
+}
+
+void crail_run_unknown_free(struct crail_server *sv, uint32_t region, uint32_t first, uint32_t granules) {
+    known(sv, granules);
+    crail_region_give(&sv->regions[region], first, granules);
+}
+
+/* A run is where it was; has it what it had? */
+void crail_run_compare(struct crail_server *sv, const struct crail_live *run, uint64_t found, uint32_t *lost) {
+    struct crail_region *r = &sv->regions[run->region];
+    const struct crail_run_record *rec = &r->record[run->granule];
+    bool is_nodes = rec->state == CRAIL_RUN_USED || rec->state == CRAIL_RUN_HELD;
+    bool is_lost = is_nodes && r->generation[run->granule] != found;
+    *lost += is_lost;
+    r->generation[run->granule] = found | (is_lost ? GENERATION_LOST : 0);
+}
+
+bool crail_servers_step(struct crail_meta *m) {
+    bool left = gates_step(m);
+    left |= crail_grantmap_step(m);
+    return graves_step(m) || left;
+}
+
 void crail_servers_close(struct crail_meta *m) {
     for (uint32_t i = 0; i < m->servers_n; i++) {
         if (m->servers[i]->regions)
             regions_bury(m, m->servers[i], m->servers[i]->regions_n);
+        free(m->servers[i]->note);
+        free(m->servers[i]->live);
         free(m->servers[i]);
     }
-    while (crail_servers_step(m)) {
+    while (graves_step(m)) {
     }
     free(m->graves);
     free(m->servers);

@@ -27,7 +27,9 @@ int crail_meta_session_open(struct crail_meta *m, uint64_t id, struct crail_meta
         return -ENOMEM;
     s->id = id;
     s->slot = slot;
+    crail_list_init(&s->changed);
     m->sessions[slot] = s;
+    crail_session_touch(m, s);
     *out = s;
     return 0;
 }
@@ -54,12 +56,14 @@ static bool session_empty(struct crail_meta *m, struct crail_meta_session *s) {
     m->sessions[s->slot] = NULL;
     m->sessions_dying -= s->dying;
     free(s->grants);
-    free(s);
+    if (!crail_cut_keeps_session(m, s))
+        free(s);
     return false;
 }
 
 void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s) {
     assert(!s->dying);
+    crail_cut_session_over(m, s);
     if (session_empty(m, s)) {
         s->dying = true;
         m->sessions_dying++;
@@ -76,7 +80,10 @@ bool crail_session_step(struct crail_meta *m) {
     return m->sessions_dying != 0;
 }
 
-int crail_session_reserve(struct crail_meta_session *s, uint32_t n) {
+int crail_session_reserve(struct crail_meta *m, struct crail_meta_session *s, uint32_t n) {
+    int rc = crail_grantmap_reserve(m, n);
+    if (rc)
+        return rc;
     if (s->n + n <= s->cap)
         return 0;
     uint32_t cap = s->cap ? s->cap * 2 : 8;
@@ -91,14 +98,17 @@ int crail_session_reserve(struct crail_meta_session *s, uint32_t n) {
 }
 
 void crail_session_grant(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *runs, uint32_t n) {
-    assert(s->n + n <= s->cap);
-    for (uint32_t i = 0; i < n; i++) {
-        struct crail_run_record *rec = crail_run_record_of(m, &runs[i]);
-        assert(rec->state == CRAIL_RUN_GRANT);
-        rec->prev = s->n;
-        rec->next = s->slot;
-        s->grants[s->n++] = (struct crail_grant){runs[i].server, runs[i].region, runs[i].granule};
-    }
+    for (uint32_t i = 0; i < n; i++)
+        crail_session_grant_again(m, s, &runs[i], crail_grantmap_note(m, s->id, &runs[i]));
+}
+
+void crail_session_grant_again(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run,
+                               uint32_t slot) {
+    struct crail_run_record *rec = crail_run_record_of(m, run);
+    assert(s->n < s->cap && rec->state == CRAIL_RUN_GRANT);
+    rec->prev = s->n;
+    rec->next = s->slot;
+    s->grants[s->n++] = (struct crail_grant){run->server, run->region, run->granule, slot};
 }
 
 bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_session *s, const struct crail_extent *e) {
@@ -127,15 +137,19 @@ static void place_remove(struct crail_meta *m, struct crail_meta_session *s, uin
 void crail_session_drop(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run) {
     struct crail_run_record *rec = crail_run_record_of(m, run);
     assert(rec->state == CRAIL_RUN_GRANT && rec->next == s->slot && rec->prev < s->n);
+    uint32_t slot = s->grants[rec->prev].slot;
     place_remove(m, s, rec->prev);
-    rec->prev = rec->next = 0;
+    rec->prev = 0;
+    rec->next = slot;
 }
 
 void crail_sessions_forget_server(struct crail_meta *m, uint32_t number) {
     for (uint32_t i = 0; i < m->sessions_n; i++) {
         struct crail_meta_session *s = m->sessions[i];
         for (uint32_t k = s ? s->n : 0; k--;)
-            if (s->grants[k].server == number)
+            if (s->grants[k].server == number) {
+                crail_grantmap_erase(m, s->grants[k].slot);
                 place_remove(m, s, k);
+            }
     }
 }

@@ -47,6 +47,7 @@ void crail_tree_detach(struct crail_meta *m, crail_ref ref) {
     struct crail_node *dir = crail_node_at(m, n->parent);
     crail_ref job = crail_job_around(m, n);
     assert(n->parent && crail_node_is_container(dir));
+    crail_node_touch(m, ref);
     if (n->flags & CRAIL_NODE_ITEM)
         crail_queue_leaving(m, ref);
     if (dir->index)
@@ -90,8 +91,7 @@ static uint8_t flags_below(const struct crail_meta *m, const struct crail_node *
     return (in_job ? CRAIL_NODE_IN_JOB : 0) | (dir->kind == CRAIL_KIND_QUEUE ? CRAIL_NODE_ITEM : 0);
 }
 
-crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
-                            enum crail_kind kind, int64_t now_ns) {
+crail_ref crail_tree_record(struct crail_meta *m, const char *name, uint32_t len, enum crail_kind kind) {
     crail_ref name_ref = 0;
     if (crail_tree_move_prepare(m, len, &name_ref))
         return 0;
@@ -103,15 +103,34 @@ crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *nam
     }
     struct crail_node *n = crail_node_at(m, ref);
     memset(n, 0, sizeof(*n));
+    n->kind = (uint8_t)kind;
+    name_set(m, n, name, len, name_ref);
+    count_node(m, n, 1);
+    return ref;
+}
+
+void crail_tree_place(struct crail_meta *m, crail_ref ref, crail_ref dir, uint32_t hash) {
+    struct crail_node *n = crail_node_at(m, ref);
+    const struct crail_node *above = crail_node_at(m, dir);
     n->hash = hash;
     n->parent = dir;
-    n->kind = (uint8_t)kind;
+    n->flags |= flags_below(m, above);
+    attach(m, dir, ref, above->mtime_ns > n->mtime_ns ? above->mtime_ns : n->mtime_ns);
+}
+
+crail_ref crail_tree_create(struct crail_meta *m, crail_ref dir, const char *name, uint32_t len, uint32_t hash,
+                            enum crail_kind kind, int64_t now_ns) {
+    crail_ref ref = crail_tree_record(m, name, len, kind);
+    if (!ref)
+        return 0;
+    struct crail_node *n = crail_node_at(m, ref);
+    n->hash = hash;
+    n->parent = dir;
     n->flags = dir ? flags_below(m, crail_node_at(m, dir)) : 0;
     n->id = ++m->last_id;
     n->version = ++m->last_version;
     n->mtime_ns = now_ns;
-    name_set(m, n, name, len, name_ref);
-    count_node(m, n, 1);
+    crail_node_touch(m, ref);
     if (dir)
         attach(m, dir, ref, now_ns);
     if (n->flags & CRAIL_NODE_IN_JOB)
@@ -135,7 +154,10 @@ void crail_tree_free(struct crail_meta *m, crail_ref ref) {
         crail_extra_free(m, n);
     name_free(m, n);
     count_node(m, n, -1);
-    crail_arena_free(&m->arena, ref, sizeof(*n));
+    if (m->cut)
+        crail_cut_node_free(m, ref);
+    else
+        crail_arena_free(&m->arena, ref, sizeof(*n));
 }
 
 int crail_tree_make_parents(struct crail_meta *m, const char *path, uint32_t len, struct crail_walk *w, int64_t now_ns,
@@ -235,7 +257,7 @@ void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const c
     n->hash = hash;
     n->parent = dir;
     n->version = ++m->last_version;
-    uint8_t own = n->flags & (CRAIL_NODE_INDEX_FAILED | CRAIL_NODE_TAIL_CLOSED);
+    uint8_t own = n->flags & (CRAIL_NODE_INDEX_FAILED | CRAIL_NODE_TAIL_CLOSED | CRAIL_NODE_STORED);
     n->flags = (uint8_t)(own | flags_below(m, crail_node_at(m, dir)));
     attach(m, dir, ref, now_ns);
     if (from_job != to_job)

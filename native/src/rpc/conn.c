@@ -91,7 +91,7 @@ void crail_rpc_conn_event(crail_namenode *nn, struct crail_rpc_conn *c, uint32_t
         silent_event(nn, c);
         return;
     }
-    bool busy = lane->vec.frame || c->tx_left;
+    bool busy = lane->vec.frame || lane->held || c->tx_left;
     if ((events & (EPOLLERR | EPOLLHUP)) && (busy || !(events & EPOLLIN))) {
         /* Cannot be switched off, so it is acted upon; an idle one is read first: its last words may be there. */
         crail_rpc_conn_close(nn, c);
@@ -152,7 +152,7 @@ static ssize_t stream_write(struct crail_rpc_conn *c, const void *from, size_t n
 }
 
 bool crail_rpc_conn_receive(crail_namenode *nn, struct crail_rpc_conn *c) {
-    assert(!c->lane->vec.frame || c->lane->orphan); /* nothing points into the buffer */
+    assert(!c->lane->held && (!c->lane->vec.frame || c->lane->orphan)); /* nothing points into the buffer */
     if (!make_room(c)) {
         crail_rpc_conn_close(nn, c);
         return false;

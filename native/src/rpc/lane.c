@@ -17,7 +17,7 @@
 /* ---- states -------------------------------------------------------------- */
 
 const char *crail_rpc_lane_state_name(enum crail_rpc_lane_state state) {
-    static const char *const names[] = {"idle", "ready", "wait-step", "wait-space"};
+    static const char *const names[] = {"idle", "ready", "wait-step", "wait-space", "wait-commit", "wait-durable"};
     assert(state < sizeof names / sizeof *names);
     return names[state];
 }
@@ -45,6 +45,12 @@ void crail_rpc_lane_move(crail_namenode *nn, struct crail_rpc_lane *lane, enum c
     case CRAIL_RPC_LANE_WAIT_SPACE:
         push_by_deadline(&nn->wait_space, lane);
         break;
+    case CRAIL_RPC_LANE_WAIT_COMMIT:
+        crail_list_push(&nn->durable.wait_commit, &lane->link);
+        break;
+    case CRAIL_RPC_LANE_WAIT_DURABLE:
+        crail_list_push(&nn->durable.wait_durable, &lane->link);
+        break;
     }
 }
 
@@ -53,9 +59,11 @@ void crail_rpc_lanes_wake(crail_namenode *nn, struct crail_list *waiting) {
         crail_rpc_lane_move(nn, CRAIL_LIST_OF(waiting->next, struct crail_rpc_lane, link), CRAIL_RPC_LANE_READY);
 }
 
-/* What was evicted for them may be kept by a reader, and then no confirmation wakes them. */
+/* What was evicted for them may be kept by a reader, and then no confirmation wakes them; and what a cut holds comes
+ * back when the next one is durable. */
 static void wait_for_space(crail_namenode *nn, struct crail_rpc_lane *lane) {
     crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_SPACE);
+    crail_rpc_durable_want(nn);
     if (nn->evict_at <= nn->now_ns)
         nn->evict_at = nn->now_ns + CRAIL_META_EVICT_AGAIN_NS + EVICT_SLACK_NS;
 }
@@ -84,7 +92,9 @@ static void forget_vector(struct crail_rpc_lane *lane) {
     lane->orphan = NULL;
 }
 
-/* An ALLOC that waited for space, in vain: granted now, it would be to nobody. */
+/* A vector that has begun and done nothing: an ALLOC that waited for space, in vain; granted now, it would be to
+ * nobody.
+ */
 static void forget_begun(struct crail_rpc_lane *lane) {
     lane->record.len = 0; /* the one before it is overwritten */
     forget_vector(lane);
@@ -93,8 +103,9 @@ static void forget_begun(struct crail_rpc_lane *lane) {
 void crail_rpc_lane_lost_conn(crail_namenode *nn, struct crail_rpc_lane *lane) {
     struct crail_rpc_conn *c = lane->conn;
     if (lane->orphan)
-        return; /* the vector is an earlier connection's and goes on */
-    if (lane->vec.frame && lane->vec.recorded && !lane->vec.space_until) {
+        return;        /* the vector is an earlier connection's and goes on */
+    lane->held = NULL; /* asked for again, it comes from the record */
+    if (lane->vec.frame && lane->vec.recorded && lane->vec.next) {
         lane->orphan = c->in;
         c->in = NULL;
         return;
@@ -109,6 +120,7 @@ void crail_rpc_lane_free(crail_namenode *nn, struct crail_rpc_lane *lane) {
     assert(!lane->conn);
     crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_IDLE);
     crail_list_remove(&lane->of_session);
+    crail_rpc_lane_row_gone(nn, lane);
     forget_vector(lane);
     crail_buf_free(&lane->record);
     free(lane);
@@ -123,7 +135,14 @@ static bool sent(crail_namenode *nn, struct crail_rpc_lane *lane, enum crail_rpc
     return how == CRAIL_RPC_SENT_ALL;
 }
 
-static bool reply(crail_namenode *nn, struct crail_rpc_lane *lane, const struct crail_buf *b) {
+/* `needs`: the epoch that must be durable before. */
+static bool reply(crail_namenode *nn, struct crail_rpc_lane *lane, const struct crail_buf *b, uint64_t needs) {
+    if (crail_rpc_durable_awaited(nn, needs)) {
+        lane->held = b;
+        lane->held_needs = needs;
+        crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_DURABLE);
+        return false;
+    }
     nn->stats.requests++;
     crail_rpc_crowd_count(nn, lane);
     return sent(nn, lane, crail_rpc_conn_send(nn, lane->conn, b->data, b->len));
@@ -137,7 +156,7 @@ static bool refuse(crail_namenode *nn, struct crail_rpc_lane *lane, const uint8_
         crail_rpc_conn_close(nn, c);
         return false;
     }
-    return reply(nn, lane, &c->out);
+    return reply(nn, lane, &c->out, 0);
 }
 
 /* The record, marked as one, under the id of the request that asked for it. */
@@ -152,7 +171,7 @@ static bool replay(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
     }
     assert(at == lane->record.len && at == head->size);
     nn->stats.replays++;
-    return reply(nn, lane, &lane->record);
+    return reply(nn, lane, &lane->record, lane->record_needs);
 }
 
 static bool begin(crail_namenode *nn, struct crail_rpc_lane *lane, const uint8_t *frame, struct crail_buf *b) {
@@ -162,17 +181,45 @@ static bool begin(crail_namenode *nn, struct crail_rpc_lane *lane, const uint8_t
     return false;
 }
 
+/* The next number: its vector begins, or waits before it does. */
+static bool begin_recorded(crail_namenode *nn, struct crail_rpc_lane *lane, const uint8_t *frame) {
+    crail_rpc_lane_touch(nn, lane);
+    /* Whoever asks for the next number has the reply to this one. */
+    if (lane->record.cap > CRAIL_RPC_RECORD_BYTES)
+        crail_buf_free(&lane->record);
+    lane->takes_any = false;
+    lane->half_seq = 0;
+    if (!begin(nn, lane, frame, &lane->record))
+        return false;
+    if (!crail_rpc_durable_slows(nn) || crail_rpc_vector_is_bye(&lane->vec))
+        return true;
+    crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_COMMIT);
+    return false;
+}
+
+/* The vector that an earlier life left half-way: its first part is in the record, the rest is executed. */
+static bool resume(crail_namenode *nn, struct crail_rpc_lane *lane, const uint8_t *frame) {
+    const struct crail_frame *head = (const void *)frame, *record = (const void *)lane->record.data;
+    if (!lane->record.len)
+        return refuse(nn, lane, frame, CRAIL_E_UNAVAILABLE);
+    if (head->count != record->count)
+        return refuse(nn, lane, frame, CRAIL_E_PROTOCOL);
+    crail_rpc_lane_touch(nn, lane);
+    crail_rpc_vector_resume(&lane->vec, frame, lane->half_count, &lane->record);
+    lane->takes_any = false;
+    lane->half_seq = 0;
+    return true;
+}
+
 /* Begins the frame's vector, or answers it at once. False: the lane cannot go on now. */
 static bool admit(crail_namenode *nn, struct crail_rpc_lane *lane, const uint8_t *frame) {
     const struct crail_frame *head = (const void *)frame;
     if (head->seq == 0)
         return begin(nn, lane, frame, &lane->conn->out);
-    if (head->seq == lane->last_seq + 1) {
-        /* Whoever asks for the next number has the reply to this one. */
-        if (lane->record.cap > CRAIL_RPC_RECORD_BYTES)
-            crail_buf_free(&lane->record);
-        return begin(nn, lane, frame, &lane->record);
-    }
+    if (lane->half_seq && head->seq == lane->half_seq)
+        return resume(nn, lane, frame);
+    if (head->seq == lane->last_seq + 1 || (lane->takes_any && head->seq > lane->last_seq))
+        return begin_recorded(nn, lane, frame);
     if (head->seq > lane->last_seq)
         return refuse(nn, lane, frame, CRAIL_E_PROTOCOL);
     const struct crail_frame *record = (const void *)lane->record.data;
@@ -214,10 +261,13 @@ static bool complete(crail_namenode *nn, struct crail_rpc_lane *lane) {
     struct crail_rpc_vector *v = &lane->vec;
     const struct crail_buf *b = v->reply;
     bool bye = v->bye, orphan = lane->orphan != NULL;
-    if (v->recorded)
+    uint64_t needs = v->needs;
+    if (v->recorded) {
         lane->last_seq = ((const struct crail_frame *)(const void *)v->frame)->seq;
+        lane->record_needs = needs;
+    }
     forget_vector(lane);
-    bool on = orphan || reply(nn, lane, b);
+    bool on = orphan || reply(nn, lane, b, bye ? 0 : needs);
     if (bye) {
         crail_rpc_session_end(nn, lane->session);
         return false;
@@ -268,6 +318,10 @@ static bool execute(crail_namenode *nn, struct crail_rpc_lane *lane) {
 void crail_rpc_lane_serve(crail_namenode *nn, struct crail_rpc_lane *lane) {
     assert(lane->state == CRAIL_RPC_LANE_READY);
     crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_IDLE);
+    const struct crail_buf *held = lane->held;
+    lane->held = NULL;
+    if (held && !reply(nn, lane, held, lane->held_needs))
+        return;
     for (;;) {
         if (lane->vec.frame) {
             if (!execute(nn, lane))

@@ -24,6 +24,7 @@ const struct crail_rpc_tuning crail_rpc_tuning_default = {
     .space_wait_ns = 200000000,
     .order_wait_ns = 2000000,
     .idle_ns = 1000000000,
+    .lag_ns = 2000000000,
 };
 
 /* ---- endpoints ----------------------------------------------------------- */
@@ -146,6 +147,10 @@ static void background(crail_namenode *nn) {
     if (budget < STEP_NS_MIN)
         budget = STEP_NS_MIN;
     bool before = nn->background || expiry_ns(nn) <= nn->now_ns;
+    if (nn->durable.cut == CRAIL_RPC_CUT_WRITING) {
+        budget /= 2;
+        crail_rpc_durable_step(nn, budget);
+    }
     crail_meta_clock(nn->meta, nn->realtime_ns);
     nn->background = crail_meta_step(nn->meta, budget);
     nn->changed |= before || nn->background; /* what it frees comes due */
@@ -183,7 +188,8 @@ static void deadlines(crail_namenode *nn) {
  * kernel in every turn, which costs a virtual machine two exits: 4 us a turn while a retire order ripens. So the timer
  * stands by itself, and fires early rather than being moved back. */
 static int wait_ms(crail_namenode *nn) {
-    if (nn->background || !crail_list_empty(&nn->ready) || crail_rpc_waits_pending(nn))
+    if (nn->background || nn->durable.cut == CRAIL_RPC_CUT_WRITING || !crail_list_empty(&nn->ready) ||
+        crail_rpc_waits_pending(nn))
         return 0;
     assert(crail_list_empty(&nn->wait_step));
     uint64_t at = next_deadline(nn);
@@ -305,15 +311,20 @@ int crail_rpc_start(const crail_namenode_options *options, const struct crail_rp
     rc = meta_start(nn, options);
     if (rc)
         goto out_timer;
+    rc = crail_rpc_durable_init(nn, options->durability, options->grants_fd);
+    if (rc)
+        goto out_durable;
     rc = crail_rpc_waits_init(nn);
     if (rc)
-        goto out_meta;
+        goto out_durable;
     rc = spawn(nn);
     if (rc)
-        goto out_meta;
+        goto out_durable;
     *out = nn;
     return 0;
-out_meta:
+out_durable:
+    crail_rpc_durable_destroy(nn);
+
     crail_meta_free(nn->meta);
 out_timer:
     if (timer_fd >= 0)
@@ -332,7 +343,8 @@ out_nn:
 }
 
 int crail_namenode_start(const crail_namenode_options *options, crail_namenode **out) {
-    if (!options || !out || !options->arena_bytes_max || options->session_grace_ms > 86400000u * 365u)
+    if (!options || !out || !options->arena_bytes_max || options->session_grace_ms > 86400000u * 365u ||
+        options->durability > CRAIL_DURABILITY_SYNC)
         return -CRAIL_E_INVALID_ARGUMENT;
     return crail_rpc_start(options, &crail_rpc_tuning_default, out);
 }
@@ -351,6 +363,7 @@ void crail_namenode_stop(crail_namenode *nn) {
     crail_rpc_sessions_destroy(nn);
     crail_rpc_waits_destroy(nn);
     crail_rpc_servers_destroy(nn);
+    crail_rpc_durable_destroy(nn);
     bury(nn);
     assert(crail_list_empty(&nn->ready) && crail_list_empty(&nn->channels));
     crail_meta_free(nn->meta);

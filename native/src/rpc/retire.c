@@ -205,10 +205,7 @@ struct crail_rpc_server *crail_rpc_server_find(crail_namenode *nn, uint64_t numb
     return number >= 1 && number <= nn->servers_count ? nn->servers[number - 1] : NULL;
 }
 
-int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size) {
-    struct crail_rpc_server *s = crail_rpc_server_find(nn, number);
-    if (!s)
-        return -ENOENT;
+static int describe(struct crail_rpc_server *s, const void *description, uint32_t size) {
     void *copy = malloc(size ? size : 1);
     if (!copy)
         return -ENOMEM;
@@ -218,6 +215,12 @@ int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *d
     s->description = copy;
     s->description_size = size;
     return 0;
+}
+
+int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size) {
+    struct crail_rpc_server *s = crail_rpc_server_find(nn, number);
+    int rc = s ? describe(s, description, size) : -ENOENT;
+    return rc ? rc : crail_meta_server_note(nn->meta, number, description, size);
 }
 
 /* Room for one more server. */
@@ -235,7 +238,7 @@ static int grow(crail_namenode *nn) {
 int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
                          const uint64_t *const *generations, struct crail_meta_place place, const void *description,
                          uint32_t size, uint32_t *number) {
-    struct crail_meta_region mr[64] = {0};
+    struct crail_meta_region mr[CRAIL_RPC_REGIONS_MAX] = {0};
     if (!regions || regions > sizeof mr / sizeof *mr)
         return -EINVAL;
     struct crail_rpc_server *s = calloc(1, sizeof *s);
@@ -249,7 +252,7 @@ int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *g
     s->number = nn->servers_count + 1;
     s->state = CRAIL_SERVER_UP;
     nn->servers[nn->servers_count++] = s;
-    rc = crail_rpc_server_describe(nn, s->number, description, size);
+    rc = describe(s, description, size);
     if (!rc)
         rc = crail_meta_server_add(nn->meta, mr, regions, generations, place, number);
     if (rc) {
@@ -259,10 +262,37 @@ int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *g
     }
     assert(*number == s->number); /* both count 1, 2, ... */
     crail_rpc_lanes_wake(nn, &nn->wait_space);
-    return 0;
+    return crail_meta_server_note(nn->meta, *number, description, size);
 out:
     free(s);
     return rc;
+}
+
+int crail_rpc_server_loaded(crail_namenode *nn, uint32_t number, uint32_t state, const uint32_t *granules,
+                            uint32_t regions, const void *description, uint32_t size) {
+    while (nn->servers_count < number) {
+        struct crail_rpc_server *s = calloc(1, sizeof *s);
+        int rc = s ? grow(nn) : -ENOMEM;
+        if (rc) {
+            free(s);
+            return rc;
+        }
+        /* Numbers without a row are of servers that nobody needs any more. */
+        s->number = nn->servers_count + 1;
+        s->state = CRAIL_SERVER_LOST;
+        nn->servers[nn->servers_count++] = s;
+    }
+    struct crail_rpc_server *s = nn->servers[number - 1];
+    s->state = state;
+    s->is_awaited = state != CRAIL_SERVER_LOST;
+    if (regions > CRAIL_RPC_REGIONS_MAX)
+        return -EUCLEAN;
+    s->regions = regions;
+    for (uint32_t i = 0; i < regions; i++) {
+        s->region_granules[i] = granules[i];
+        s->granules += granules[i];
+    }
+    return describe(s, description, size);
 }
 
 int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state) {
@@ -275,6 +305,7 @@ int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state) {
     if (rc)
         return rc;
     s->state = state;
+    s->is_awaited &= state != CRAIL_SERVER_LOST;
     nn->changed = true;
     struct crail_rpc_channel *ch = s->channel;
     if (state == CRAIL_SERVER_LOST && ch)
@@ -289,9 +320,40 @@ int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state) {
     return 0;
 }
 
+uint64_t crail_rpc_servers_awaited(const crail_namenode *nn) {
+    bool awaited = false;
+    for (uint32_t i = 0; i < nn->servers_count; i++)
+        awaited |= nn->servers[i]->is_awaited;
+    return awaited && nn->now_ns < nn->recovery_until_ns ? nn->recovery_until_ns : 0;
+}
+
+int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
+                               const struct crail_retire *busy, uint32_t busy_n, uint32_t *lost) {
+    struct crail_rpc_server *s = crail_rpc_server_find(nn, number);
+    const uint64_t *region[CRAIL_RPC_REGIONS_MAX] = {0};
+    if (!s)
+        return -ENOENT;
+    if (!s->is_awaited || count != s->granules)
+        return -EINVAL;
+    for (uint32_t i = 0; i < s->regions; i++) {
+        region[i] = generations;
+        generations += s->region_granules[i];
+    }
+    uint64_t from = crail_clock_ns();
+    int rc = crail_meta_server_recovered(nn->meta, number, region, busy, busy_n, lost);
+    nn->excused_ns += crail_clock_ns() - from; /* once per server and life */
+    if (rc)
+        return rc;
+    s->is_awaited = false;
+    s->state = CRAIL_SERVER_UP;
+    nn->changed = true;
+    crail_rpc_lanes_wake(nn, &nn->wait_space);
+    return 0;
+}
+
 int crail_rpc_server_channel(crail_namenode *nn, uint32_t number, int fd) {
     struct crail_rpc_server *s = crail_rpc_server_find(nn, number);
-    int rc = !s ? -ENOENT : s->state == CRAIL_SERVER_LOST ? -CRAIL_E_DATA_LOST : 0;
+    int rc = !s ? -ENOENT : s->state == CRAIL_SERVER_LOST ? -CRAIL_E_DATA_LOST : s->is_awaited ? -EINVAL : 0;
     if (!rc && s->channel)
         close_channel(nn, s->channel, false);
     if (!rc)

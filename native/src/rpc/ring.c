@@ -89,7 +89,7 @@ ssize_t crail_rpc_ring_write(struct crail_rpc_ring *ring, const void *from, size
 void crail_rpc_ring_event(crail_namenode *nn, struct crail_rpc_ring *ring) {
     struct crail_rpc_conn *c = ring->conn;
     struct crail_rpc_lane *lane = c->lane;
-    if (!c->blocked && (lane->vec.frame || c->tx_left))
+    if (!c->blocked && (lane->vec.frame || lane->held || c->tx_left))
         return; /* busy: looks for itself before it rests */
     bool was_blocked = c->blocked;
     c->readable = !was_blocked;

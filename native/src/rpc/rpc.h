@@ -13,6 +13,8 @@
  *   wait.c     requests that wait, and their late replies
  *   watch.c    watches and their events
  *   retire.c   servers and their retire channels
+ *   durable.c  cuts: when they begin and end, the rows of lanes, who waits until something is durable
+ *   load.c     rows of an earlier life
  *
  * Ownership: a session owns its lanes, a lane owns its connection and the record of its last reply. Endpoints
  * (whatever epoll points at) are freed at the end of a turn only, since events of the same turn may still name
@@ -48,6 +50,8 @@
 #define CRAIL_RPC_LOOK_NS 10000u  /* while rings keep the loop busy: between two looks at everybody else */
 #define CRAIL_RPC_CROWD 64u       /* requests over which busy lanes are counted */
 
+#define CRAIL_CUT_CHANGED_MAX (1u << 18) /* nodes: writers wait for a cut beyond this */
+
 /* Times of the loop; tests shorten them. */
 struct crail_rpc_tuning {
     uint64_t slice_ns;      /* service in one turn, before the loop looks at its connections again */
@@ -56,6 +60,7 @@ struct crail_rpc_tuning {
     uint64_t space_wait_ns; /* an ALLOC waits so long for memory that is on its way back */
     uint64_t order_wait_ns; /* retire orders are gathered for so long */
     uint64_t idle_ns;       /* a large buffer that was not used for so long is given back */
+    uint64_t lag_ns;        /* writers wait when a change is not durable for so long */
 };
 extern const struct crail_rpc_tuning crail_rpc_tuning_default;
 
@@ -80,6 +85,7 @@ struct crail_rpc_vector {
     uint32_t ahead, ahead_offset; /* the next one to prefetch */
     bool recorded;                /* it has a sequence number: its reply is the lane's record */
     bool bye;                     /* the session wishes to end */
+    uint64_t needs;               /* the epoch that must be durable before its reply goes out; 0: none */
     uint64_t space_until;         /* 0: did not yet wait for memory */
     struct crail_buf *reply;
 };
@@ -116,10 +122,19 @@ struct crail_rpc_ring {
 };
 
 enum crail_rpc_lane_state {
-    CRAIL_RPC_LANE_IDLE,       /* waits for its connection, or has none */
-    CRAIL_RPC_LANE_READY,      /* in nn->ready */
-    CRAIL_RPC_LANE_WAIT_STEP,  /* in nn->wait_step: the tree has something to prepare first */
-    CRAIL_RPC_LANE_WAIT_SPACE, /* in nn->wait_space: memory is on its way back */
+    CRAIL_RPC_LANE_IDLE,         /* waits for its connection, or has none */
+    CRAIL_RPC_LANE_READY,        /* in nn->ready */
+    CRAIL_RPC_LANE_WAIT_STEP,    /* in nn->wait_step: the tree has something to prepare first */
+    CRAIL_RPC_LANE_WAIT_SPACE,   /* in nn->wait_space: memory is on its way back */
+    CRAIL_RPC_LANE_WAIT_COMMIT,  /* in nn->durable.wait_commit: its vector may not begin before a cut is durable */
+    CRAIL_RPC_LANE_WAIT_DURABLE, /* in nn->durable.wait_durable: its reply may not go out yet */
+};
+
+/* Where the lane stands with its row. */
+enum crail_rpc_row {
+    CRAIL_RPC_ROW_SAME,    /* as the last cut has it, or never used */
+    CRAIL_RPC_ROW_CHANGED, /* in durable.changed */
+    CRAIL_RPC_ROW_IN_CUT,  /* in durable.cut_lanes: the cut that is being written has still to write it */
 };
 
 struct crail_rpc_lane {
@@ -133,7 +148,16 @@ struct crail_rpc_lane {
     uint8_t *orphan; /* the input that `vec` lies in, taken over from a connection that died */
     uint64_t crowd;  /* the last nn->crowd_epoch in which it asked for something */
     uint64_t last_seq;
-    struct crail_buf record; /* the whole reply to last_seq; empty: lost for want of memory */
+    struct crail_buf record;      /* the whole reply to last_seq; empty: lost for want of memory */
+    uint64_t record_needs;        /* the epoch that must be durable before the record goes out; 0: none */
+    const struct crail_buf *held; /* WAIT_DURABLE: the reply that goes out then */
+    uint64_t held_needs;
+    struct crail_list of_rows; /* in the list that `row` names */
+    enum crail_rpc_row row;
+    bool is_stored;      /* some cut has a row of it */
+    bool takes_any;      /* of an earlier life: the next number may be any above last_seq */
+    uint64_t half_seq;   /* of a vector that an earlier life left half-way, its reply so far in the record; 0: none */
+    uint32_t half_count; /* operations of it that were done */
 };
 
 struct crail_rpc_session {
@@ -144,7 +168,8 @@ struct crail_rpc_session {
     uint32_t conns;
     struct crail_list grace; /* in nn->grace while conns is 0; in the order of grace_since */
     uint64_t grace_since;
-    bool is_local; /* its last connection was a unix socket: index of nn->grace and nn->grace_ns */
+    bool is_local;  /* its last connection was a unix socket: index of nn->grace and nn->grace_ns */
+    bool is_loaded; /* of an earlier life of the namenode */
     struct crail_list watches;
     uint32_t watches_count;
     uint64_t watch_bytes;
@@ -169,13 +194,53 @@ struct crail_rpc_channel {
     } in, out;
 };
 
+#define CRAIL_RPC_REGIONS_MAX 64u
+
 struct crail_rpc_server {
-    uint32_t number;
+    uint32_t number, regions;
     uint32_t state; /* enum crail_meta_server_state */
     uint64_t granules;
+    uint32_t region_granules[CRAIL_RPC_REGIONS_MAX]; /* of a loaded one */
+    bool is_awaited; /* of an earlier life, and has not said yet what it holds */
     void *description;
     uint32_t description_size;
     struct crail_rpc_channel *channel;
+};
+
+/* ---- cuts ---------------------------------------------------------------- */
+
+enum crail_rpc_cut {
+    CRAIL_RPC_CUT_NONE,
+    CRAIL_RPC_CUT_WRITING, /* in steps, by the loop */
+    CRAIL_RPC_CUT_GIVEN,   /* written; its rows are whoever's commits them until crail_namenode_cut_done() */
+};
+
+struct crail_rpc_durable {
+    uint32_t kind; /* enum crail_durability */
+    enum crail_rpc_cut cut;
+    bool failing;                /* the last commit failed: nobody may promise anything */
+    bool was_wanted;             /* `is_wanted` was said for the next cut */
+    uint64_t epoch;              /* of the cut */
+    uint64_t done;               /* every change of this epoch and those before is durable */
+    uint64_t version;            /* the last one given when the cut began... */
+    uint64_t done_version;       /* ... and when that did which is durable */
+    uint64_t removed, moved;     /* the epochs of the last removal and of the last rename */
+    uint64_t changed_ns, cut_ns; /* when the oldest change was made: since the cut, and within it; 0: none was */
+    struct crail_list changed;   /* lanes whose row differs from what the last cut has... */
+    struct crail_list cut_lanes; /* ... and those that this one has still to write */
+    struct crail_buf rows;       /* the engine's part of the cut */
+    bool is_loading;             /* rows of an earlier life came */
+    bool keeps_lanes;            /* the last cut failed in the engine: `lanes` is of the next one, too */
+    struct crail_buf lanes;      /* ours; room for all of it is made when the cut begins */
+    struct crail_buf gone;       /* rows of lanes that ended since: of the next cut */
+    struct crail_list wait_commit, wait_durable; /* lanes */
+    struct crail_list parties;                   /* whose late replies wait until something is durable */
+
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t turned;
+    bool is_wanted;  /* somebody waits for the next cut */
+    bool is_written; /* the cut is: its rows can be taken */
+    bool is_over;    /* crail_namenode_cut_wake() */
 };
 
 /* ---- the loop ------------------------------------------------------------ */
@@ -208,6 +273,7 @@ struct crail_rpc_events {
 struct crail_namenode {
     struct crail_meta *meta;
     struct crail_rpc_tuning tuning;
+    uint64_t recovery_until_ns; /* after a load: so long servers of the earlier life are waited for */
     uint64_t grace_ns[2]; /* of sessions far away, and on this host */
     int epoll_fd;
     struct crail_rpc_endpoint timer; /* a timerfd: set far more rarely than the loop turns */
@@ -238,6 +304,7 @@ struct crail_namenode {
     uint32_t cores;            /* that this process may use */
 
     struct crail_rpc_waits waits;
+    struct crail_rpc_durable durable;
 
     struct crail_rpc_session **buckets;
     uint32_t buckets_log2;
@@ -333,11 +400,17 @@ void crail_rpc_sessions_destroy(crail_namenode *nn);
 int crail_rpc_session_open(crail_namenode *nn, uint64_t id);
 /* Closes its connections, frees its grants, tells the world. Every lane of it is gone afterwards. */
 void crail_rpc_session_end(crail_namenode *nn, struct crail_rpc_session *s);
+/* Closes all connections of all lanes. */
+void crail_rpc_sessions_hang_up(crail_namenode *nn);
 void crail_rpc_session_conn_gained(struct crail_rpc_session *s, int fd);
 void crail_rpc_session_conn_lost(crail_namenode *nn, struct crail_rpc_session *s);
 /* Takes descriptor and ring in any case. */
 int crail_rpc_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t number, struct crail_rpc_ring *ring);
 void crail_rpc_session_deadlines(crail_namenode *nn);
+/* One of an earlier life: its grace begins. */
+int crail_rpc_session_loaded(crail_namenode *nn, uint64_t id, struct crail_meta_session *meta);
+/* A lane of such a session. 0, 1 (there is no such session), -ENOMEM. */
+int crail_rpc_lane_loaded(crail_namenode *nn, uint64_t session, uint32_t number, struct crail_rpc_lane **out);
 
 /* ---- lane.c -------------------------------------------------------------- */
 
@@ -366,6 +439,10 @@ enum crail_rpc_run {
     CRAIL_RPC_RUN_BROKEN, /* no memory for the reply */
 };
 int crail_rpc_vector_begin(struct crail_rpc_vector *v, const uint8_t *frame, struct crail_buf *reply);
+/* The same for one whose first operations were done in an earlier life: their results are in `reply`. */
+void crail_rpc_vector_resume(struct crail_rpc_vector *v, const uint8_t *frame, uint32_t done, struct crail_buf *reply);
+/* Does it only say good-bye? */
+bool crail_rpc_vector_is_bye(const struct crail_rpc_vector *v);
 enum crail_rpc_run crail_rpc_vector_run(crail_namenode *nn, struct crail_rpc_lane *lane);
 /* Executes one operation for a session and appends its result. 0; CRAIL_META_AGAIN, CRAIL_META_WAIT or -ENOMEM: nothing
  * was appended. Not for those that are of a lane or its connection: PING, BYE, CANCEL. */
@@ -374,13 +451,47 @@ int crail_rpc_operation(crail_namenode *nn, struct crail_rpc_session *s, const s
 /* A reply to `frame` that gives every operation the same status. 0 or -ENOMEM. */
 int crail_rpc_vector_refuse(const uint8_t *frame, int status, struct crail_buf *reply);
 
+/* ---- durable.c ------------------------------------------------------------ */
+
+/* kind: enum crail_durability. grants_fd: see crail_meta_durable(). */
+int crail_rpc_durable_init(crail_namenode *nn, uint32_t kind, int grants_fd);
+void crail_rpc_durable_destroy(crail_namenode *nn);
+/* The lane's record or number is about to change. */
+void crail_rpc_lane_touch(crail_namenode *nn, struct crail_rpc_lane *lane);
+/* The lane ends, and its row with it. */
+void crail_rpc_lane_row_gone(crail_namenode *nn, struct crail_rpc_lane *lane);
+/* Of the last change that was made: the epoch that it belongs to. */
+uint64_t crail_rpc_durable_changed(const crail_namenode *nn);
+/* What an operation was answered: the epoch that must be durable before anybody sees it; 0: none. */
+uint64_t crail_rpc_durable_needs(crail_namenode *nn, const struct crail_op *op, const struct crail_result *r);
+/* Is that epoch still to come? Then somebody waits: the next cut comes soon. */
+bool crail_rpc_durable_awaited(crail_namenode *nn, uint64_t needs);
+/* Do changes outrun the commits, or do these fail? Then whoever changes something waits before it begins. */
+bool crail_rpc_durable_slows(crail_namenode *nn);
+/* Somebody waits for what a cut brings, whatever its epoch. */
+void crail_rpc_durable_want(crail_namenode *nn);
+/* May this operation ask for what its options say? 0 or a status. */
+int crail_rpc_durable_allowed(const crail_namenode *nn, const struct crail_op *op);
+void crail_rpc_durable_stats(crail_namenode *nn, crail_namenode_stats *out);
+/* Writes some of the cut. */
+void crail_rpc_durable_step(crail_namenode *nn, uint64_t budget_ns);
+
 /* ---- retire.c ------------------------------------------------------------ */
 
 int crail_rpc_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
                          const uint64_t *const *generations, struct crail_meta_place place, const void *description,
                          uint32_t size, uint32_t *number);
+/* One of an earlier life, which knows the engine. */
+int crail_rpc_server_loaded(crail_namenode *nn, uint32_t number, uint32_t state, const uint32_t *granules,
+                            uint32_t regions, const void *description, uint32_t size);
 int crail_rpc_server_describe(crail_namenode *nn, uint32_t number, const void *description, uint32_t size);
 int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
+/* It has retired all but its live runs: crail_meta_server_recovered(). `generations` has all regions, `count` granules,
+ * one behind the other. */
+int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
+                               const struct crail_retire *busy, uint32_t busy_n, uint32_t *lost);
+/* Until when a server of an earlier life is waited for; 0: none is, any more. */
+uint64_t crail_rpc_servers_awaited(const crail_namenode *nn);
 /* Takes the descriptor in any case. */
 int crail_rpc_server_channel(crail_namenode *nn, uint32_t number, int fd);
 /* NULL if there is none. */

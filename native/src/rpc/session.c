@@ -75,6 +75,18 @@ static void grace_from_now(crail_namenode *nn, struct crail_rpc_session *s) {
     crail_list_push(&nn->grace[s->is_local], &s->grace);
 }
 
+static void enter(crail_namenode *nn, struct crail_rpc_session *s, uint64_t id) {
+    s->id = id;
+    crail_list_init(&s->lanes);
+    crail_list_init(&s->grace);
+    crail_list_init(&s->watches);
+    grace_from_now(nn, s);
+    if (nn->stats.sessions >= (uint64_t)1 << nn->buckets_log2)
+        grow(nn);
+    link_session(nn, s);
+    nn->stats.sessions++;
+}
+
 int crail_rpc_session_open(crail_namenode *nn, uint64_t id) {
     if (find(nn, id))
         return -EEXIST;
@@ -86,15 +98,17 @@ int crail_rpc_session_open(crail_namenode *nn, uint64_t id) {
         free(s);
         return rc;
     }
-    s->id = id;
-    crail_list_init(&s->lanes);
-    crail_list_init(&s->grace);
-    crail_list_init(&s->watches);
-    grace_from_now(nn, s);
-    if (nn->stats.sessions >= (uint64_t)1 << nn->buckets_log2)
-        grow(nn);
-    link_session(nn, s);
-    nn->stats.sessions++;
+    enter(nn, s, id);
+    return 0;
+}
+
+int crail_rpc_session_loaded(crail_namenode *nn, uint64_t id, struct crail_meta_session *meta) {
+    struct crail_rpc_session *s = calloc(1, sizeof *s);
+    if (!s)
+        return -ENOMEM;
+    s->meta = meta;
+    s->is_loaded = true;
+    enter(nn, s, id);
     return 0;
 }
 
@@ -114,6 +128,18 @@ void crail_rpc_session_end(crail_namenode *nn, struct crail_rpc_session *s) {
     nn->stats.sessions--;
     crail_rpc_events_post(&nn->events, CRAIL_EVENT_SESSION_ENDED, 0, s->id);
     free(s);
+}
+
+void crail_rpc_sessions_hang_up(crail_namenode *nn) {
+    for (uint64_t i = 0; i < (uint64_t)1 << nn->buckets_log2; i++) {
+        for (struct crail_rpc_session *s = nn->buckets[i]; s; s = s->next) {
+            for (struct crail_list *l = s->lanes.next; l != &s->lanes; l = l->next) {
+                struct crail_rpc_lane *lane = CRAIL_LIST_OF(l, struct crail_rpc_lane, of_session);
+                if (lane->conn)
+                    crail_rpc_conn_close(nn, lane->conn);
+            }
+        }
+    }
 }
 
 void crail_rpc_session_conn_gained(struct crail_rpc_session *s, int fd) {
@@ -157,10 +183,23 @@ static struct crail_rpc_lane *lane_of(struct crail_rpc_session *s, uint32_t numb
         return NULL;
     crail_list_init(&lane->link);
     crail_list_init(&lane->of_session);
+    crail_list_init(&lane->of_rows);
+    lane->takes_any = s->is_loaded; /* what it did after the last cut is lost, and its numbers with it */
     lane->number = number;
     lane->session = s;
     crail_list_push(&s->lanes, &lane->of_session);
     return lane;
+}
+
+int crail_rpc_lane_loaded(crail_namenode *nn, uint64_t session, uint32_t number, struct crail_rpc_lane **out) {
+    struct crail_rpc_session *s = number < CRAIL_RPC_LANES_MAX ? find(nn, session) : NULL;
+    if (!s)
+        return 1;
+    *out = lane_of(s, number);
+    if (!*out)
+        return -ENOMEM;
+    (*out)->is_stored = true;
+    return 0;
 }
 
 int crail_rpc_lane_attach(crail_namenode *nn, int fd, uint64_t session, uint32_t number, struct crail_rpc_ring *ring) {

@@ -112,21 +112,26 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
         return answer(v->reply, 0, NULL, 0);
     }
     int status = crail_rpc_wait_allowed(op, v->count == 1 && !v->recorded);
+    if (!status)
+        status = crail_rpc_durable_allowed(nn, op);
     if (status)
         return answer(v->reply, status, NULL, 0);
     return crail_rpc_operation(nn, lane->session, op, v->reply);
 }
 
 /* A lone ALLOC that found no memory takes its result away again and waits: as long as it said, or a little while some
- * is on its way back. That is what lets a small store be overwritten for ever. */
+ * is on its way back, or a server that was there before a restart. That is what lets a small store be overwritten for ever. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
     if (op->code != CRAIL_OP_ALLOC || v->count != 1 || op->flags & CRAIL_OPF_IF_PLENTY)
         return false;
     const struct crail_result *r = (const void *)(v->reply->data + result_at);
     bool said = op->flags & CRAIL_OPF_WAIT;
-    if (r->status != -CRAIL_E_OUT_OF_SPACE || !(said || crail_rpc_retires_coming(nn)))
+    uint64_t awaited_ns = crail_rpc_servers_awaited(nn);
+    if (r->status != -CRAIL_E_OUT_OF_SPACE || !(said || awaited_ns || crail_rpc_retires_coming(nn)))
         return false;
+    if (!v->space_until && !said && awaited_ns)
+        v->space_until = awaited_ns;
     if (!v->space_until)
         v->space_until = nn->now_ns + (said ? op->count * 1000000ull : nn->tuning.space_wait_ns);
     if (v->space_until <= nn->now_ns)
@@ -155,6 +160,28 @@ int crail_rpc_vector_begin(struct crail_rpc_vector *v, const uint8_t *frame, str
     return 0;
 }
 
+static const struct crail_op *next_op(const struct crail_rpc_vector *v) {
+    return (const void *)(v->frame + v->offset);
+}
+
+void crail_rpc_vector_resume(struct crail_rpc_vector *v, const uint8_t *frame, uint32_t done, struct crail_buf *reply) {
+    struct crail_frame *begun = (void *)reply->data;
+    const struct crail_frame *head = (const void *)frame;
+    assert(!v->frame && begun->count == head->count && done < head->count);
+    begun->id = head->id;
+    begun->seq = head->seq;
+    *v = (struct crail_rpc_vector){
+        .frame = frame, .count = head->count, .offset = sizeof *head, .recorded = true, .reply = reply};
+    for (; v->next < done; v->next++)
+        v->offset += bytes_of(next_op(v));
+    v->ahead = v->next;
+    v->ahead_offset = v->offset;
+}
+
+bool crail_rpc_vector_is_bye(const struct crail_rpc_vector *v) {
+    return v->count == 1 && next_op(v)->code == CRAIL_OP_BYE;
+}
+
 static void prefetch(crail_namenode *nn, struct crail_rpc_vector *v) {
     uint32_t until = v->next + CRAIL_META_AHEAD < v->count ? v->next + CRAIL_META_AHEAD : v->count;
     for (; v->ahead < until; v->ahead++) {
@@ -167,8 +194,10 @@ static void prefetch(crail_namenode *nn, struct crail_rpc_vector *v) {
 enum crail_rpc_run crail_rpc_vector_run(crail_namenode *nn, struct crail_rpc_lane *lane) {
     struct crail_rpc_vector *v = &lane->vec;
     assert(v->frame && v->next < v->count);
+    if (v->recorded)
+        crail_rpc_lane_touch(nn, lane);
     for (;;) {
-        const struct crail_op *op = (const void *)(v->frame + v->offset);
+        const struct crail_op *op = next_op(v);
         size_t at = v->reply->len;
         if (v->count > 1)
             prefetch(nn, v);
@@ -189,6 +218,8 @@ enum crail_rpc_run crail_rpc_vector_run(crail_namenode *nn, struct crail_rpc_lan
         if (waits_for_space(nn, v, op, at))
             return CRAIL_RPC_RUN_SPACE;
         count(nn, op);
+        uint64_t needs = crail_rpc_durable_needs(nn, op, (const void *)(v->reply->data + at));
+        v->needs = needs > v->needs ? needs : v->needs;
         uint64_t moved = bytes_of(op) + (v->reply->len - at);
         v->offset += bytes_of(op);
         v->next++;

@@ -96,6 +96,7 @@ static struct crail_rpc_party *party_of(struct crail_rpc_conn *c) {
         return NULL;
     crail_list_init(&p->waiters);
     crail_list_init(&p->parked);
+    crail_list_init(&p->gate);
     crail_list_init(&p->link);
     p->conn = c;
     c->party = p;
@@ -105,6 +106,7 @@ static struct crail_rpc_party *party_of(struct crail_rpc_conn *c) {
 void crail_rpc_party_leave(crail_namenode *nn, struct crail_rpc_party *p) {
     assert(p->conn);
     p->conn = NULL;
+    crail_list_remove(&p->gate);
     crail_buf_free(&p->late);
     crail_buf_free(&p->out);
     crail_list_push(&nn->waits.leaving, &p->link);
@@ -122,6 +124,54 @@ static void has_late(crail_namenode *nn, struct crail_rpc_party *p) {
 
 void crail_rpc_party_unblocked(crail_namenode *nn, struct crail_rpc_party *p) {
     has_late(nn, p);
+}
+
+/* ---- late replies that wait until something is durable --------------------- */
+
+static bool is_gated(const crail_namenode *nn, const struct crail_rpc_party *p) {
+    return p->gated && p->gate_epoch > nn->durable.done;
+}
+
+/* All that is in `late` by now waits; but not what comes later, or a stream of replies would never begin. */
+static void gate(crail_namenode *nn, struct crail_rpc_party *p, uint64_t needs) {
+    if (!crail_rpc_durable_awaited(nn, needs) || (p->gated && p->gate_epoch != needs))
+        return;
+    p->gated = p->late.len;
+    p->gate_epoch = needs;
+    crail_list_push(&nn->durable.parties, &p->gate);
+}
+
+/* What may go is in `out` now. Behind it may lie what was answered since, which waits for its own epoch, or for a later
+ * one. False: there was no memory, and the connection ends, since a reply must not just be missing. */
+static bool take_late(crail_namenode *nn, struct crail_rpc_party *p) {
+    struct crail_buf rest = p->out, out = p->late;
+    size_t tail = p->gated ? out.len - p->gated : 0;
+    rest.len = 0;
+    p->gated = 0;
+    crail_list_remove(&p->gate);
+    int rc = crail_buf_append_padded(&rest, out.data + out.len - tail, tail);
+    out.len -= tail;
+    p->out = out;
+    p->late = rest;
+    if (rc) {
+        crail_rpc_conn_close(nn, p->conn);
+        return false;
+    }
+    if (tail)
+        gate(nn, p, crail_rpc_durable_changed(nn));
+    return true;
+}
+
+void crail_rpc_parties_durable(crail_namenode *nn) {
+    struct crail_list *parties = &nn->durable.parties;
+    for (struct crail_list *l = parties->next, *next; l != parties; l = next) {
+        struct crail_rpc_party *p = CRAIL_LIST_OF(l, struct crail_rpc_party, gate);
+        next = l->next;
+        if (is_gated(nn, p))
+            continue;
+        crail_list_remove(&p->gate);
+        has_late(nn, p);
+    }
 }
 
 /* ---- waiters ------------------------------------------------------------- */
@@ -248,6 +298,7 @@ static void end_reply(crail_namenode *nn, struct crail_rpc_waiter *waiter, size_
     nn->stats.requests++;
     nn->stats.operations++;
     nn->stats.gets += waiter->op.code == CRAIL_OP_GET;
+    gate(nn, p, crail_rpc_durable_needs(nn, &waiter->op, (const void *)(p->late.data + start + sizeof head)));
     has_late(nn, p);
     forget(nn, waiter);
 }
@@ -390,11 +441,9 @@ static void unpark(crail_namenode *nn, struct crail_rpc_party *p) {
 /* Sends some of what a connection has to take. False: there is no more, or it takes no more for now. */
 static bool party_flush(crail_namenode *nn, struct crail_rpc_party *p) {
     struct crail_rpc_conn *c = p->conn;
-    if (!c->tx_left && p->late.len) {
-        struct crail_buf sent = p->out;
-        p->out = p->late;
-        p->late = sent;
-        p->late.len = 0;
+    if (!c->tx_left && p->late.len && !is_gated(nn, p)) {
+        if (!take_late(nn, p))
+            return false;
         c->tx = p->out.data;
         c->tx_left = p->out.len;
     }
@@ -408,7 +457,7 @@ static bool party_flush(crail_namenode *nn, struct crail_rpc_party *p) {
     bool deaf = c->ring || !(c->end.armed & EPOLLIN); /* a bell that rang meanwhile was not heeded */
     if (how == CRAIL_RPC_SENT_ALL && c->lane->state == CRAIL_RPC_LANE_IDLE && deaf)
         crail_rpc_lane_move(nn, c->lane, CRAIL_RPC_LANE_READY); /* so that it listens again */
-    return how != CRAIL_RPC_SENT_BLOCKED && (how == CRAIL_RPC_SENT_PART || p->late.len);
+    return how != CRAIL_RPC_SENT_BLOCKED && (how == CRAIL_RPC_SENT_PART || (p->late.len && !is_gated(nn, p)));
 }
 
 static void serve_late(crail_namenode *nn, struct slice *slice) {

@@ -121,6 +121,9 @@ struct crail_rpc_party {
     struct crail_list parked; /* waiters whose try waits until the connection has taken more */
     struct crail_list link;   /* in waits.late while there are late replies that may go; in waits.leaving at the end */
     struct crail_buf late, out; /* whole frames: those to come, and those being sent */
+    size_t gated;               /* the first so many bytes of `late` may go when gate_epoch is durable; 0: all may */
+    uint64_t gate_epoch;
+    struct crail_list gate; /* in nn->durable.parties meanwhile */
 };
 
 /* A request that waits, copied off its lane. */
@@ -176,6 +179,8 @@ int crail_rpc_wait_begin(crail_namenode *nn, struct crail_rpc_conn *c, uint64_t 
 bool crail_rpc_wait_cancel(crail_namenode *nn, struct crail_rpc_conn *c, uint64_t id);
 /* The connection ends, and with it all that waits on it. */
 void crail_rpc_party_leave(crail_namenode *nn, struct crail_rpc_party *p);
+/* Something has become durable. */
+void crail_rpc_parties_durable(crail_namenode *nn);
 /* Late replies may go out, perhaps. */
 void crail_rpc_party_unblocked(crail_namenode *nn, struct crail_rpc_party *p);
 /* Work for this turn: those who were woken, late replies, and what is left of connections. */

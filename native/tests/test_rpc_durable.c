@@ -1,0 +1,466 @@
+/* Cuts in the namenode's loop: what a lane's row remembers, who waits until something is durable, who is slowed.
+ * sources: rpc meta base api/api_namenode.c */
+#include <stdlib.h>
+
+#include "base/rows.h"
+#include "rpc_kit.h"
+
+/* ---- a database, as small as possible -------------------------------------- */
+
+#define ROWS_MAX 4096
+static struct {
+    struct crail_row *row[ROWS_MAX];
+    uint32_t n;
+} db;
+
+static struct crail_row **find_row(const struct crail_row *row) {
+    for (uint32_t i = 0; i < db.n; i++)
+        if (db.row[i]->table == row->table && db.row[i]->key_len == row->key_len &&
+            !memcmp(crail_row_key(db.row[i]), crail_row_key(row), row->key_len))
+            return &db.row[i];
+    return NULL;
+}
+
+static void apply(const uint8_t *rows, uint64_t bytes) {
+    for (uint64_t at = 0; at < bytes;) {
+        const struct crail_row *row;
+        CHECK(crail_row_check(rows + at, bytes - at, &row) == 0);
+        at += row->size;
+        struct crail_row **old = find_row(row);
+        if (old) {
+            free(*old);
+            *old = db.row[--db.n];
+        }
+        if (row->gone)
+            continue;
+        CHECK(db.n < ROWS_MAX);
+        db.row[db.n] = malloc(row->size);
+        CHECK(db.row[db.n]);
+        memcpy(db.row[db.n++], row, row->size);
+    }
+}
+
+static void wipe(void) {
+    while (db.n)
+        free(db.row[--db.n]);
+}
+
+/* Makes a cut and keeps its rows; its epoch, 0 if nothing changed. */
+static uint64_t cut(void) {
+    crail_namenode_cut c;
+    int rc = crail_namenode_cut_make(nn, &c);
+    CHECK(rc >= 0);
+    if (!rc)
+        return 0;
+    apply(c.rows[0], c.bytes[0]);
+    apply(c.rows[1], c.bytes[1]);
+    return c.epoch;
+}
+
+static void commit_all(void) {
+    uint64_t epoch = cut();
+    if (epoch)
+        CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+}
+
+static crail_namenode_loaded loaded;
+
+/* The namenode dies; another one goes on from what is in the database. */
+static void restart(void) {
+    char why[256] = "";
+    crail_namenode_stop(nn);
+    free_ends();
+    start(5000);
+    for (uint32_t i = 0; i < db.n; i++) {
+        int rc = crail_namenode_load(nn, db.row[i], db.row[i]->size, why, sizeof why);
+        if (rc)
+            fprintf(stderr, "load: %s\n", why);
+        CHECK(rc == 0);
+    }
+    CHECK(crail_namenode_load_end(nn, &loaded, why, sizeof why) == 0);
+    commit_all(); /* the bounds of this life */
+}
+
+static void begin_durable(uint32_t kind) {
+    durability = kind;
+    start(5000);
+    commit_all();
+}
+
+static void end_durable(void) {
+    end();
+    wipe();
+    durability = CRAIL_DURABILITY_NONE;
+}
+
+/* ---- small things ------------------------------------------------------------ */
+
+static void send_op(int fd, uint64_t seq, uint16_t code, const char *path) {
+    frame(&Q, seq + 1000, seq);
+    op(&Q, code, path, "v", code == CRAIL_OP_PUT);
+    send_all(fd, Q.b.data, Q.b.len);
+}
+
+/* Nothing has been sent to us. The loop has had a turn since whatever we did before. */
+static bool silent(int fd) {
+    stats();
+    struct end *e = ring_of(fd);
+    char c;
+    if (e)
+        return !crail_ring_readable(&e->ring);
+    return recv(fd, &c, 1, MSG_DONTWAIT | MSG_PEEK) < 0;
+}
+
+static int status_of(int fd) {
+    CHECK(take(fd, &R));
+    return result(&R, 0)->status;
+}
+
+static int64_t incr(int fd, uint64_t seq, const char *path) {
+    frame(&Q, seq, seq);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_INCR, .arg0 = 1}, path, NULL, 0);
+    call(fd, &Q, &R);
+    CHECK(result(&R, 0)->status == 0);
+    int64_t number;
+    memcpy(&number, result(&R, 0) + 1, sizeof number);
+    return number;
+}
+
+/* ---- exactly once ------------------------------------------------------------- */
+
+static void test_a_record_outlives_the_namenode(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1);
+    CHECK(incr(fd, 1, "/n") == 1 && incr(fd, 2, "/n") == 2);
+    commit_all();
+    close(fd);
+    restart();
+    CHECK(loaded.sessions == 1 && loaded.lanes == 1 && loaded.lanes_dropped == 0);
+    CHECK(crail_namenode_session_open(nn, 1) == -EEXIST);
+    fd = attach(1, 0);
+    CHECK(incr(fd, 2, "/n") == 2 && result(&R, 0)->flags & CRAIL_RESF_REPLAY);
+    CHECK(incr(fd, 3, "/n") == 3);
+    close(fd);
+    end_durable();
+}
+
+static void test_what_was_lost_with_the_last_interval_is_done_again_once(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1), other = attach(1, 1);
+    CHECK(incr(fd, 1, "/n") == 1);
+    commit_all();
+    CHECK(incr(fd, 2, "/n") == 2 && incr(fd, 3, "/n") == 3 && incr(other, 1, "/n") == 4); /* nobody keeps these */
+    close(fd);
+    close(other);
+    restart();
+    fd = attach(1, 0);
+    other = attach(1, 1);
+    CHECK(incr(fd, 4, "/n") == 2); /* its reply was on its way */
+    CHECK(incr(fd, 4, "/n") == 2 && result(&R, 0)->flags & CRAIL_RESF_REPLAY);
+    CHECK(one(fd, 6, CRAIL_OP_MKDIR, "/d", NULL, 0) == -CRAIL_E_PROTOCOL); /* once only */
+    CHECK(incr(other, 2, "/n") == 3);                                      /* a lane that the cut did not know */
+    CHECK(one(other, 4, CRAIL_OP_MKDIR, "/d", NULL, 0) == -CRAIL_E_PROTOCOL);
+    close(fd);
+    close(other);
+    end_durable();
+}
+
+#define CROWD 8u /* lanes that take turns, so that a cut finds some of their vectors half-way */
+#define INCRS 1000u
+
+static void counters(uint64_t seq, uint32_t lane) {
+    char path[16];
+    snprintf(path, sizeof path, "/half%u", lane);
+    frame(&Q, seq, seq);
+    for (uint32_t i = 0; i < INCRS; i++)
+        op_full(&Q, (struct crail_op){.code = CRAIL_OP_INCR, .arg0 = 1}, path, NULL, 0);
+}
+
+static void check_counters(int64_t before) {
+    for (uint32_t i = 0; i < INCRS; i++) {
+        int64_t number;
+        memcpy(&number, result(&R, i) + 1, sizeof number);
+        CHECK(result(&R, i)->status == 0 && number == before + i + 1);
+    }
+}
+
+static bool cut_is_half_way(void) {
+    for (uint32_t i = 0; i < db.n; i++) {
+        struct crail_row_lane value;
+        if (db.row[i]->table != CRAIL_TABLE_LANE)
+            continue;
+        memcpy(&value, crail_row_value(db.row[i]), sizeof value);
+        if (value.half_seq)
+            return true;
+    }
+    return false;
+}
+
+static void test_vectors_that_the_cut_found_half_way_are_finished(void) {
+    uint32_t halves = 0;
+    int fd[CROWD];
+    tuning.slice_ns = 1; /* sixteen operations a turn */
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    CHECK(crail_namenode_session_open(nn, 1) == 0);
+    uint64_t seq = 1;
+    for (; halves < 3 && seq <= 300; seq++) {
+        for (uint32_t lane = 0; lane < CROWD; lane++) {
+            fd[lane] = attach(1, lane);
+            counters(seq, lane);
+            send_all(fd[lane], Q.b.data, Q.b.len);
+        }
+        commit_all();
+        halves += cut_is_half_way();
+        for (uint32_t lane = 0; lane < CROWD; lane++)
+            hang_up(fd[lane]);
+        restart();
+        for (uint32_t lane = 0; lane < CROWD; lane++) {
+            fd[lane] = attach(1, lane);
+            counters(seq, lane);
+            call(fd[lane], &Q, &R);
+            check_counters((int64_t)(seq - 1) * INCRS);
+        }
+        commit_all();
+        for (uint32_t lane = 0; lane < CROWD; lane++)
+            hang_up(fd[lane]);
+    }
+    printf("  %u of %u cuts found a vector half-way\n", halves, (uint32_t)seq - 1);
+    CHECK(halves > 0);
+    end_durable();
+}
+
+static void test_rows_go_with_their_session(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1), other = client(2);
+    CHECK(incr(fd, 1, "/n") == 1 && incr(other, 1, "/n") == 2);
+    commit_all();
+    CHECK(one(fd, 2, CRAIL_OP_BYE, "", NULL, 0) == 0);
+    CHECK(closed(fd));
+    commit_all();
+    restart();
+    CHECK(loaded.sessions == 1 && loaded.lanes == 1 && loaded.lanes_dropped == 0);
+    close(fd);
+    close(other);
+    end_durable();
+}
+
+static void test_damaged_rows_are_refused(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1);
+    CHECK(incr(fd, 1, "/n") == 1);
+    commit_all();
+    close(fd);
+    for (uint32_t i = 0; i < db.n; i++) {
+        char why[256] = "";
+        crail_namenode_stop(nn);
+        free_ends();
+        start(5000);
+        db.row[i]->crc ^= 1;
+        CHECK(crail_namenode_load(nn, db.row[i], db.row[i]->size, why, sizeof why) == -EUCLEAN && *why);
+        db.row[i]->crc ^= 1;
+    }
+    restart();
+    end_durable();
+}
+
+/* ---- sync --------------------------------------------------------------------- */
+
+static void test_sync_answers_when_it_is_durable(void) {
+    begin_durable(CRAIL_DURABILITY_SYNC);
+    int fd = client(1), reader = client(2);
+    send_op(fd, 1, CRAIL_OP_PUT, "/x");
+    CHECK(crail_namenode_cut_wait(nn, 5000) == 1);
+    uint64_t epoch = cut();
+    CHECK(epoch && silent(fd));
+    CHECK(crail_namenode_cut_done(nn, epoch, 0) == 0);
+    CHECK(silent(fd) && stats().commits_failing);
+    CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+    CHECK(status_of(fd) == 0 && !stats().commits_failing);
+    CHECK(one(reader, 0, CRAIL_OP_GET, "/x", NULL, 0) == 0); /* no wait: it is durable */
+    close(fd);
+    close(reader);
+    end_durable();
+}
+
+static void test_nobody_sees_what_may_still_be_lost(void) {
+    begin_durable(CRAIL_DURABILITY_SYNC);
+    int fd = client(1), reader = client(2);
+    for (uint64_t seq = 1; seq <= 3; seq++) {
+        const uint16_t codes[] = {CRAIL_OP_PUT, CRAIL_OP_PUT, CRAIL_OP_REMOVE};
+        send_op(fd, seq, codes[seq - 1], "/x");
+        CHECK(crail_namenode_cut_wait(nn, 5000) == 1);
+        send_op(reader, 0, CRAIL_OP_GET, "/x");
+        CHECK(silent(reader));
+        commit_all();
+        CHECK(status_of(fd) == 0);
+        CHECK(status_of(reader) == (seq == 3 ? -CRAIL_E_NOT_FOUND : 0));
+    }
+    close(fd);
+    close(reader);
+    end_durable();
+}
+
+static void test_late_replies_wait_too(void) {
+    begin_durable(CRAIL_DURABILITY_SYNC);
+    int fd = client(1), waiter = client(2);
+    char path[8];
+    for (uint64_t i = 1; i <= 2; i++) {
+        snprintf(path, sizeof path, "/w%u", (unsigned)i);
+        frame(&Q, i, 0);
+        op_full(&Q, (struct crail_op){.code = CRAIL_OP_GET, .flags = CRAIL_OPF_WAIT, .count = 60000}, path, NULL, 0);
+        send_all(waiter, Q.b.data, Q.b.len);
+    }
+    while (stats().waiters < 2)
+        sched_yield();
+    send_op(fd, 1, CRAIL_OP_PUT, "/w1");
+    CHECK(crail_namenode_cut_wait(nn, 5000) == 1);
+    uint64_t epoch = cut(); /* holds the first; the second comes in the next */
+    int second = attach(1, 1);
+    send_op(second, 1, CRAIL_OP_PUT, "/w2");
+    while (stats().waiters)
+        sched_yield();
+    CHECK(silent(waiter));
+    CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+    CHECK(status_of(waiter) == 0 && R.head.id == 1 && status_of(fd) == 0);
+    CHECK(silent(waiter) && silent(second));
+    commit_all();
+    CHECK(status_of(waiter) == 0 && R.head.id == 2 && status_of(second) == 0);
+    close(fd);
+    close(second);
+    close(waiter);
+    end_durable();
+}
+
+static void test_a_replay_waits_like_the_reply(void) {
+    begin_durable(CRAIL_DURABILITY_SYNC);
+    int fd = client(1);
+    send_op(fd, 1, CRAIL_OP_PUT, "/x");
+    CHECK(crail_namenode_cut_wait(nn, 5000) == 1);
+    uint64_t epoch = cut();
+    hang_up(fd);
+    fd = attach(1, 0);
+    send_op(fd, 1, CRAIL_OP_PUT, "/x");
+    CHECK(silent(fd));
+    CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+    CHECK(status_of(fd) == 0 && result(&R, 0)->flags & CRAIL_RESF_REPLAY);
+    close(fd);
+    end_durable();
+}
+
+static void send_with_options(int fd, uint64_t seq, uint16_t flags) {
+    struct crail_options o = {.flags = flags, .storage_class = CRAIL_CLASS_ANY};
+    struct crail_op head = {.code = CRAIL_OP_PUT, .path_len = 2, .options_len = sizeof o};
+    frame(&Q, seq, seq);
+    CHECK(crail_buf_reserve(&Q.b, 128) == 0);
+    uint8_t *at = Q.b.data + Q.b.len;
+    memset(at, 0, 72);
+    memcpy(at, &head, sizeof head);
+    memcpy(at + sizeof head, "/o", 2);
+    memcpy(at + sizeof head + 2, &o, sizeof o);
+    Q.b.len += 72;
+    head_of(&Q)->count = 1;
+    head_of(&Q)->size = (uint32_t)Q.b.len;
+    send_all(fd, Q.b.data, Q.b.len);
+}
+
+static void test_an_operation_may_ask_for_more_or_less(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1);
+    CHECK(one(fd, 1, CRAIL_OP_PUT, "/x", "1", 1) == 0);
+    send_with_options(fd, 2, CRAIL_OPTION_SYNC);
+    CHECK(crail_namenode_cut_wait(nn, 5000) == 1 && silent(fd));
+    commit_all();
+    CHECK(status_of(fd) == 0);
+    close(fd);
+    end_durable();
+    begin_durable(CRAIL_DURABILITY_SYNC);
+    fd = client(1);
+    send_with_options(fd, 1, CRAIL_OPTION_GROUP);
+    CHECK(status_of(fd) == 0);
+    close(fd);
+    commit_all();
+    end_durable();
+    start(5000);
+    fd = client(1);
+    for (uint64_t seq = 1; seq <= 2; seq++) {
+        send_with_options(fd, seq, seq == 1 ? CRAIL_OPTION_SYNC : CRAIL_OPTION_GROUP);
+        CHECK(status_of(fd) == -CRAIL_E_INVALID_ARGUMENT);
+    }
+    close(fd);
+    end();
+}
+
+/* ---- slowing --------------------------------------------------------------------- */
+
+static void test_writers_wait_while_commits_fail_and_readers_do_not(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1), lost = client(2);
+    CHECK(one(fd, 1, CRAIL_OP_PUT, "/x", "1", 1) == 0);
+    uint64_t epoch = cut();
+    CHECK(crail_namenode_cut_done(nn, epoch, 0) == 0);
+    send_op(fd, 2, CRAIL_OP_PUT, "/y");
+    send_op(lost, 1, CRAIL_OP_PUT, "/z");
+    CHECK(silent(fd) && silent(lost));
+    int reader = attach(1, 1);
+    CHECK(one(reader, 0, CRAIL_OP_GET, "/x", NULL, 0) == 0);
+    CHECK(one(reader, 0, CRAIL_OP_GET, "/y", NULL, 0) == -CRAIL_E_NOT_FOUND);
+    hang_up(lost); /* it has done nothing: it goes with its connection */
+    CHECK(one(reader, 1, CRAIL_OP_BYE, "", NULL, 0) == 0);
+    CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+    CHECK(closed(fd)); /* its session ended */
+    reader = attach(2, 0);
+    CHECK(one(reader, 0, CRAIL_OP_GET, "/z", NULL, 0) == -CRAIL_E_NOT_FOUND);
+    CHECK(one(reader, 1, CRAIL_OP_PUT, "/z", "1", 1) == 0);
+    close(reader);
+    end_durable();
+}
+
+static void test_writers_wait_for_a_commit_that_lags(void) {
+    tuning.lag_ns = 0;
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1);
+    CHECK(one(fd, 1, CRAIL_OP_PUT, "/x", "1", 1) == 0);
+    send_op(fd, 2, CRAIL_OP_PUT, "/y");
+    CHECK(crail_namenode_cut_wait(nn, 5000) == 1 && silent(fd));
+    CHECK(one(attach(1, 1), 0, CRAIL_OP_GET, "/x", NULL, 0) == 0);
+    commit_all();
+    CHECK(status_of(fd) == 0);
+    close(fd);
+    end_durable();
+}
+
+static void test_who_waits_for_cuts_is_woken(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    CHECK(crail_namenode_cut_wait(nn, 0) == 0);
+    int fd = client(1);
+    CHECK(one(fd, 1, CRAIL_OP_PUT, "/x", "1", 1) == 0);
+    uint64_t epoch = 0;
+    CHECK(crail_namenode_cut_want(nn, &epoch) == 0 && epoch);
+    CHECK(crail_namenode_cut_wait(nn, 5000) == 1);
+    commit_all();
+    CHECK(stats().epoch_durable == epoch);
+    CHECK(crail_namenode_cut_want(nn, &epoch) == 0 && epoch == 0);
+    crail_namenode_cut_wake(nn);
+    CHECK(crail_namenode_cut_wait(nn, 5000) == -ECANCELED);
+    close(fd);
+    end_durable();
+}
+
+int main(int argc, char **argv) {
+    static const struct rpc_test tests[] = {
+        T(test_a_record_outlives_the_namenode),
+        T(test_what_was_lost_with_the_last_interval_is_done_again_once),
+        T(test_vectors_that_the_cut_found_half_way_are_finished),
+        T(test_rows_go_with_their_session),
+        T(test_damaged_rows_are_refused),
+        T(test_sync_answers_when_it_is_durable),
+        T(test_nobody_sees_what_may_still_be_lost),
+        T(test_late_replies_wait_too),
+        T(test_a_replay_waits_like_the_reply),
+        T(test_an_operation_may_ask_for_more_or_less),
+        T(test_writers_wait_while_commits_fail_and_readers_do_not),
+        T(test_writers_wait_for_a_commit_that_lags),
+        T(test_who_waits_for_cuts_is_woken),
+    };
+    return run_tests(tests, sizeof tests / sizeof *tests, argc, argv);
+}

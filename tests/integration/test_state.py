@@ -1,0 +1,287 @@
+"""The namenode's state folder: what stays in it, what is refused, what fsck finds and repairs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import crailpy
+from crailpy import errors, native
+from crailpy.server.namenode import rows
+from crailpy.server.namenode.database import Database
+from crailpy.server.namenode.persist import State
+
+from .kit import Call
+
+NODES = 3000
+CRAILPY = [sys.executable, "-m", "crailpy.cli"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A state folder with NODES values, of a namenode that was killed."""
+    folder = tmp_path_factory.mktemp("state")
+    with crailpy.LocalCluster(dram="16MiB", dir=folder) as cluster, cluster.connect() as store:
+        store.put_many([(f"/d{i % 10}/{i}", b"x" * (i % 300)) for i in range(NODES)])
+        store.queue("/q").put(b"item")
+        store.put("/last", b"x", durability="sync")
+        cluster.namenode.kill()
+    return str(folder / "namenode")
+
+
+@pytest.fixture
+def state(whole, tmp_path):
+    """A copy of it to be damaged."""
+    return shutil.copytree(whole, tmp_path / "state")
+
+
+def load(path):
+    """The nodes that a namenode would start with. Raises what it would end with."""
+    found = State(path)
+    try:
+        superblock = found.superblock()
+        core = native.Namenode(
+            arena_bytes_max=1 << 30,
+            session_grace=10,
+            mac_key=superblock.key,
+            durability="group",
+            grants=found.grants,
+        )
+        try:
+            found.load(core)
+            assert core.check() is None
+            return core.stats()["nodes"]
+        finally:
+            core.close()
+    finally:
+        found.close()
+
+
+def fsck(path, *flags):
+    command = [*CRAILPY, "fsck", "--dir", str(path), "--json", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def change_row(path, key, change):
+    """Puts what `change` makes of a row in its place."""
+    database = Database(os.path.join(path, "metadata.mdb"))
+    database.open()
+    with database._env.begin() as txn:
+        row = txn.get(key)
+    database.commit({key: change(row)})
+    database.close()
+
+
+def node_key(path):
+    """The key of some leaf's row."""
+    database = Database(os.path.join(path, "metadata.mdb"))
+    database.open()
+    with database._env.begin() as txn:
+        keys = [k for k, row in txn.cursor() if k[0] == rows.NODE and b"1234" in bytes(row)]
+    database.close()
+    return keys[0]
+
+
+# ---- what stays ----------------------------------------------------------------------------------
+
+
+def test_the_next_cluster_in_the_folder_goes_on(tmp_path):
+    with crailpy.LocalCluster(dram="16MiB", dir=tmp_path) as cluster, cluster.connect() as store:
+        before = store.put("/kept", b"1")
+        assert store.status()["durability"] == "group"
+    assert os.listdir(tmp_path) == ["namenode"]
+    with crailpy.LocalCluster(dram="16MiB", dir=tmp_path) as cluster, cluster.connect() as store:
+        assert store.get("/kept") == b"1"
+        assert store.put("/kept", b"2") > before
+
+
+def test_none_keeps_nothing_and_says_so(tmp_path):
+    with (
+        crailpy.LocalCluster(dram="16MiB", durability="none", dir=tmp_path) as cluster,
+        cluster.connect() as store,
+    ):
+        store.put("/x", b"1")
+        assert store.stat("/x").durability == "none"
+        assert store.status()["durability"] == "none"
+        assert store.status()["state"] is None
+        for asked in ("sync", "group"):
+            with pytest.raises(errors.InvalidArgumentError):
+                store.put("/x", b"2", durability=asked)
+        assert store.get("/x") == b"1"
+    assert os.listdir(tmp_path) == []
+
+
+def test_durability_is_asked_for_by_call():
+    with (
+        crailpy.LocalCluster(dram="16MiB", group_interval=60) as cluster,
+        cluster.connect(timeout=30) as store,
+    ):
+        store.put("/sync", b"1", durability="sync")
+        store.put("/group", b"1", durability="group")
+        assert store.stat("/sync").durability == "group"
+        cluster.namenode.kill()
+        cluster.namenode.start()
+        assert store.get("/sync") == b"1"
+        assert not store.exists("/group")
+        with pytest.raises(errors.InvalidArgumentError):
+            store.put("/x", b"1", durability="always")
+
+
+def test_a_folder_is_of_one_namenode(whole):
+    holder = State(whole)
+    try:
+        with pytest.raises(errors.ExistsError, match="another process works on"):
+            State(whole)
+        command = [*CRAILPY, "fsck", "--dir", whole]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert "another process works on" in done.stderr
+    finally:
+        holder.close()
+
+
+def limit_files(cluster, size):
+    """What the namenode writes fails beyond so many bytes of a file, as on a full disk."""
+    _, hard = resource.prlimit(cluster.namenode.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(cluster.namenode.pid, resource.RLIMIT_FSIZE, (size, hard))
+
+
+@pytest.mark.parametrize("durability", ["sync", "group"])
+def test_while_commits_fail_writers_wait_and_readers_do_not(durability):
+    with (
+        crailpy.LocalCluster(dram="16MiB", durability=durability, group_interval=0.05) as cluster,
+        cluster.connect(timeout=30) as store,
+    ):
+        store.put("/before", b"1", durability="sync")
+        limit_files(cluster, 4096)
+        waiting = [Call(store.put, "/sync", b"1", durability="sync")]
+        while not store.status()["state"]["failure"]:
+            pass
+        waiting += [Call(store.put, f"/{i}", b"1") for i in range(3)]
+        assert store.get("/before") == b"1"
+        with pytest.raises(errors.DeadlineError):
+            store.put("/late", b"1", timeout=0.3)
+        assert all(call.is_alive() for call in waiting)
+        limit_files(cluster, resource.RLIM_INFINITY)
+        for call in waiting:
+            call.result(30)
+        assert store.status()["state"]["failure"] is None
+        cluster.namenode.kill()
+        cluster.namenode.start()
+        assert store.get("/sync") == b"1"
+
+
+# ---- damage --------------------------------------------------------------------------------------
+
+
+def test_a_whole_state_is_well(state):
+    nodes = load(state)
+    assert nodes >= NODES
+    code, report = fsck(state)
+    assert (code, report["ok"], report["problems"], report["dropped"]) == (0, True, [], [])
+    assert report["facts"]["nodes"] == nodes
+
+
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.9])
+def test_a_truncated_database_is_refused(state, part):
+    path = os.path.join(state, "metadata.mdb")
+    os.truncate(path, max(100, int(os.path.getsize(path) * part)))
+    with pytest.raises(errors.ChecksumError, match=r"metadata\.mdb is damaged"):
+        load(state)
+    assert fsck(state)[0] == 1
+
+
+def test_flipped_bits_never_start_with_less(state):
+    """Wherever a bit flips: all is there, or the start is refused."""
+    number = random.randrange(1 << 32)
+    print(f"seed {number}")
+    seed = random.Random(number)
+    path = os.path.join(state, "metadata.mdb")
+    nodes = load(state)
+    with open(path, "rb") as file:
+        good = file.read()
+    places = [0x18, 0x30, 0x60, 0x98, 0x1018, 0x1030, 0x1060, 0x1098]  # of the meta pages
+    places += [seed.randrange(len(good)) for _ in range(32)]
+    refused = 0
+    for place in places:
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(bytes((good[place] ^ 1 << seed.randrange(8),)))
+        try:
+            assert load(state) == nodes
+        except (errors.CrailError, OSError):
+            refused += 1
+        finally:
+            with open(path, "wb") as file:
+                file.write(good)
+    print(f"{refused} of {len(places)} refused")
+    assert refused > 0
+
+
+def test_a_damaged_row_is_refused_by_name_and_repaired(state):
+    key = node_key(state)
+    name = rows.name_of(key)
+    nodes = load(state)
+    change_row(state, key, lambda row: row[:40] + bytes((row[40] ^ 1,)) + row[41:])
+    with pytest.raises(errors.ChecksumError):
+        load(state)
+    code, report = fsck(state)
+    assert (code, report["dropped"]) == (1, [name])
+    code, report = fsck(state, "--repair")
+    assert (code, report["dropped"]) == (0, [name])
+    assert os.path.exists(report["kept"])
+    assert fsck(state)[0] == 0
+    assert load(state) == nodes - 1
+
+
+def test_rows_that_contradict_each_other_are_repaired(state):
+    """One node's row under two ids: one of them has to go."""
+    key = node_key(state)
+    other = (1 << 40).to_bytes(8, "little")
+
+    database = Database(os.path.join(state, "metadata.mdb"))
+    database.open()
+    with database._env.begin() as txn:
+        row = txn.get(key)
+    copy = native.row_make(rows.NODE, other, rows.value_of(row))
+    database.commit({rows.key_of(rows.NODE, other): copy})
+    database.close()
+    nodes = NODES
+    with pytest.raises(errors.ChecksumError):
+        load(state)
+    code, report = fsck(state, "--repair")
+    assert code == 0
+    assert len(report["dropped"]) == 1
+    assert load(state) >= nodes
+
+
+def test_an_unknown_format_is_refused(state):
+    key, row = rows.super_row("format", (99).to_bytes(4, "little"))
+    change_row(state, key, lambda old: row)
+    with pytest.raises(errors.InvalidArgumentError, match="format 99"):
+        load(state)
+
+
+def test_fsck_asks_a_namenode_that_runs(cluster):
+    command = [*CRAILPY, "fsck", "--address", cluster.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "all is well")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_refused(state):
+    os.chmod(state, 0o500)
+    try:
+        with pytest.raises(PermissionError):
+            load(state)
+    finally:
+        os.chmod(state, 0o700)
