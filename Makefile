@@ -12,7 +12,7 @@ DEPS_STAMP := $(VENV)/.stamp-deps
 NATIVE_STAMP := $(VENV)/.stamp-native
 GUARDS := build/guards/crailpy/_native.abi3.so
 
-.PHONY: dev demo check format test native-test soak bench guards wheel clean
+.PHONY: dev demo check format test native-test fuzz soak bench guards wheel clean
 
 # The virtual environment with everything, the package installed editable, the native modules up to date.
 dev: $(NATIVE_STAMP)
@@ -52,9 +52,15 @@ format: dev
 test: dev native-test guards
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-# C alone, warnings are errors: under the address and undefined sanitizers, then under the thread sanitizer.
+# C alone, warnings are errors: under the address and undefined sanitizers, then under the thread sanitizer. The inputs
+# that the fuzzer has found are replayed.
 native-test:
 	CC='$(CC)' $(if $(wildcard $(PY)),$(PY),$(PYTHON)) native/tests/run.py
+
+# Looks for more of them, so many seconds in all, with clang's libFuzzer; without clang it says so. docs/TESTING.md.
+FUZZ_SECONDS ?= 60
+fuzz:
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) native/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 # The tests of tests/model for long: MINUTES=30 make soak.
 MINUTES ?= 10

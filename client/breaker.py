@@ -100,9 +100,6 @@ class Breaker(Circuit):
     def __init__(self, hot: Any) -> None:
         super().__init__()
         self._hot = hot
-        self.rebind = hot.rebind
-        self.alloc = hot.alloc  # of files, which are neither reads nor writes
-        self.pipe = hot.pipe
 
     def _reached(self, ask: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any]:
         """(True, the answer), or False where the store is away."""
@@ -144,11 +141,18 @@ class Breaker(Circuit):
     def get_range(self, key: str, *args: Any) -> Any:
         return self._read(self._hot.get_range, key, key, *args)
 
-    def put(self, *args: Any) -> Any:
-        reached, version = self._reached(self._hot.put, args)
+    def write(self, ask: Callable[..., Any], *args: Any) -> Any:
+        """A write: what it gives, or 0 where it is dropped."""
+        reached, answer = self._reached(ask, args)
         if not reached:
             self.writes_dropped += 1
-        return version if reached else 0
+        return answer if reached else 0
+
+    def put(self, *args: Any) -> Any:
+        return self.write(self._hot.put, *args)
+
+    def put_parts(self, *args: Any) -> Any:
+        return self.write(self._hot.put_parts, *args)
 
     def get_many(self, keys: list[str], none_if_missing: bool, timeout: float | None) -> Any:
         reached, answer = self._reached(self._hot.get_many, (keys, none_if_missing, timeout))

@@ -30,11 +30,16 @@ GRANULE = 4096
 
 def duration(text: str) -> float:
     """Seconds of `10s`, `250ms` or a bare number; more than none."""
+    import argparse
+
     from crailpy.units import parse_time
 
-    seconds = parse_time(text)
+    try:
+        seconds = parse_time(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not seconds:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no time at all")
     return seconds
 
 
@@ -141,7 +146,29 @@ def copy_stream(source: Any, target: Any, progress: Progress, limit: int | None 
 # ---- the commands -------------------------------------------------------------------------------
 
 
+class Misuse(Exception):
+    """What was asked for cannot be: it was said wrongly, on the command line or in the settings."""
+
+
 def connect(options: argparse.Namespace) -> Any:
+    """The store that was asked for. Raises Misuse, and what crailpy.connect() raises."""
+    from crailpy.config import load
+    from crailpy.errors import InvalidArgumentError
+
+    from .session import Address
+
+    try:
+        settings = load()
+        try:
+            Address(options.address or settings.address)
+        except ValueError as error:
+            raise InvalidArgumentError(f"{settings.origin['address']}: {error}") from None
+        return open_store(options)
+    except InvalidArgumentError as error:
+        raise Misuse(describe(error)) from None
+
+
+def open_store(options: argparse.Namespace) -> Any:
     import crailpy
 
     given: dict[str, Any] = {}
@@ -424,7 +451,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def guarded(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """The command with errors as one line on standard error and exit code 1."""
+    """The command with errors as one line on standard error and exit code 1, or 2 for Misuse."""
 
     def func(options: argparse.Namespace) -> int:
         try:
@@ -435,6 +462,9 @@ def guarded(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.
         except KeyboardInterrupt:  # its exit code is the entry point's business
             print("crailpy: interrupted", file=sys.stderr)
             raise
+        except Misuse as error:
+            print(f"crailpy: {error}", file=sys.stderr)
+            return 2
         except Exception as error:
             if not is_expected(error):
                 raise
@@ -543,7 +573,7 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--quick", action="store_true", help="fewer samples, 100,000 nodes, no 256 MiB values"
     )
-    p.add_argument("--clients", type=int, default=4, metavar="N", help="up to N client processes")
+    p.add_argument("--clients", type=count, default=4, metavar="N", help="up to N client processes")
     p.add_argument(
         "--pin", choices=("one", "free", "both"), default="both", help="placements to measure"
     )
@@ -551,7 +581,9 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--only", type=str.split, metavar="SECTIONS", help="in one word, as 'small many'"
     )
-    p.add_argument("--fresh", type=int, default=1, metavar="N", help="medians over N fresh stores")
+    p.add_argument(
+        "--fresh", type=count, default=1, metavar="N", help="medians over N fresh stores"
+    )
     p.add_argument("--check", action="store_true", help="exit code 1 when a bar is missed")
 
     p = add(

@@ -18,14 +18,13 @@ from crailpy.errors import (
     CrailError,
     DeadlineError,
     InvalidArgumentError,
-    NotFoundError,
     OutOfSpaceError,
     UnavailableError,
     from_status,
 )
 
 from . import requests
-from .session import Address, Session
+from .session import Address, Session, explain_space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
 
     from .breaker import Breaker
+    from .lifetimes import Job
     from .requests import Buffer, Request, Result
 
     T = TypeVar("T")
@@ -93,16 +93,20 @@ class Connection:
         self._closed = False
         self._tokens = count(1)
         self._tiers: dict[int, str] = {}
+        self._homes: dict[str, dict[str, Any]] = {}  # default placement below these paths
+        self._jobs: list[Job] = []  # shares that are held
         self._fork_locks: dict[
             int, LockType
         ] = {}  # by process: a child's is never held at its fork
         self._session = self._new_session()
-        self._hot: Any = native.Client(self._session.core.address, self, prefix.encode(), timeout)
+        #: The hot door; `_hot` may answer in its place while the store is away.
+        self._door = native.Client(self._session.core.address, self, prefix.encode(), timeout)
+        self._hot: Any = self._door
         self._breaker: Breaker | None = None
         if on_unavailable == "miss":
             from .breaker import Breaker
 
-            self._hot = self._breaker = Breaker(self._hot)
+            self._hot = self._breaker = Breaker(self._door)
         try:
             self._run(requests.ping())
         except (UnavailableError, DeadlineError):
@@ -131,6 +135,8 @@ class Connection:
 
     def _open_lane(self, number: int, mutating: bool, attempt: int, deadline: float) -> None:
         self._session.open_lane(number, mutating, attempt, deadline)
+        for job in self._jobs[:]:  # in another session, perhaps
+            job._hold_again(deadline)
 
     def _stay(self) -> None:
         if self._session.core.is_of_this_process():
@@ -169,14 +175,11 @@ class Connection:
         return error
 
     def _explain_space(self, error: OutOfSpaceError) -> None:
-        """There is another reason than full servers: none, as just after a namenode's start."""
         try:
             facts = self._session.admin("status", {}, time.monotonic() + STATUS_TIMEOUT)
         except (CrailError, OSError):
             return
-        if not any(server["state"] == "up" for server in facts["servers"]):
-            error.retell("no storage server is there (yet)")
-            error.hint = "crailpy status shows them, crailpy storage starts one"
+        explain_space(error, facts)
 
     def _delivered(self, key: str, version: int, deadline: float) -> None:
         """All of a value that goes when it was read has been read: it goes, unless another took
@@ -195,7 +198,7 @@ class Connection:
                 return
             self._session.abandon()
             self._session = self._new_session()
-            self._hot.rebind(self._session.core.address)
+            self._door.rebind(self._session.core.address)
 
     # -- life -------------------------------------------------------------------
 
@@ -204,8 +207,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        hot = getattr(self, "_hot", None)
-        if hot is None:
+        if getattr(self, "_door", None) is None:
             return
         if self._session.number and self._session.core.is_of_this_process():
             try:
@@ -218,7 +220,7 @@ class Connection:
             self._disconnect()
 
     def _disconnect(self) -> None:
-        self._hot.rebind(0)
+        self._door.rebind(0)
         self._session.close()
 
     def __enter__(self) -> Self:
@@ -276,7 +278,7 @@ class Connection:
                     r.wait,
                     timeout,
                 )  # fmt: skip
-        except NotFoundError as error:
+        except requests.ABSENT_ERRORS as error:
             if r.absent is requests.RAISE:
                 r.explain(error)
                 raise

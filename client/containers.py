@@ -12,6 +12,7 @@ from crailpy.errors import (
     InvalidPathError,
     NotContainerError,
     NotFoundError,
+    SessionLostError,
     StaleLocationError,
 )
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .store import Store
 
 ITEM_NUMBER = Struct("<Q")
+ITEM_WENT_BACK = "the session that had taken the item was lost: it went back to its queue"
+TAKE_AGAIN = "take one again: it may be this one"
 
 
 def take_parents(placement: dict[str, Any]) -> bool:
@@ -155,11 +158,15 @@ class Queue:
         OutOfSpaceError."""
         limit = self._timeout if timeout is None else timeout
         options, wait_ms = b"", 0
-        if self._placement:
-            options, wait_ms, limit = self._store._placed(self._placement, limit)
-        version: int = self._store._hot.put(
-            self.path, data, requests.QUEUE, 0, options, wait_ms, limit
-        )
+        if self._placement or self._store._homes:
+            options, wait_ms, limit = self._store._placed(self.path, self._placement, limit)
+        try:
+            version: int = self._store._door.put(
+                self.path, data, requests.QUEUE, 0, options, wait_ms, limit
+            )
+        except NotFoundError as error:
+            requests.explain_queue(error, options)
+            raise
         return version
 
     def get(self, *, wait: float | None = None, timeout: float | None = None) -> Item:
@@ -188,7 +195,7 @@ class Queue:
         (number,) = ITEM_NUMBER.unpack_from(data)
         body = data[ITEM_NUMBER.size :]
         if not flags & requests.INLINE:
-            pipe = self._store._hot.pipe(self.path)
+            pipe = self._store._door.pipe(self.path)
             try:
                 body = pipe.read_bytes(body, size, 0, size, timeout)
             finally:
@@ -212,17 +219,24 @@ class Item:
     def __init__(self, store: Store, token: int, number: int, version: int, data: bytes) -> None:
         self._store = store
         self._token = token
+        self._session = store._session.number  # which has taken it
         self._done = False
         self.number = number
         self.version = version
         self.data = data
 
     def ack(self, *, timeout: float | None = None) -> None:
-        """It was dealt with and goes for good. Raises NotFoundError if it is no longer yours: your
-        session was lost meanwhile, or the queue went. ClosedError after ack() or release()."""
+        """It was dealt with and goes for good. Raises SessionLostError if your session was lost
+        meanwhile, so that the item went back to its queue; NotFoundError if the queue went;
+        ClosedError after ack() or release()."""
         if self._done:
             raise ClosedError("the item was acknowledged or released before")
-        self._store._run(requests.ack(self._token), timeout)
+        try:
+            self._store._run(requests.ack(self._token), timeout)
+        except NotFoundError as error:
+            if self._session == self._store._session.number:
+                raise
+            raise SessionLostError(ITEM_WENT_BACK, hint=TAKE_AGAIN) from error
         self._done = True
 
     def release(self, *, timeout: float | None = None) -> None:

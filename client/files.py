@@ -17,15 +17,17 @@ from crailpy.errors import (
     ClosedError,
     CrailError,
     DataLostError,
+    DeadlineError,
     ExistsError,
     InvalidArgumentError,
     NotFoundError,
     OutOfSpaceError,
     StaleLocationError,
+    UnavailableError,
 )
 
+from . import extents, requests
 from . import placement as place
-from . import requests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,26 +39,14 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 64 << 10  # of the buffer that lies over a File
 MEMORY_BYTES_MAX = 256 << 10  # a value up to this is written by one put
-EXTENT_BYTES_MIN = 128 << 10
-FLUSHED_EXTENT_BYTES_MIN = 16 << 10
-EXTENTS_MAX = 64  # of one value, see wire.h
-EXTENTS_SLOW = 48  # so many grow by a quarter of the value, and waste no more; the rest double it
 COPY_BYTES = 4 << 20
 ZEROS = bytes(MEMORY_BYTES_MAX)
 GIVE_BACK_S = 1.0
+ELSEWHERE_TRIES = 8  # extents that may lie at a server that is away, before it is waited for
 
 # operation codes and flags (native/include/crail/wire.h)
 _COMMIT, _RELEASE, OPEN, APPEND, STREAM, FOLLOW = 17, 19, 48, 51, 53, 54
 _ONE_EXTENT, GROW, TAIL_CLOSED = 128, 1 << 11, 16
-_EXTENT_BYTES = 32
-_GRANULE = 4096
-_STRIPE_AT = 23  # in struct crail_options
-
-
-def _capacity(extents: bytes) -> int:
-    """Bytes that fit into structs crail_extent: `granules` is their fourth number."""
-    words = memoryview(extents).cast("I")
-    return _GRANULE * sum(words[3 :: _EXTENT_BYTES // 4])
 
 
 class Mode:
@@ -90,21 +80,21 @@ class File(io.RawIOBase):
         timeout: float | None,
         placement: dict[str, Any],
         pipe: Pipe | None = None,
+        deadline: float | None = None,
     ) -> None:
         super().__init__()
         self._pid = os.getpid()
         self._done = True  # until it is open: __del__ may come earlier
         self._store = store
-        self._hot = store._hot
-        self._timeout = timeout
+        self._door = store._door
+        self._own_timeout = timeout  # of each call
+        self._deadline = deadline  # or of all of them together
         placement = dict(placement)
         self._parents = bool(placement.pop("parents", True))
         self._placement = placement
         self._options, self._wait_space = place.pack(**placement)
-        granted = bytearray(self._options)
-        if granted:
-            granted[_STRIPE_AT] = 0  # for the last extents, of which there may be only so many
-        self._grant_options = bytes(granted)
+        self._like = 0  # what is edited lies on this server, perhaps among others
+        self._stripe = place.stripe_of(self._options)
         self._mode = mode
         self.name = path
         self.mode = "".join(
@@ -120,6 +110,7 @@ class File(io.RawIOBase):
         self._memory: bytes | bytearray | None = b""
         self._extents = b""
         self._room = 0  # bytes that fit into the extents
+        self._edge = 0  # of the room: behind it are extents that nothing was written to
         self._fixed = 0  # bytes from the start that may not be written: they are committed
         self._granted = 0  # the last so many extents are grants of ours
         self._tail_closed = False
@@ -129,12 +120,13 @@ class File(io.RawIOBase):
         self._pipe = pipe  # another file's that was left idle, or made when there is use for it
         self._stream_token = 0  # of what is announced to those who follow; 0: nothing was
         self._announced = 0
-        self._extent_min = EXTENT_BYTES_MIN
         self._closing = False
+        self._discards = False
         self._is_broken = False
+        self._made = 0  # version of the empty value that an append began with; 0: there was one
         if mode.creates:
-            if mode.exclusive and store.exists(path, timeout=timeout):
-                raise ExistsError(path=path)
+            if mode.exclusive:
+                self._check_absent()
             self._memory = bytearray()
         else:
             self._open_version()
@@ -142,8 +134,15 @@ class File(io.RawIOBase):
 
     # -- opening -----------------------------------------------------------------
 
+    def _check_absent(self) -> None:
+        try:
+            self._call(requests.STAT)
+        except NotFoundError:
+            return
+        raise ExistsError(path=self.name)
+
     def _call(self, code: int, flags: int = 0, **more: Any) -> tuple[Any, ...]:
-        more.setdefault("timeout", self._timeout)
+        more.setdefault("timeout", self._timeout())
         return self._store._call(code, flags, self.name, **more)
 
     def _call_waiting(
@@ -158,8 +157,15 @@ class File(io.RawIOBase):
             requests.WAY_BACK,
         )
 
+    def _timeout(self) -> float | None:
+        """Of the next call."""
+        if self._deadline is None:
+            return self._own_timeout
+        return max(0.0, self._deadline - time.monotonic())
+
     def _limit(self) -> float:
-        return self._store._timeout if self._timeout is None else self._timeout
+        timeout = self._timeout()
+        return self._store._timeout if timeout is None else timeout
 
     def _open_version(self) -> None:
         appends = self._mode.appends
@@ -167,6 +173,7 @@ class File(io.RawIOBase):
         try:
             found = self._ask_for_append(token) if appends else self._ask_to_open(token)
         except BaseException:
+            self._unmake()
             self._end_hold(token, requests.WAY_BACK)  # the answer may be on its way still
             self._token = 0
             raise
@@ -184,9 +191,17 @@ class File(io.RawIOBase):
         else:
             self._memory = None
             self._extents = data
-            self._room = _capacity(data)
+            self._room = self._edge = extents.capacity(data)
+            if self._mode.writes:
+                self._lies_on(extents.servers(data))
             self._fixed = self._size if self._mode.appends else sys.maxsize
             self._tail_closed = bool(self._flags & TAIL_CLOSED)
+
+    def _lies_on(self, servers: list[int]) -> None:
+        """Where the value is that is edited; what is said to the edit itself counts more."""
+        self._like = servers[0]
+        if self._stripe == 1:
+            self._stripe = len(servers)
 
     def _ask_to_open(self, token: int) -> tuple[Any, ...]:
         return self._call(OPEN, arg0=token)
@@ -199,12 +214,23 @@ class File(io.RawIOBase):
                 return self._call_waiting(APPEND, seconds=left, arg0=token)
             except NotFoundError:
                 try:
-                    self._store.put(
+                    self._made = self._store.put(
                         self.name, b"", if_absent=True, parents=self._parents, timeout=left,
                         **self._placement,
                     )  # fmt: skip
                 except ExistsError:
                     pass
+
+    def _unmake(self) -> None:
+        """Nothing was appended to the empty value made for it: it goes, unless another has made
+        something of it. Still under the append right, so that nobody appends to it meanwhile."""
+        made, self._made = self._made, 0
+        if not made:
+            return
+        try:
+            self._store._run(requests.delivered(self.name, made), GIVE_BACK_S)
+        except CrailError:
+            pass  # an empty value stays
 
     def _end_hold(self, token: int, timeout: float = GIVE_BACK_S) -> None:
         if not token:
@@ -257,7 +283,7 @@ class File(io.RawIOBase):
 
     def _moves(self) -> Pipe:
         if self._pipe is None:
-            self._pipe = self._hot.pipe(self.name)
+            self._pipe = self._door.pipe(self.name)
         return self._pipe
 
     def _read_into(self, buffer: Any, at: int) -> int:
@@ -268,7 +294,7 @@ class File(io.RawIOBase):
                 to[: len(part)] = part
                 return len(part)
         try:
-            return self._moves().read(self._extents, self._size, at, buffer, self._timeout)
+            return self._moves().read(self._extents, self._size, at, buffer, self._timeout())
         except StaleLocationError as error:
             raise self._lost() from error
 
@@ -283,9 +309,10 @@ class File(io.RawIOBase):
         if n == 0 and self._sequential and self._at == self._size:
             self._report_delivery()
 
-    def _was_all_read(self) -> bool:
+    def _is_at_its_end(self) -> bool:
+        """All of it was read, in order, though not by an empty read."""
         is_whole = self._at == self._size > 0 and not self._flags & requests.MORE
-        return is_whole and self._sequential and not self._unread
+        return is_whole and self._sequential and not self._mode.writes
 
     def _report_delivery(self) -> None:
         """It was read to its end, in order: a value that goes when it was read goes now."""
@@ -310,7 +337,7 @@ class File(io.RawIOBase):
         else:
             try:
                 data = self._moves().read_bytes(
-                    self._extents, self._size, self._at, n, self._timeout
+                    self._extents, self._size, self._at, n, self._timeout()
                 )
             except StaleLocationError as error:
                 raise self._lost() from error
@@ -322,7 +349,7 @@ class File(io.RawIOBase):
         """Has the next `length` bytes on their way, where they come over TCP."""
         if self._memory is None and self._size > self._at:
             try:
-                self._moves().ask(self._extents, self._size, self._at, length, self._timeout)
+                self._moves().ask(self._extents, self._size, self._at, length, self._timeout())
             except StaleLocationError as error:
                 raise self._lost() from error
 
@@ -361,13 +388,69 @@ class File(io.RawIOBase):
         self._size = max(self._size, end)
 
     def _put_bytes(self, data: Any, at: int) -> None:
+        """Writes to the extents, which reach that far."""
         self._check_whole()
         self._is_broken = True  # a failure may be about what was written before
         try:
-            self._moves().write(self._extents, at, data, self._timeout)
+            with memoryview(data) as flat:
+                old = min(max(self._edge - at, 0), flat.nbytes)
+                if old:
+                    with flat[:old] as part:
+                        self._moves().write(self._extents, at, part, self._timeout(), False)
+                if old < flat.nbytes:
+                    with flat[old:] as part:
+                        self._put_into_fresh(part, at + old)
         except StaleLocationError as error:
             raise self._lost() from error
         self._is_broken = False
+
+    def _put_into_fresh(self, data: memoryview, at: int) -> None:
+        """Writes to extents that nothing was written to before. Where their server is away, others
+        take their place; where there are none, it is waited for."""
+        deadline = time.monotonic() + self._limit()
+        early = True
+        # Of what may be on its way still, a failure must not be taken for one of these.
+        others = not at or self._moves().arrived(at, self._timeout()) >= at
+        behind = set() if others else set(extents.servers(self._extents[: self._edge_at()]))
+        for tries in range(ELSEWHERE_TRIES + 1):
+            early = early and tries < ELSEWHERE_TRIES
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                self._moves().write(self._extents, at, data, left, early)
+                break
+            except (UnavailableError, DeadlineError) as error:
+                if not early or error.server is None or int(error.server) in behind:
+                    raise
+                early = self._go_elsewhere()
+        while self._edge < at + data.nbytes:
+            self._edge += extents.capacity(self._extents[self._edge_at() :][: extents.EXTENT_BYTES])
+
+    def _edge_at(self) -> int:
+        """Where in the extents those begin that nothing was written to."""
+        at = room = 0
+        while room < self._edge:
+            room += extents.capacity(self._extents[at : at + extents.EXTENT_BYTES])
+            at += extents.EXTENT_BYTES
+        return at
+
+    def _go_elsewhere(self) -> bool:
+        """Other extents in the place of those that nothing was written to; False: there are none.
+        The old ones go only then, so that they are not granted again."""
+        at = self._edge_at()
+        kept, fresh = self._extents[:at], self._extents[at:]
+        n = len(fresh) // extents.EXTENT_BYTES
+        flags, stripe = (_ONE_EXTENT, 1) if n == 1 else (0, self._stripe)
+        try:
+            new = self._alloc([extents.capacity(fresh)], flags, 0.0, stripe, None)
+        except OutOfSpaceError:
+            return False
+        if len(kept) + len(new) > extents.EXTENTS_MAX * extents.EXTENT_BYTES:
+            self._give_back(new, len(new) // extents.EXTENT_BYTES)
+            return False
+        self._give_back(fresh, n)
+        self._extents, self._granted = kept, self._granted - n
+        self._extend(new)
+        return True
 
     def _fill(self, until: int) -> None:
         """Zeros from the end on."""
@@ -388,28 +471,29 @@ class File(io.RawIOBase):
         """Copies the first `size` bytes to where we may write: into memory if they are few and no
         more than that is wanted, else into new extents with room for `room` bytes."""
         self._settle()
-        old, granted, source = self._extents, self._granted, self._moves()
+        old, granted, source, edge = self._extents, self._granted, self._moves(), self._edge
         memory = bytearray(size) if max(size, room) <= MEMORY_BYTES_MAX else None
         if memory is not None:
             self._read_into(memory, 0)
-            self._extents, self._granted = b"", 0
+            self._extents, self._granted, self._edge = b"", 0, 0
         else:
             new = self._allot(max(size, room), 0, 0)
             if new is None:
                 raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
-            self._pipe, self._extents = None, new
-            self._granted = len(new) // _EXTENT_BYTES
+            self._pipe, self._extents, self._edge = None, new, 0
+            self._granted = len(new) // extents.EXTENT_BYTES
             try:
                 self._move(source, old, 0, size, 0)
             except BaseException:
                 self._close_pipe()
-                self._give_back(new, self._granted)
+                self._give_back(self._extents, self._granted)
                 self._pipe, self._extents, self._granted = source, old, granted
+                self._edge = edge
                 self._is_broken = False  # all is as it was
                 raise
             source.close()
         self._memory = memory
-        self._room = _capacity(self._extents)
+        self._room = extents.capacity(self._extents)
         self._size = size
         self._fixed = 0
         self._tail_closed = False
@@ -417,13 +501,13 @@ class File(io.RawIOBase):
         self._stream_token = self._announced = 0
         self._give_back(old, granted)
 
-    def _move(self, source: Pipe, extents: bytes, start: int, end: int, to: int) -> None:
+    def _move(self, source: Pipe, whence: bytes, start: int, end: int, to: int) -> None:
         """Copies bytes [start, end) of other extents into ours, from byte `to` on."""
         piece = bytearray(min(COPY_BYTES, end - start))
         for at in range(start, end, COPY_BYTES):
             with memoryview(piece)[: min(COPY_BYTES, end - at)] as part:
                 try:
-                    source.read(extents, end, at, part, self._timeout)
+                    source.read(whence, end, at, part, self._timeout())
                 except StaleLocationError as error:
                     raise self._lost() from error
                 self._put_bytes(part, to + at - start)
@@ -439,7 +523,7 @@ class File(io.RawIOBase):
         if self._pipe is not None:
             self._is_broken = True
             try:
-                self._pipe.settle(self._timeout)
+                self._pipe.settle(self._timeout())
             except StaleLocationError as error:
                 raise self._lost() from error
             self._is_broken = False
@@ -458,7 +542,7 @@ class File(io.RawIOBase):
         except BaseException:
             self._close_pipe()
             self._give_back(self._extents, self._granted)
-            self._extents, self._granted, self._room = b"", 0, 0
+            self._extents, self._granted, self._room, self._edge = b"", 0, 0, 0
             self._memory = memory
             self._is_broken = False
             raise
@@ -469,51 +553,67 @@ class File(io.RawIOBase):
             self._replace_tail(end)
         if end <= self._room:
             return
-        new = self._allot(end - self._room, self._room, len(self._extents) // _EXTENT_BYTES)
+        count = len(self._extents) // extents.EXTENT_BYTES
+        new = self._allot(end - self._room, self._room, count, self._complete())
         if new is None:
             self._take_over(self._size, room=end)
         else:
             self._extend(new)
-            if self._mode.creates and self._size:
-                self._announce()
 
     def _extend(self, new: bytes) -> None:
         self._extents += new
-        self._granted += len(new) // _EXTENT_BYTES
-        self._room = _capacity(self._extents)
+        self._granted += len(new) // extents.EXTENT_BYTES
+        self._room = extents.capacity(self._extents)
 
-    def _allot(self, missing: int, room: int, count: int) -> bytes | None:
-        """Extents for `missing` bytes more, beside `count` that have `room`: geometrically more, so
-        that EXTENTS_MAX are enough for any size. None if they would be too many."""
-        ahead = room // 4 if count < EXTENTS_SLOW else room
-        stripe = self._options[_STRIPE_AT] if self._options else 1
-        striped = stripe > 1 and count + stripe <= EXTENTS_SLOW  # else each is one of few
-        options = self._options if striped else self._grant_options
-        flags = 0 if striped else _ONE_EXTENT
+    def _allot(
+        self, missing: int, room: int, count: int, shown: tuple[bytes, int, int] | None = None
+    ) -> bytes | None:
+        """Extents for `missing` bytes more, beside `count` that have `room`, and some ahead of
+        need. None if they would be too many. `shown`: what is announced in the same request."""
+        stripe = self._stripe if count + self._stripe <= extents.EXTENTS_SLOW else 1
+        sizes = extents.next_sizes(missing, room, count, room > 0 and self._granted > 0)
         try:
-            new = self._alloc(max(missing, ahead, self._extent_min), flags, 0.0, options)
+            if stripe > 1:
+                new = self._alloc(sizes[:1], 0, 0.0, stripe, shown)
+            else:
+                new = self._alloc(sizes, _ONE_EXTENT, 0.0, 1, shown)
         except OutOfSpaceError:
-            new = self._alloc(missing, 0, self._wait_space, self._grant_options)
-        n = len(new) // _EXTENT_BYTES
-        if count + n <= EXTENTS_MAX:
+            new = self._alloc([missing], 0, self._wait_space, 1, None)
+        n = len(new) // extents.EXTENT_BYTES
+        if count + n <= extents.EXTENTS_MAX:
             return new
         self._give_back(new, n)
         return None
 
-    def _alloc(self, size: int, flags: int, wait: float, options: bytes) -> bytes:
+    def _alloc(
+        self,
+        sizes: list[int],
+        flags: int,
+        wait: float,
+        stripe: int,
+        shown: tuple[bytes, int, int] | None,
+    ) -> bytes:
         until = time.monotonic() + wait
         ms = 0
-        limit = self._store._timeout if self._timeout is None else self._timeout
+        options = place.with_stripe(self._options, stripe)
         while True:
             try:
-                new: bytes = self._hot.alloc(size, flags, options, ms, limit + ms / 1000)
-                return new
-            except OutOfSpaceError as error:
-                error.path = self.name
+                new, status = self._door.alloc(
+                    self.name, tuple(sizes), flags, options, self._like, ms, shown,
+                    self._limit() + ms / 1000,
+                )  # fmt: skip
+            except OutOfSpaceError:
                 left = until - time.monotonic()
                 if left <= 0:
                     raise
                 ms = max(1, int(min(left, requests.WAIT_AT_ONCE) * 1000))
+                continue
+            if status:
+                self._give_back(new, len(new) // extents.EXTENT_BYTES)
+                raise self._store._error(status, self.name, 0)
+            if shown is not None:
+                self._announced = shown[2]
+            return bytes(new)
 
     def _replace_tail(self, end: int) -> None:
         """The last extent may not be written, though it is not full: what an appender before us
@@ -521,20 +621,23 @@ class File(io.RawIOBase):
         if self._fixed == self._room:
             self._tail_closed = False
             return
-        tail, kept = self._extents[-_EXTENT_BYTES:], self._extents[:-_EXTENT_BYTES]
-        start = self._room - _capacity(tail)
-        new = self._allot(max(end, self._fixed) - start, start, len(kept) // _EXTENT_BYTES)
+        n = extents.EXTENT_BYTES
+        tail, kept = self._extents[-n:], self._extents[:-n]
+        start = self._room - extents.capacity(tail)
+        new = self._allot(max(end, self._fixed) - start, start, len(kept) // n)
         if new is None:
             self._take_over(self._size, room=end)
             return
-        source = self._hot.pipe(self.name)
+        source = self._door.pipe(self.name)
         whole, self._extents = self._extents, kept
+        self._edge = start
         self._extend(new)
         try:
             self._move(source, tail, 0, self._fixed - start, start)
         except BaseException:
             self._give_back(self._extents, self._granted)
-            self._extents, self._granted, self._room = whole, 0, _capacity(whole)
+            self._extents, self._granted, self._room = whole, 0, extents.capacity(whole)
+            self._edge = self._room
             self._is_broken = False
             raise
         finally:
@@ -548,21 +651,31 @@ class File(io.RawIOBase):
             return
         self._check()
         if self._memory is not None:
-            self._extent_min = FLUSHED_EXTENT_BYTES_MIN
             self._leave_memory(self._size)
-            self._extent_min = EXTENT_BYTES_MIN
-        self._announce()
-
-    def _announce(self) -> None:
-        if self._size <= self._announced:
-            return
         self._settle()
         self._stream_token = self._stream_token or self._store._token()
+        shown = self._extents[: self._edge_at()]
         self._call(
-            STREAM, data=self._extents, count=len(self._extents) // _EXTENT_BYTES,
+            STREAM, data=shown, count=len(shown) // extents.EXTENT_BYTES,
             arg0=self._stream_token, arg1=self._size,
         )  # fmt: skip
         self._announced = self._size
+
+    def _complete(self) -> tuple[bytes, int, int] | None:
+        """What there is to announce, without waiting for what is still on its way."""
+        if not self._mode.creates or not self._size:
+            return None
+        self._check_whole()
+        self._is_broken = True
+        try:
+            until = self._moves().arrived(self._size, self._timeout())
+        except StaleLocationError as error:
+            raise self._lost() from error
+        self._is_broken = False
+        if until <= self._announced:
+            return None
+        self._stream_token = self._stream_token or self._store._token()
+        return self._extents[: self._edge_at()], self._stream_token, until
 
     def truncate(self, size: int | None = None) -> int:
         self._check_may(self._mode.writes, "writable")
@@ -585,17 +698,19 @@ class File(io.RawIOBase):
 
     # -- the end -----------------------------------------------------------------------
 
-    def _give_back(self, extents: bytes, granted: int) -> None:
+    def _give_back(self, whence: bytes, granted: int) -> None:
         """Releases the last `granted` extents. They go with the session if that fails."""
-        if not granted:
-            return
-        try:
-            self._store._call(
-                _RELEASE, 0, None, extents[-granted * _EXTENT_BYTES :],
-                count=granted, timeout=GIVE_BACK_S,
-            )  # fmt: skip
-        except CrailError:
-            pass
+        while granted:
+            n = min(granted, extents.EXTENTS_MAX)
+            at = len(whence) - granted * extents.EXTENT_BYTES
+            granted -= n
+            try:
+                self._store._call(
+                    _RELEASE, 0, None, whence[at : at + n * extents.EXTENT_BYTES],
+                    count=n, timeout=GIVE_BACK_S,
+                )  # fmt: skip
+            except CrailError:
+                return
 
     def _close_pipe(self) -> None:
         pipe, self._pipe = self._pipe, None
@@ -603,35 +718,35 @@ class File(io.RawIOBase):
             pipe.close()
 
     def _publish(self) -> None:
-        base = self.version if not self._mode.creates else None
+        base = self.version or 0
+        flags = requests.PARENTS if self._parents else 0
+        if self._mode.exclusive:
+            flags |= requests.IF_ABSENT
+        elif not self._mode.creates:
+            flags |= requests.IF_VERSION | requests.EDIT
+        if self._memory is not None and self._like and self._size > requests.INLINE_MAX:
+            self._leave_memory(self._size)  # to where the value lies that is edited
         if self._memory is not None or self._size == 0:
-            self.version = self._store.put(
-                self.name,
-                self._memory if self._memory is not None and self._size else b"",
-                if_absent=self._mode.exclusive,
-                if_version=base,
-                parents=self._parents,
-                timeout=self._timeout,
-                **self._placement,
+            data = self._memory if self._memory is not None and self._size else b""
+            self.version = self._store._put(
+                self._door.put, self.name, data, flags, base, self._timeout(), self._placement
             )
             return
         self._settle()
+        kept = len(self._extents) // extents.EXTENT_BYTES
         if self._fixed:
-            flags, arg0, kept = GROW, self._token, self._granted
-        else:
-            flags, arg0 = requests.PARENTS if self._parents else 0, 0
-            kept = len(self._extents) // _EXTENT_BYTES
-            if self._mode.exclusive:
-                flags |= requests.IF_ABSENT
-            elif base is not None:
-                flags, arg0 = flags | requests.IF_VERSION, base
+            flags, base, kept = GROW, self._token, self._granted
+        n = kept * extents.EXTENT_BYTES
         try:
             self.version = self._call(
-                _COMMIT, flags, data=self._extents[len(self._extents) - kept * _EXTENT_BYTES :],
-                count=kept, arg0=arg0, arg1=self._size, options=self._options,
+                _COMMIT, flags, data=self._extents[len(self._extents) - n :],
+                count=kept, arg0=base, arg1=self._size, options=self._options,
             )[0]  # fmt: skip
         except StaleLocationError as error:
             raise self._lost() from error
+        except NotFoundError as error:
+            requests.explain_absence(error, self._parents, self._options)
+            raise
         self._granted = 0
         self._stream_token = 0  # it ended with the commit
         if self._fixed:
@@ -641,6 +756,7 @@ class File(io.RawIOBase):
         """Closes without publishing anything."""
         self._dirty = False
         self._unread = 1
+        self._discards = True
         self.close()
 
     def close(self) -> None:
@@ -651,11 +767,13 @@ class File(io.RawIOBase):
         if self._pid != os.getpid():  # the parent's to close
             super().close()
             return
-        if self._was_all_read():
+        if self._is_at_its_end() and not self._unread:
             self._report_delivery()  # its reader knew the size, and saw no empty read
         try:
             if self._dirty:
                 self._publish()
+            if not self._discards:
+                self._made = 0
         finally:
             granted, self._granted = self._granted, 0
             token, self._token = self._token, 0
@@ -663,6 +781,7 @@ class File(io.RawIOBase):
                 self._close_pipe()
                 self._end_hold(self._stream_token)
                 self._give_back(self._extents, granted)
+                self._unmake()
                 self._end_hold(token)
             finally:
                 self._memory = b""
@@ -817,7 +936,12 @@ class Text(_OverFile, io.TextIOWrapper):
         return self.buffer.raw  # type: ignore[attr-defined,no-any-return]
 
     def _read_ahead(self, file: File) -> int:
-        return 1  # it does not say how much; who reads text to its end sees the empty read
+        if file._pid != os.getpid() or not file._is_at_its_end():
+            return 1
+        try:
+            return len(self.read(1))  # of what was read and decoded already; nothing is asked for
+        except ValueError:  # no text
+            return 1
 
 
 AnyFile = File | Reader | Writer | Random | Text
@@ -838,6 +962,7 @@ def open_file(
 ) -> AnyFile:
     """What `Store.open` does."""
     taken = Mode(mode, path)
+    placement = dict(place.at_home(store._homes, path, placement))
     if not taken.text and (encoding, errors, newline) != (None, None, None):
         raise InvalidArgumentError("encoding, errors and newline are for text modes", path=path)
     if taken.text and buffering == 0:

@@ -3,33 +3,52 @@ attributes."""
 
 from __future__ import annotations
 
-from crailpy.errors import InvalidArgumentError
+import time
+
+from crailpy.errors import CrailError, InvalidArgumentError, SessionLostError
 
 from . import requests
-from .waiting import Waiting
+from .waiting import END_TIMEOUT, Waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .requests import Request
 
 JOBS = "/jobs"
 SESSIONS = "/sessions"
 
 
 def job_options(name: str, ttl: float, placement: dict[str, Any]) -> bytes:
-    """Options of a job. Raises InvalidArgumentError for what is no name of one, and for placement:
-    its directory holds no bytes."""
-    from .placement import pack
+    """Options of a job. Raises InvalidArgumentError for what is no name of one, and for what cannot
+    be said of all below it."""
+    from .placement import check_home, pack
 
     if not name or "/" in name:
         raise InvalidArgumentError(f"job({name!r}): a name without a slash")
     placement.pop("parents", None)  # /jobs is made where it is not there
-    if pack(**placement)[0]:
-        raise InvalidArgumentError(
-            f"job({name!r}): {', '.join(placement)} say nothing of a directory",
-            hint="say it where values are put",
-        )
+    check_home(placement)
     return pack(ttl=ttl)[0]
+
+
+def job_lost(path: str) -> SessionLostError:
+    return SessionLostError(
+        "the job ended while the session that had a share in it was lost: its nodes are gone",
+        path=path,
+        hint="begin it anew",
+    )
+
+
+def session_directory(number: int) -> tuple[str, Request, Request]:
+    """Of a session: the path of its directory, the request that makes it where it is not, and the
+    one that makes it the session's own, whoever has made it."""
+    from .placement import pack
+
+    path = f"{SESSIONS}/{number}"
+    options, _ = pack(session=True)
+    made = requests.mkdir(path, parents=True, exist_ok=True, options=options)
+    return path, made, requests.set_attributes(path, {}, options)
 
 
 def check_attributes(path: str, attributes: dict[str, Any]) -> bytes:
@@ -49,8 +68,6 @@ def check_attributes(path: str, attributes: dict[str, Any]) -> bytes:
 class Lifetimes(Waiting):
     """The part of a `Store` that knows when nodes go."""
 
-    _session_directory = (0, "")  # of which session it is
-
     def job(
         self,
         name: str,
@@ -65,24 +82,22 @@ class Lifetimes(Waiting):
 
         What lies in it, and every node made with `job=`, goes when the last share is closed, or
         `ttl` seconds after the last session that had one has ended. `quota_bytes` and `quota_nodes`
-        limit what lies there ("64MiB"; QuotaExceededError); the last who says them decides. Raises
-        InvalidArgumentError, ExistsError (something else is there)."""
+        limit what lies there ("64MiB"; QuotaExceededError); the last who says them decides.
+        `placement` (`tier`, `strict`, `location`, `stripe`, `wait_space`) holds for what this store
+        makes below its path, until the share is closed, where the call does not say otherwise.
+        Raises InvalidArgumentError, ExistsError (something else is there)."""
         options = job_options(name, ttl, placement)
-        return Job(self, f"{JOBS}/{name}", options, quota_bytes, quota_nodes, timeout)
+        request = (options, quota_bytes, quota_nodes)
+        return Job(self, f"{JOBS}/{name}", request, placement, timeout)
 
     def session_path(self, *, timeout: float | None = None) -> str:
         """The path of a directory that goes, with all in it, when this session ends: at `close()`,
-        or when this process is gone. A forked child has another."""
-        from .placement import pack
-
-        number, path = self._session_directory
+        or when this process is gone. It is there when this returns, also if it was removed since.
+        A forked child has another. Raises ExistsError (something else is there)."""
         self._run(requests.ping(), timeout)  # in a forked child, this opens the session
-        if number != self._session.number:
-            number = self._session.number
-            path = f"{SESSIONS}/{number}"
-            options, _ = pack(session=True)
-            self._run(requests.mkdir(path, parents=True, exist_ok=True, options=options), timeout)
-            self._session_directory = (number, path)
+        path, made, owned = session_directory(self._session.number)
+        self._run(made, timeout)
+        self._run(owned, timeout)
         return path
 
     def setattr(self, path: str, *, timeout: float | None = None, **attributes: Any) -> None:
@@ -100,38 +115,84 @@ class Lifetimes(Waiting):
 
 class Job:
     """A share in a job, see `Store.job`. A context manager; `job=` of every call that makes nodes
-    takes it. A share ends with the session it was made in."""
+    takes it. When the session was lost that it was made in, it is taken again in the next one, at
+    its first call; if the job has ended by then, `number`, every call with `job=`, and `close()`
+    raise SessionLostError."""
 
     def __init__(
         self,
         store: Lifetimes,
         path: str,
-        options: bytes,
-        quota_bytes: int | str | None,
-        quota_nodes: int | None,
+        terms: tuple[bytes, int | str | None, int | None],
+        placement: dict[str, Any],
         timeout: float | None,
     ) -> None:
         self._store = store
         self._token = store._token()
         self._closed = False
+        self._lost = False
+        self._placement = placement
         self.path = path
-        #: What the job is called on the wire.
-        self.number: int = store._run(
-            requests.job(path, self._token, quota_bytes, quota_nodes, options), timeout
-        )
+        options, quota_bytes, quota_nodes = terms
+        request = requests.job(path, self._token, quota_bytes, quota_nodes, options)
+        self._number: int = store._run(request, timeout)
+        self._session = store._session.number  # which holds the share
+        store._jobs.append(self)
+        if placement:
+            store._homes[path] = placement
+
+    @property
+    def number(self) -> int:
+        """What the job is called on the wire. Raises SessionLostError."""
+        if self._lost:
+            raise job_lost(self.path)
+        return self._number
+
+    def _hold_again(self, deadline: float) -> None:
+        """Takes the share in the session that there is now, unless it is the one that has it. A
+        session that cannot be asked has it later: at its next connection."""
+        session = self._store._session.number
+        if session == self._session or self._lost:
+            return
+        self._session = session  # at once: to ask may open another connection
+        left = min(END_TIMEOUT, max(0.0, deadline - time.monotonic()))
+        try:
+            number = self._store._run(requests.job_again(self.path, self._token), left)
+        except requests.JOB_ENDED:
+            self._lost = True
+        except CrailError:
+            self._session = 0
+        except BaseException:
+            self._session = 0
+            raise
+        else:
+            if number != self._number:  # another one of the same name
+                self._lost = True
+                self._store._end(self._token)
 
     def close(self) -> None:
         """Gives the share back; the last one takes the job's nodes along. May be called twice.
-        Raises UnavailableError, DeadlineError."""
-        if not self._closed:
-            self._store._run(requests.end(self._token))
-            self._closed = True
+        Raises SessionLostError (the job had ended), UnavailableError, DeadlineError."""
+        if self._closed:
+            return
+        self._store._run(requests.end(self._token))
+        self._closed = True
+        self._store._jobs.remove(self)
+        if self._store._homes.get(self.path) is self._placement:
+            del self._store._homes[self.path]
+        if self._lost:
+            raise job_lost(self.path)
 
     def __enter__(self) -> Job:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close()
+        except SessionLostError:
+            if kind is None:  # else there is something more to be told
+                raise
 
     def __repr__(self) -> str:
-        return f"<crailpy.Job {self.path}{' closed' if self._closed else ''}>"
+        state = " lost" if self._lost else " closed" if self._closed else ""
+        return f"<crailpy.Job {self.path}{state}>"

@@ -50,7 +50,10 @@ class MultiFile:
     def _ticket(self) -> str:
         """A number that is larger than all before: a version is, in the whole store."""
         path = f"{self.path}/{TICKET}{self._store._session.number:x}-{self._store._token()}"
-        version = self._store.put(path, b"", parents=False, timeout=self._timeout)
+        # A writer that is killed just here leaves nothing behind.
+        version = self._store.put(
+            path, b"", if_absent=True, parents=False, session=True, timeout=self._timeout
+        )
         self._store._run(requests.delivered(path, version), self._timeout)
         return f"{version:020d}"
 
@@ -94,7 +97,7 @@ class MultiReader(io.RawIOBase):
     def _open_next(self) -> bool:
         """False: there are no more."""
         for name in self._names:
-            pipe = self._pipes.pop() if self._pipes else self._store._hot.pipe(self.name)
+            pipe = self._pipes.pop() if self._pipes else self._store._door.pipe(self.name)
             path = f"{self.name}/{name}"
             try:
                 file = File(self._store, path, Mode("rb", path), self._timeout, {}, pipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from operator import index
 from struct import Struct
 
@@ -13,13 +14,16 @@ from .requests import seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
-# ttl_ns, job, location, flags, storage_class, stripe, reserved (native/include/crail/wire.h)
+# ttl_ns, job, location, flags, storage_class, stripe; avoid and reserved (wire.h)
 _OPTIONS = Struct("<QQIHBBQ")
+_AVOID_AT = 24
 _SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
 _DURABLE = {None: 0, "none": 0, "sync": 32, "group": 64}
 _ANY = 255
+_STRIPE_AT = 23  # in the struct
 
 STRIPE_MAX = 64
 TTL_SECONDS_MAX = 86400.0 * 365 * 70
@@ -90,7 +94,71 @@ def pack(
     return (b"" if options == PLAIN else options), wait
 
 
+def avoiding(options: bytes, server: int) -> bytes:
+    """The same for an ALLOC that is to find other servers than this one."""
+    avoid = server.to_bytes(4, "little")
+    whole = options or PLAIN
+    return whole[:_AVOID_AT] + avoid + whole[_AVOID_AT + len(avoid) :]
+
+
 PLAIN = _OPTIONS.pack(0, 0, 0, 0, _ANY, 1, 0)
+
+
+#: Of **placement, what is said of one node and never of all below a path.
+_OF_ONE_NODE = ("ttl", "job", "evictable", "delete_after_read")
+
+#: Paths of directories to the placement that holds below them by default.
+Homes = dict[str, "dict[str, Any]"]
+
+
+def check_home(placement: dict[str, Any]) -> None:
+    """May it be said of all below a path? Raises InvalidArgumentError, also for what pack()
+    refuses."""
+    for name in _OF_ONE_NODE:
+        if name in placement:
+            raise InvalidArgumentError(
+                f"{name}= is said of a node, not of all that a job has",
+                hint="say it where the node is made",
+            )
+    pack(**placement)
+
+
+def home_of(homes: Homes, path: Any) -> str:
+    """The innermost of them that the path is below; "": none."""
+    if not isinstance(path, str):
+        return ""
+    return max((home for home in homes if path.startswith(home + "/")), key=len, default="")
+
+
+def at_home(homes: Homes, path: Any, placement: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`placement`, and of what it does not say, what holds at the path."""
+    home = home_of(homes, path)
+    return {**homes[home], **placement} if home else placement
+
+
+def runs_at_home(homes: Homes, pairs: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    """The items of put_many in order, cut where another placement holds: (a path of it, a run)."""
+
+    def key(pair: Any) -> Any:
+        return pair[0] if isinstance(pair, tuple) and pair else None
+
+    for _, run in groupby(pairs, key=lambda pair: home_of(homes, key(pair))):
+        run_of = list(run)
+        yield key(run_of[0]), run_of
+
+
+def stripe_of(options: bytes) -> int:
+    """How many servers what pack() made asks for: at least 1."""
+    return max(1, options[_STRIPE_AT]) if options else 1
+
+
+def with_stripe(options: bytes, stripe: int) -> bytes:
+    """The same options for so many servers."""
+    if stripe_of(options) == stripe:
+        return options
+    changed = bytearray(options or PLAIN)
+    changed[_STRIPE_AT] = stripe
+    return bytes(changed)
 
 
 def ttl_only(ttl: float | None) -> bytes:

@@ -12,10 +12,15 @@ from operator import index
 from struct import Struct
 
 from crailpy.errors import (
+    CrailError,
     DeadlineError,
+    ExistsError,
     InvalidArgumentError,
     InvalidPathError,
+    NotContainerError,
+    NotEmptyError,
     NotFoundError,
+    QuotaExceededError,
 )
 from crailpy.units import parse_size
 
@@ -23,10 +28,9 @@ from . import listing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
-    from crailpy.errors import CrailError
     from crailpy.model import Event, NodeInfo
 
     from .listing import TierOf
@@ -44,13 +48,14 @@ INCR, SETATTR, ACK, END, TRUNCATE = 25, 26, 27, 28, 29
 TAKE, ENTER, WATCH, JOB = 49, 50, 52, 55
 # their flags
 IF_ABSENT, IF_VERSION, PARENTS, EXIST_OK, OVERWRITE, LEAF_ONLY = 1, 2, 4, 8, 16, 32
-WAIT, ABSENT, QUEUE = 1 << 8, 1 << 9, 1 << 10
+WAIT, ABSENT, QUEUE, EDIT = 1 << 8, 1 << 9, 1 << 10, 1 << 12
 # flags of results
 INLINE, MORE, DELETE_AFTER_READ = 1, 2, 8
 # kinds
 DIRECTORY, TABLE, MULTIFILE, QUEUE_KIND, BARRIER = 2, 3, 4, 5, 6
 
 SECONDS_MAX = 86400.0 * 365 * 100
+INLINE_MAX = 4096  # bytes of a value kept inside its node
 PAGE = 1024  # entries of one page of a listing
 PATH_MAX = 4096  # bytes
 ATTRIBUTES_MAX = 65536  # bytes of a node's user attributes, heads included
@@ -66,14 +71,14 @@ _EVENT = Struct("<QHHI")  # version, kind, path_len, -
 _QUOTA = Struct("<QQ")
 _I64 = Struct("<q")
 
-NO_COUNTER: Reasons = {
+NO_COUNTER: dict[type[CrailError], str] = {
     InvalidArgumentError: "the value is no counter, or the sum does not fit 64 bits"
 }
 TOO_MANY_ATTRIBUTES: Reasons = {
     InvalidArgumentError: f"the attributes of a node have at most {ATTRIBUTES_MAX} bytes together,"
     " and the root, the items of a queue and the directories of jobs have no ttl of their own"
 }
-NOT_IN_HERE: Reasons = {
+NOT_IN_HERE: dict[type[CrailError], str] = {
     InvalidArgumentError: "tables, multifiles and queues hold no containers, and a job's directory"
     " has no other life"
 }
@@ -83,13 +88,26 @@ NO_RENAME: Reasons = {
     " across the border of a job"
 }
 NO_REMOVAL: Reasons = {InvalidArgumentError: "the root and the items of queues cannot be removed"}
-OTHER_MEMBERS: Reasons = {InvalidArgumentError: "the barrier is one of another number of members"}
+NO_BARRIER: Reasons = {
+    InvalidArgumentError: "the barrier is one of another number of members, or in a table,"
+    " multifile or queue, which hold none"
+}
 SHORT_BUFFER = "the buffer is shorter than the value from the offset on, or that is outside of it"
 NEGATIVE_RANGE = "a range has no negative offset or length"
+NO_WATCH: Reasons = {
+    QuotaExceededError: "this session has all the watches that it may have, or has left too many"
+    " of their events unread"
+}
 NO_ITEM: Reasons = {NotFoundError: "the queue is empty, or there is none"}
+
+#: What says that there is no job any more where it was.
+JOB_ENDED = (NotFoundError, NotContainerError, ExistsError, NotEmptyError)
 
 #: The value of `absent` (and of `default` in `get`) that means: raise NotFoundError.
 RAISE: Any = object()
+#: Nothing is there. Below a value nothing can be: who asks whether there is something hears no.
+ABSENT_ERRORS = (NotFoundError, NotContainerError)
+ABSENT_STATUSES = (NotFoundError.status, NotContainerError.status)
 
 
 def _nothing(result: Result) -> None:
@@ -103,7 +121,7 @@ def _version(result: Result) -> int:
 class Request:
     """One operation. `data` may be any buffer; `options` is a struct crail_options or nothing.
     With `wait`, in seconds, the namenode sets it aside until there is an answer: `wait_pieces`
-    says how long at once. `absent` is the value instead of NotFoundError. `reasons`: what a status
+    says how long at once. `absent` is the value instead of ABSENT_ERRORS. `reasons`: what a status
     means of this operation, where its own words say little."""
 
     __slots__ = (
@@ -206,13 +224,22 @@ def exists(path: str) -> Request:
     return Request(STAT, path, decode=lambda r: True, absent=False)
 
 
+def several(paths: Iterable[str]) -> list[str]:
+    """The paths of a call as a list of our own, as the caller may change his meanwhile. One path
+    by itself is refused, or it would be one of each letter: InvalidArgumentError."""
+    if isinstance(paths, str | bytes):
+        raise InvalidArgumentError(f"{paths!r} is one path: several are wanted, as in a list")
+    return list(paths)
+
+
 def delete(key: str, missing_ok: bool) -> Request:
     absent = None if missing_ok else RAISE
     return Request(REMOVE, key, flags=LEAF_ONLY, absent=absent, reasons=NO_REMOVAL)
 
 
 def delivered(key: str, version: int) -> Request:
-    """All of a value that goes when it was read has been read."""
+    """Deletes a value that has served, if its version is still this one: all of one that goes when
+    it was read has been read, or what only held a place is needed no more."""
     return Request(REMOVE, key, flags=LEAF_ONLY | IF_VERSION, arg0=version, absent=None)
 
 
@@ -224,12 +251,39 @@ def rmtree(path: str) -> Request:
     return Request(RMTREE, path, reasons=NO_REMOVAL)
 
 
-def explain_put(error: NotFoundError, parents: bool, placement: Mapping[str, Any]) -> None:
-    """Gives what a put was answered its reason: what it makes can be absent only through these."""
-    if placement.get("job") is not None:
-        error.retell("the job is over" if parents else "the job is over, or there is no parent")
-    elif not parents:
-        error.retell("there is no parent")
+#: By whether a job was named, and whether parents are made: what can be absent then.
+_ABSENCE = {
+    (True, True): "the job is over",
+    (True, False): "the job is over, or there is no parent",
+    (False, False): "there is no parent",
+}
+
+
+def explain_absence(error: Any, parents: bool, options: bytes) -> None:
+    """Gives what a request that makes a node was answered its reason, if it is a NotFoundError:
+    what is made can be absent only through its parent and its job."""
+    if isinstance(error, NotFoundError):
+        for words in _absence(parents, options).values():
+            error.retell(words)
+
+
+def explain_queue(error: NotFoundError, options: bytes) -> None:
+    """The same of what is put into a queue."""
+    error.retell("the job is over, or there is no queue" if any(options[8:16]) else "no such queue")
+
+
+def _absence(parents: bool, options: bytes) -> dict[type[CrailError], str]:
+    words = _ABSENCE.get((any(options[8:16]), parents))
+    return {NotFoundError: words} if words else {}
+
+
+def conditions(flags: int, if_absent: bool, if_version: int | None) -> tuple[int, int]:
+    """`flags` with what a put is conditional on, and the version for if_version."""
+    if if_absent:
+        flags |= IF_ABSENT
+    if if_version is None:
+        return flags, 0
+    return flags | IF_VERSION, unsigned(if_version, "if_version")
 
 
 def truncate(path: str, size: int) -> Request:
@@ -248,7 +302,7 @@ def incr(path: str, by: int, parents: bool, options: bytes) -> Request:
         arg0=by % (1 << 64),
         options=options,
         decode=lambda r: _I64.unpack(r[5])[0],
-        reasons=NO_COUNTER,
+        reasons=NO_COUNTER | _absence(parents, options),
     )
 
 
@@ -301,7 +355,8 @@ def mkdir(
 ) -> Request:
     """`kind`: of the container, 0 for a directory."""
     flags = (PARENTS if parents else 0) | (EXIST_OK if exist_ok else 0)
-    return Request(MKDIR, path, flags=flags, arg0=kind, options=options, reasons=NOT_IN_HERE)
+    reasons = NOT_IN_HERE | _absence(parents, options)
+    return Request(MKDIR, path, flags=flags, arg0=kind, options=options, reasons=reasons)
 
 
 def rename(prefix: str, src: str, dst: str, overwrite: bool) -> Request:
@@ -349,7 +404,7 @@ def wait(
 
 
 def watch(prefix: str, token: int) -> Request:
-    return Request(WATCH, prefix, arg0=token)
+    return Request(WATCH, prefix, arg0=token, reasons=NO_WATCH)
 
 
 def next_events(namespace: str, token: int, last: int, seconds: float) -> Request:
@@ -392,7 +447,7 @@ def enter(path: str, members: int, token: int, seconds: float) -> Request:
         arg1=members,
         wait=seconds,
         decode=_version,
-        reasons=OTHER_MEMBERS,
+        reasons=NO_BARRIER,
     )
 
 
@@ -427,6 +482,11 @@ def job(
     )
 
 
+def job_again(path: str, token: int) -> Request:
+    """The same share in another session, if there is a job still: its number."""
+    return Request(JOB, path, arg0=token, decode=_version)
+
+
 def whole(value: Any, what: str) -> int:
     """Whatever is a whole number, NumPy's too. Raises InvalidArgumentError."""
     try:
@@ -446,6 +506,16 @@ def unsigned(value: Any, what: str) -> int:
 
 # ---- many nodes at once -------------------------------------------------------------------------
 
+#: What one item of many may raise, and the others need not know.
+FAULTS_OF_ITEM = (CrailError, TypeError, ValueError, BufferError)
+
+
+def pair(item: Any) -> tuple[Any, Any]:
+    """An item of put_many: key and data."""
+    if not isinstance(item, tuple) or len(item) != 2:
+        raise TypeError("put_many takes pairs of key and data")
+    return item
+
 
 def node_infos(
     paths: list[str],
@@ -456,12 +526,11 @@ def node_infos(
 ) -> list[NodeInfo | CrailError | None]:
     """What a vector of STATs answered (status before the rest of each result); None for what is
     absent, `error` makes the others."""
-    absent = NotFoundError.status
     return [
         listing.node_info(path, r[6], tier_of, kept)
         if not r[0]
         else None
-        if -r[0] == absent
+        if -r[0] in ABSENT_STATUSES
         else error(-r[0], path, 0)
         for path, r in zip(paths, results, strict=True)
     ]

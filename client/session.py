@@ -19,11 +19,14 @@ from crailpy.errors import (
     SessionLostError,
     UnavailableError,
 )
+from crailpy.model import MAPPED_TIERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from crailpy.errors import OutOfSpaceError
 
     Describe = Callable[[int, float], bytes]  # (server, timeout in seconds)
 
@@ -313,11 +316,7 @@ class Session:
             except _ABSENT as error:
                 self._described.pop(server, None)  # it may be back elsewhere
                 if deadline - time.monotonic() <= pause:
-                    raise UnavailableError(
-                        f"cannot reach storage server {server}: {error}",
-                        server=str(server),
-                        hint="`crailpy status` lists the servers and whether they are up",
-                    ) from error
+                    raise server_away(server, error) from error
             time.sleep(pause)
             pause = min(pause * 2, RETRY_MAX)
 
@@ -331,9 +330,8 @@ class Session:
                 if about is None:
                     left = max(0.0, deadline - time.monotonic())
                     about = self._described[server] = hello.unpack(describe(server, left))
-        unix: str = about.get("unix") or ""
-        shares = unix and about.get("host_identity") == hello.host_identity()
-        if shares and self.transport in (None, "shm"):
+        unix = unix_of(about)
+        if unix and about["tier"] in MAPPED_TIERS and self.transport in (None, "shm"):
             with self._locked(deadline):
                 if need == NEED_SERVER and not self.core.has_server(server):
                     self._attach_shm(server, unix, deadline)
@@ -341,13 +339,12 @@ class Session:
                     self._attach_writable(server, unix, deadline)
             return
         if self.transport == "shm":
-            raise UnavailableError(
-                f"storage server {server} is not on this host",
-                server=str(server),
-                hint="transport='shm' was asked for; leave it out to use TCP",
-            )
+            raise no_shared_memory(server, unix)
         timeout = max(0.001, deadline - time.monotonic())
-        sock = hello.connect_tcp(about["host"], about["port"], timeout)
+        if unix and self.transport is None:
+            sock = hello.connect_unix(unix, timeout)
+        else:
+            sock = hello.connect_tcp(about["host"], about["port"], timeout)
         self._say(sock, deadline, self._credentials("data") | {"number": server})
         self.core.server_tcp(server, lane, sock.detach())
 
@@ -407,6 +404,40 @@ class Session:
         for sock in self._presences:
             sock.detach()
         self._presences.clear()
+
+
+def unix_of(about: dict[str, Any]) -> str | None:
+    """The unix socket of a storage server, if we can reach it."""
+    unix: str | None = about.get("unix")
+    return unix if unix and about.get("host_identity") == hello.host_identity() else None
+
+
+def no_shared_memory(server: int, unix: str | None) -> UnavailableError:
+    """transport="shm" was asked for, and is not to be had."""
+    why = "has its blocks on a disk" if unix else "is not on this host"
+    return UnavailableError(
+        f"storage server {server} {why}",
+        server=str(server),
+        hint="transport='shm' was asked for; leave it out to use a connection",
+    )
+
+
+def server_away(server: int, why: BaseException) -> CrailError:
+    """A storage server is not there, or it does not answer in time."""
+    hint = "`crailpy status` lists the servers and whether they are up"
+    if isinstance(why, TimeoutError):
+        return DeadlineError("no answer in time", server=str(server), hint=hint)
+    return UnavailableError(
+        f"cannot reach storage server {server}: {why}", server=str(server), hint=hint
+    )
+
+
+def explain_space(error: OutOfSpaceError, facts: dict[str, Any]) -> None:
+    """There may be another reason than full servers: none, as just after a namenode's start.
+    `facts`: the namenode's `status`."""
+    if not any(server["state"] == "up" for server in facts["servers"]):
+        error.retell("no storage server is there (yet)")
+        error.hint = "crailpy status shows them, crailpy storage starts one"
 
 
 def outcome_unknown(where: str) -> UnavailableError:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from .files import AnyFile
     from .multifile import MultiFile
 
-INLINE_MAX = 4096  # bytes of a value kept inside its node
-
 
 class Store(Values, Tree, Lifetimes):
     """A connection to a store: the namespace, and the bytes behind it.
@@ -72,24 +70,30 @@ class Store(Values, Tree, Lifetimes):
         )  # fmt: skip
 
     def truncate(self, path: str, size: int, *, timeout: float | None = None) -> None:
-        """Cuts the value to `size` bytes, or fills it up with zeros, as a new version. Raises
+        """Cuts the value to `size` bytes, or fills it up with zeros, as a new version; what has
+        that size stays as it is, with its version. The timeout is of all that it takes. Raises
         NotFoundError, IsContainerError, InvalidArgumentError."""
-        limit = self._timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         size = requests.unsigned(size, "size")
-        within_node = size <= INLINE_MAX
-        while True:
+        if size <= requests.INLINE_MAX:
             try:
-                if within_node:
-                    self._run(requests.truncate(path, size), limit)
-                else:
-                    with self.open(path, "r+b", timeout=limit) as file:
-                        file.truncate(size)
+                self._run(requests.truncate(path, size), timeout)
                 return
             except InvalidArgumentError:
-                if not within_node:
-                    raise
-                within_node = False  # the value lies in extents
+                pass  # the value lies in extents
+        if self._breaker is None:
+            self._truncate_by_file(path, size, deadline)
+        else:
+            self._breaker.write(self._truncate_by_file, path, size, deadline)
+
+    def _truncate_by_file(self, path: str, size: int, deadline: float) -> None:
+        from .files import File, Mode
+
+        while True:
+            try:
+                with File(self, path, Mode("r+b", path), None, {}, deadline=deadline) as file:
+                    file.truncate(size)
+                return
             except VersionConflictError:  # it was changed meanwhile
                 if time.monotonic() >= deadline:
                     raise
@@ -106,7 +110,9 @@ class Store(Values, Tree, Lifetimes):
         """Makes an empty value where there is nothing; else it counts as changed now. Raises
         ExistsError (unless `exist_ok`), NotFoundError (no parent and `parents` is false)."""
         try:
-            self.put(path, b"", if_absent=True, parents=parents, timeout=timeout, **placement)
+            flags, base = requests.conditions(requests.PARENTS if parents else 0, True, None)
+            door = self._hot if exist_ok else self._door
+            self._put(door.put, path, b"", flags, base, timeout, placement)
         except (ExistsError, IsContainerError):
             if not exist_ok:
                 raise
@@ -195,7 +201,8 @@ def connect(
     `on_unavailable`: "raise", or "miss": while the store cannot be reached, reads report that there
     is nothing (NotFoundError, `default`, None, False) and writes are dropped, `put` giving version
     0; after a failure nobody waits for it until a single call has found it back. Both are counted
-    (`client_stats`). What is neither (incr, queues, barriers, watches, jobs) raises as ever.
+    (`client_stats`). What would be a lie then raises as ever: what is conditional (`if_absent`,
+    `if_version`), incr, files, queues, waits, barriers, watches, jobs (docs/NAMESPACE.md).
     Raises UnavailableError, AuthError, InvalidArgumentError.
     """
     from crailpy import config

@@ -27,7 +27,7 @@ class Tree(Connection):
     """The part of a `Store` that shapes the tree and lists it."""
 
     def exists(self, key: str, *, timeout: float | None = None) -> bool:
-        """Whether there is anything at `key`."""
+        """Whether there is anything at `key`; below a value, there is not."""
         found: bool = self._run(requests.exists(key), timeout)
         return found
 
@@ -41,7 +41,7 @@ class Tree(Connection):
     ) -> list[NodeInfo | None]:
         """Facts about each path, in order; None for absent ones. Raises BatchError for other
         failures, whose `.results` has a NodeInfo, None or an error for each path."""
-        paths = list(paths)
+        paths = requests.several(paths)
         each = requests.stat("")
         results = self._hot.call_many(each.code, each.flags, paths, timeout)
         found = requests.node_infos(paths, results, self._error, self._tier_of, self._kept)

@@ -18,7 +18,7 @@ from .requests import RAISE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from .requests import Buffer
@@ -37,12 +37,13 @@ class Values(Connection):
     """
 
     def _placed(
-        self, placement: Mapping[str, Any], timeout: float | None
+        self, path: Any, placement: Mapping[str, Any], timeout: float | None
     ) -> tuple[bytes, int, float | None]:
-        """Options for the wire, milliseconds to wait for space, the timeout with that added."""
-        from .placement import pack
+        """Options for the wire of what is made at `path`, milliseconds to wait for space, the
+        timeout with that added."""
+        from .placement import at_home, pack
 
-        options, wait = pack(**placement)
+        options, wait = pack(**at_home(self._homes, path, placement))
         if wait:
             timeout = wait + (self._timeout if timeout is None else timeout)
         return options, requests.wait_ms(wait), timeout
@@ -66,22 +67,33 @@ class Values(Connection):
         `parents` is false), OutOfSpaceError, QuotaExceededError.
         """
         flags = requests.PARENTS if parents else 0
-        if if_absent:
-            flags |= requests.IF_ABSENT
-        if if_version is not None:
-            flags |= requests.IF_VERSION
-            if_version = requests.unsigned(if_version, "if_version")
-        options, wait_ms = b"", 0
-        if placement:
-            options, wait_ms, timeout = self._placed(placement, timeout)
-        try:
-            version: int = self._hot.put(
-                key, data, flags, if_version or 0, options, wait_ms, timeout
-            )
-        except NotFoundError as error:
-            requests.explain_put(error, parents, placement)
-            raise
+        if if_absent or if_version is not None:
+            flags, base = requests.conditions(flags, if_absent, if_version)
+            return self._put(self._door.put, key, data, flags, base, timeout, placement)
+        if placement or not parents or self._homes:
+            return self._put(self._hot.put, key, data, flags, 0, timeout, placement)
+        version: int = self._hot.put(key, data, flags, 0, b"", 0, timeout)
         return version
+
+    def _put(
+        self,
+        put: Callable[..., int],
+        key: str,
+        data: Any,
+        flags: int,
+        if_version: int,
+        timeout: float | None,
+        placement: Mapping[str, Any],
+    ) -> int:
+        """One put, by `put` of a door or `put_parts` of the same."""
+        options, wait_ms = b"", 0
+        if placement or self._homes:
+            options, wait_ms, timeout = self._placed(key, placement, timeout)
+        try:
+            return put(key, data, flags, if_version, options, wait_ms, timeout)
+        except NotFoundError as error:
+            requests.explain_absence(error, bool(flags & requests.PARENTS), options)
+            raise
 
     def get(
         self,
@@ -91,15 +103,16 @@ class Values(Connection):
         default: Any = RAISE,
         timeout: float | None = None,
     ) -> Any:
-        """The value of `key` as bytes; `default`, where given, if there is none.
+        """The value of `key` as bytes; `default`, where given, if there is nothing.
 
         `wait`: seconds to wait until there is one, beyond the timeout; none at their end:
-        DeadlineError, or `default`. Raises NotFoundError, IsContainerError, DataLostError."""
+        DeadlineError, or `default`. Raises NotFoundError, NotContainerError (`key` is below a
+        value), IsContainerError, DataLostError."""
         try:
             if wait is None:
                 return self._hot.get(key, 0, timeout)
             return self._wait(lambda ms, timeout: self._hot.get(key, ms, timeout), wait, timeout)
-        except NotFoundError:
+        except requests.ABSENT_ERRORS:
             if default is RAISE:
                 raise
             return default
@@ -165,8 +178,8 @@ class Values(Connection):
         InvalidArgumentError for a value that is no counter and for a sum that is out of range,
         IsContainerError, NotFoundError (no parent and `parents` is false)."""
         options = b""
-        if placement:
-            options, _, timeout = self._placed(placement, timeout)
+        if placement or self._homes:
+            options, _, timeout = self._placed(key, placement, timeout)
         total: int = self._run(requests.incr(key, by, parents, options), timeout)
         return total
 
@@ -185,15 +198,10 @@ class Values(Connection):
         aligned beside the pickle. Returns the version. objects.py documents the format."""
         from .objects import dump
 
-        return self.put(
-            key,
-            b"".join(dump(obj)),
-            if_absent=if_absent,
-            if_version=if_version,
-            parents=parents,
-            timeout=timeout,
-            **placement,
-        )
+        parts = dump(obj)
+        flags, base = requests.conditions(requests.PARENTS if parents else 0, if_absent, if_version)
+        door = self._door if if_absent or if_version is not None else self._hot
+        return self._put(door.put_parts, key, parts, flags, base, timeout, placement)
 
     def get_object(
         self, key: str, *, wait: float | None = None, timeout: float | None = None
@@ -222,22 +230,41 @@ class Values(Connection):
         Raises BatchError, whose `.results` has a version or an error for each item."""
         pairs = list(items.items() if hasattr(items, "items") else items)
         flags = (requests.PARENTS if parents else 0) | (requests.IF_ABSENT if if_absent else 0)
-        options, wait_ms = b"", 0
-        if placement:
-            options, wait_ms, timeout = self._placed(placement, timeout)
+        door = self._door if if_absent else self._hot
+        if not placement and not self._homes:
+            return all_or_batch_error(self._put_run(door, pairs, flags, b"", 0, timeout))
+        from .placement import runs_at_home
+
+        results: list[Any] = []
+        for path, run in runs_at_home(self._homes, pairs):
+            results += self._put_run(door, run, flags, *self._placed(path, placement, timeout))
+        return all_or_batch_error(results)
+
+    def _put_run(
+        self,
+        door: Any,
+        pairs: list[Any],
+        flags: int,
+        options: bytes,
+        wait_ms: int,
+        timeout: float | None,
+    ) -> list[Any]:
+        """A version or an error for each."""
         results: list[Any] = []
         at = 0
         while True:
-            at = self._hot.put_many(pairs, at, results, flags, options, timeout)
+            at = door.put_many(pairs, at, results, flags, options, timeout)
             if at == len(pairs):
                 break
             try:  # a value too large to travel in a vector
                 key, data = pairs[at]
-                results.append(self._hot.put(key, data, flags, 0, options, wait_ms, timeout))
+                results.append(door.put(key, data, flags, 0, options, wait_ms, timeout))
             except CrailError as error:
                 results.append(error)
             at += 1
-        return all_or_batch_error(results)
+        for result in results:
+            requests.explain_absence(result, bool(flags & requests.PARENTS), options)
+        return results
 
     def get_many(
         self, keys: Iterable[str], *, missing: str = "raise", timeout: float | None = None
@@ -247,12 +274,12 @@ class Values(Connection):
         Raises BatchError, whose `.results` has a value or an error for each key."""
         if missing not in ("raise", "none"):
             raise InvalidArgumentError(f'missing={missing!r}: "raise" or "none"')
-        keys = list(keys)  # ours: the caller may change his own meanwhile
+        keys = requests.several(keys)
         values, again, delivered = self._hot.get_many(keys, missing == "none", timeout)
         for i in again:  # overwritten between the answer and the copy
             try:
                 values[i] = self._hot.get(keys[i], 0, timeout)
-            except NotFoundError as error:
+            except requests.ABSENT_ERRORS as error:
                 values[i] = None if missing == "none" else error
             except CrailError as error:
                 values[i] = error
@@ -261,16 +288,16 @@ class Values(Connection):
         return all_or_batch_error(values)
 
     def delete(self, key: str, *, missing_ok: bool = False, timeout: float | None = None) -> None:
-        """Deletes a value. Raises NotFoundError (unless `missing_ok`), IsContainerError."""
+        """Deletes a value. Raises NotFoundError and, below a value, NotContainerError (neither with
+        `missing_ok`), IsContainerError."""
         self._run(requests.delete(key, missing_ok), timeout)
 
     def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
         """Deletes every key; absent ones are no error. Raises BatchError for other failures."""
-        keys = list(keys)
-        absent = NotFoundError.status
+        keys = requests.several(keys)
         each = requests.delete("", missing_ok=True)
         failed = [
-            None if not r[0] or -r[0] == absent else self._error(-r[0], key, 0)
+            None if not r[0] or -r[0] in requests.ABSENT_STATUSES else self._error(-r[0], key, 0)
             for key, r in zip(
                 keys, self._hot.call_many(each.code, each.flags, keys, timeout), strict=True
             )

@@ -44,7 +44,11 @@ class Waiting(Connection):
         return info
 
     def watch(self, prefix: str = "/", *, timeout: float | None = None) -> Watch:
-        """What changes from now on at `prefix` and below: an iterator of `Event`, see `Watch`."""
+        """What changes from now on at `prefix` and below: an iterator of `Event`, see `Watch`.
+        `timeout` seconds at most for each next event, counted anew for each: else DeadlineError,
+        and the iteration may go on after it (None: it waits without end). Raises
+        QuotaExceededError, where this session has 1,024 watches or has left too many events
+        unread."""
         return Watch(self, prefix, timeout)
 
     def barrier(self, path: str, n: int, *, timeout: float | None = None) -> int:
@@ -90,16 +94,27 @@ class Watch:
         self._last = 0
         self._store._run(requests.watch(self.prefix, self._token), self._timeout)
 
-    def next(self, timeout: float) -> Event:
-        """The next event, within `timeout` seconds: else DeadlineError. Raises ClosedError."""
+    def next(self, timeout: float | None = None) -> Event:
+        """The next event, within `timeout` seconds (None: the watch's): else DeadlineError, and the
+        watch goes on. Raises ClosedError."""
+        limit = self._timeout if timeout is None else timeout
+        if limit is not None:
+            return self._next(limit, requests.WAY_BACK)
+        while True:
+            try:
+                return self._next(ROUND, None)
+            except DeadlineError:
+                continue
+
+    def _next(self, seconds: float, way_back: float | None) -> Event:
         from crailpy.model import Event
 
         while not self._ready:
             if self._closed:
                 raise ClosedError("the watch is closed", path=self.prefix)
-            request = requests.next_events(self._store._prefix, self._token, self._last, timeout)
+            request = requests.next_events(self._store._prefix, self._token, self._last, seconds)
             try:
-                events, self._last = self._store._run(request, self._timeout)
+                events, self._last = self._store._run(request, way_back)
             except (NotFoundError, SessionLostError):
                 if self._closed:
                     continue
@@ -112,13 +127,10 @@ class Watch:
         return self
 
     def __next__(self) -> Event:
-        while True:
-            try:
-                return self.next(ROUND)
-            except DeadlineError:
-                continue
-            except ClosedError:
-                raise StopIteration from None
+        try:
+            return self.next()
+        except ClosedError:
+            raise StopIteration from None
 
     def close(self) -> None:
         """Ends it; who iterates comes to the end. May be called twice."""

@@ -36,10 +36,19 @@ class Pipe:
     def read_bytes(
         self, extents: bytes, size: int, offset: int, length: int, timeout: float | None, /
     ) -> bytes: ...
-    def write(self, extents: bytes, offset: int, data: Any, timeout: float | None, /) -> None: ...
+    def write(
+        self,
+        extents: bytes,
+        offset: int,
+        data: Any,
+        timeout: float | None,
+        gives_up_early: bool,
+        /,
+    ) -> None: ...
     def ask(
         self, extents: bytes, size: int, offset: int, length: int, timeout: float | None, /
     ) -> None: ...
+    def arrived(self, size: int, timeout: float | None, /) -> int: ...
     def settle(self, timeout: float | None, /) -> None: ...
     def close(self) -> None: ...
 
@@ -64,9 +73,30 @@ class Client:
         timeout: float | None,
         /,
     ) -> int: ...
+    def flush(self, extents: bytes, timeout: float | None, /) -> None: ...
+    def put_parts(
+        self,
+        key: str,
+        parts: list[Any],
+        flags: int,
+        if_version: int,
+        options: bytes,
+        wait_ms: int,
+        timeout: float | None,
+        /,
+    ) -> int: ...
     def alloc(
-        self, size: int, flags: int, options: bytes, wait_ms: int, timeout: float | None, /
-    ) -> bytes: ...
+        self,
+        path: str,
+        sizes: tuple[int, ...],
+        flags: int,
+        options: bytes,
+        like: int,
+        wait_ms: int,
+        shown: tuple[bytes, int, int] | None,
+        timeout: float | None,
+        /,
+    ) -> tuple[bytes, int]: ...
     def pipe(self, path: str, /) -> Pipe: ...
     def get_many(
         self, keys: list[str], none_if_missing: bool, timeout: float | None, /

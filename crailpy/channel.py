@@ -216,16 +216,18 @@ class Channel:
     async def _answer(self, message: dict[str, Any]) -> None:
         reply: dict[str, Any] = {"id": message.get("id")}
         try:
-            handler = self._handlers.get(message["m"])
+            method = message["m"]
+            handler = self._handlers.get(method) if isinstance(method, str) else None
             if handler is None:
-                raise ProtocolError(f"unknown method {message['m']!r}")
+                raise ProtocolError(f"unknown method {method!r}")
             reply["ok"] = await handler(message)
         except CrailError as error:
             reply |= hello.error_reply(error)
         await self._send(reply)
 
     def _settle(self, reply: dict[str, Any]) -> None:
-        future = self._waiting.get(reply.get("id", 0))
+        number = reply.get("id")
+        future = self._waiting.get(number) if isinstance(number, int) else None
         if future is None or future.done():
             return  # its caller has given up
         try:

@@ -32,10 +32,25 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def joined(words: Sequence[str]) -> list[str]:
+    """`--wait -3s` as `--wait=-3s`: argparse would take the second word for an option, and say
+    nothing of what is wrong with it."""
+    found: list[str] = []
+    for word in words:
+        is_number = word[:1] == "-" and word[1:2].isdigit()
+        if is_number and found and found[-1][:2] == "--" and found[-1] != "--":
+            found[-1] += "=" + word
+        else:
+            found.append(word)
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     try:
-        options = parser().parse_args(argv)
+        import sys
+
+        options = parser().parse_args(joined(sys.argv[1:] if argv is None else argv))
         return int(options.func(options))
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -132,6 +132,15 @@ SETTINGS: dict[str, Setting] = {
         ),
         # storage server
         Setting("dram", "bytes", 1 * GIB, 1 * MIB, 64 * TIB, "memory that a storage server offers"),
+        Setting("file_path", "text", "", None, None, "file or block device of the file tier"),
+        Setting(
+            "capacity",
+            "bytes",
+            0,
+            0,
+            64 * TIB,
+            "bytes for values in it; 0: what it has already, or all of a device",
+        ),
         Setting("location", "text", "", None, None, "location class of a storage server"),
         Setting(
             "storage_class",

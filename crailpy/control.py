@@ -7,7 +7,9 @@ storage server -> namenode (`control`)
                 unix, host_identity, heartbeat
                 -> number, mac_key, cluster; or fresh: the namenode does not know this incarnation
                 and it has a history, so its memory must be made anew (docs/ARCHITECTURE.md)
-    heartbeat   stats                       -> nothing
+    heartbeat   stats                       -> nothing; a `disk_errno` other than 0 among the stats
+                says that the disk has failed: nothing more is placed there until the server
+                registers again and does not say so
     leave       forget                      -> nothing; forget: this incarnation will not return
 namenode -> storage server (`control`)
     channel                                 -> nothing; open the retire channel again
@@ -35,6 +37,9 @@ ADMIN_CHECK = "check"
 ADMIN_STOP = "stop"
 
 HEARTBEATS_MISSED_MAX = 3
+HEARTBEAT_MAX = 86400.0  # seconds
+WORD_MAX = 4096  # characters of an id, a host, a path
+STATS_MAX = 64  # counters in one heartbeat
 
 
 FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -51,6 +56,16 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "host_identity": str,
     "heartbeat": (int, float),
 }
+
+
+def parse_stats(message: dict[str, Any]) -> dict[str, int]:
+    """The counters of a heartbeat. Raises ProtocolError: they are kept, and shown to others."""
+    stats = message.get("stats")
+    if not isinstance(stats, dict) or len(stats) > STATS_MAX:
+        raise ProtocolError(f"heartbeat: stats are a map of at most {STATS_MAX}")
+    if not all(len(name) <= 64 and type(n) is int for name, n in stats.items()):
+        raise ProtocolError("heartbeat: stats are numbers by name")
+    return stats
 
 
 class Registration:
@@ -83,11 +98,18 @@ class Registration:
             if not isinstance(message.get(name), kind):
                 raise ProtocolError(f"register: {name} is {message.get(name)!r}")
         regions = message["regions"]
-        if not regions or len(regions) > 64 or not all(type(n) is int and n > 0 for n in regions):
+        good = all(type(n) is int and 0 < n < 1 << 31 for n in regions)
+        if not regions or len(regions) > 64 or not good:
             raise ProtocolError("register: regions are 1 to 64 numbers of granules")
         if not 0 <= message["storage_class"] < 255:
             raise ProtocolError("register: a storage class is 0 to 254")
-        return cls(**{name: message[name] for name in FIELDS})
+        if not 0 < message["heartbeat"] <= HEARTBEAT_MAX:  # nor a NaN, which no timer survives
+            raise ProtocolError(f"register: heartbeat is {message['heartbeat']!r}")
+        if not 0 <= message["incarnation"] < 1 << 64 or not 0 <= message["port"] < 1 << 16:
+            raise ProtocolError("register: incarnation has 64 bits, port 16")
+        if any(isinstance(word, str) and len(word) > WORD_MAX for word in message.values()):
+            raise ProtocolError(f"register: no word is longer than {WORD_MAX}")
+        return cls(**{name: message.get(name) for name in FIELDS})
 
     def message(self) -> dict[str, Any]:
         """As a message's fields."""

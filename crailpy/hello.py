@@ -45,6 +45,7 @@ VERSION = 1
 MAGIC = b"CRAILPY1"
 HEAD_BYTES = len(MAGIC) + 4
 MESSAGE_BYTES_MAX = 65536
+WORDS_MAX = 2000  # characters of a refusal's message, and of its hint
 DESCRIPTORS_MAX = 253  # of one message: SCM_MAX_FD of Linux
 
 TCP_DEAD_MS = 30_000  # sent and not acknowledged for so long: the peer is gone
@@ -86,10 +87,16 @@ def unpack(body: bytes) -> dict[str, Any]:
 
 
 def error_reply(error: BaseException) -> dict[str, Any]:
-    """The reply that refuses: `{"error": {code, message, hint}}`."""
+    """The reply that refuses: `{"error": {code, message, hint}}`. Words that quote a long message
+    are cut, so that the reply is not too long itself."""
+    code, message, hint = "ERROR", f"{type(error).__name__}: {error}", None
     if isinstance(error, CrailError):
-        return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
-    return {"error": {"code": "ERROR", "message": f"{type(error).__name__}: {error}", "hint": None}}
+        code, message, hint = error.code, error.message, error.hint
+    return {"error": {"code": code, "message": _cut(message), "hint": hint and _cut(hint)}}
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= WORDS_MAX else words[:WORDS_MAX] + "..."
 
 
 def raise_error(reply: dict[str, Any]) -> None:
@@ -100,7 +107,11 @@ def raise_error(reply: dict[str, Any]) -> None:
     if not isinstance(error, dict):
         raise ProtocolError("an error is a map")
     code, message, hint = error.get("code"), error.get("message"), error.get("hint")
-    raise from_code(str(code), None if message is None else str(message), hint=hint)
+    raise from_code(
+        str(code),
+        None if message is None else str(message),
+        hint=None if hint is None else str(hint),
+    )
 
 
 def proof(token: str, nonce: bytes, role: str) -> bytes:

@@ -6,10 +6,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Event", "NodeInfo", "NodeKind", "STORAGE_CLASSES"]
+__all__ = ["Event", "MAPPED_TIERS", "NodeInfo", "NodeKind", "STORAGE_CLASSES"]
 
 #: The rank of each tier: low ones fill first.
 STORAGE_CLASSES = {"dram": 0, "nvmf": 1, "file": 2}
+#: Those whose blocks processes of the same host map; the others are reached by data connections.
+MAPPED_TIERS = ("dram",)
 
 
 class NodeKind:

@@ -372,6 +372,22 @@ class Storage(_Handle):
         self.regions = number + 1
         return number
 
+    def region_add_file(self, fd: int, generations_at: int, data_at: int, granules: int) -> int:
+        """A region in a file: its generations and its data begin at these bytes. The caller keeps
+        the descriptor. Returns its number. Only before the first connection. Raises
+        InvalidArgumentError if not all of it is there."""
+        number = check(
+            lib.crail_storage_region_add_file(self._open, fd, generations_at, data_at, granules)
+        )
+        self.regions = number + 1
+        return number
+
+    def failed_fd(self) -> int | None:
+        """Readable once the disk has failed (stats: `disk_errno`); None without regions in a file.
+        Belongs to the storage."""
+        fd: int = lib.crail_storage_failed_fd(self._open)
+        return None if fd < 0 else fd
+
     def identity(self, number: int, mac_key: bytes) -> None:
         """What registration gave."""
         if len(mac_key) != 16:

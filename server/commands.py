@@ -13,12 +13,15 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crailpy.config import Settings
 
     from .storage.service import StorageService
+    from .storage.tiers.dram import DramTier
+    from .storage.tiers.file import FileTier
 
 
 FSCK_TIMEOUT = 600.0  # seconds; a namenode looks at all that it has
@@ -198,31 +201,20 @@ def storage(options: argparse.Namespace) -> int:
 def _storage_service(options: argparse.Namespace) -> StorageService:
     from crailpy.errors import InvalidArgumentError
 
-    from .reception import private_folder
     from .storage.service import StorageService
-    from .storage.tiers.dram import DramTier
 
     settings = settings_of(options)
     if settings.origin["port"] != "flag":
         settings.port = 0  # else it is the namenode's
-    if options.tier != "dram":
-        raise InvalidArgumentError(f"--tier {options.tier}: there is only the dram tier")
-    server, ephemeral = options.id, options.ephemeral
-    if server is None:
-        if settings.port:
-            server = f"{socket.gethostname()}-{settings.port}"
-        else:  # nobody could find its memory again
-            server, ephemeral = secrets.token_hex(8), ephemeral or options.dir is None
-    if not server or "/" in server or server.startswith("."):
-        raise InvalidArgumentError(f"--id {server!r}: a name without slashes")
-    user = f"crailpy-{os.getuid()}"
-    folder = options.dir or os.path.join("/dev/shm", user, server)
-    memory = None
-    if options.dram_dir or (settings.dram_dir != "/dev/shm" and not options.dir):
-        memory = os.path.join(settings.dram_dir, f"{user}-{server}")
-    if not options.dir:
-        private_folder(os.path.dirname(folder))
-    tier = DramTier(folder, memory, dram=settings.dram, region_max=settings.region_max)
+    if options.tier not in ("dram", "file"):
+        raise InvalidArgumentError(f"--tier {options.tier}: there are dram and file")
+    if options.id is not None and (not options.id or "/" in options.id or options.id[0] == "."):
+        raise InvalidArgumentError(f"--id {options.id!r}: a name without slashes")
+    tier: DramTier | FileTier
+    if options.tier == "dram":
+        tier, server, ephemeral = _dram_tier(options, settings)
+    else:
+        tier, server, ephemeral = _file_tier(options, settings)
     return StorageService(
         settings,
         tier,
@@ -231,6 +223,46 @@ def _storage_service(options: argparse.Namespace) -> StorageService:
         ephemeral=ephemeral,
         advertise=options.advertise,
     )
+
+
+def _dram_tier(options: argparse.Namespace, settings: Settings) -> tuple[DramTier, str, bool]:
+    """The tier, the id of the server, and whether its memory goes with it."""
+    from .reception import private_folder
+    from .storage.tiers.dram import DramTier
+
+    server, ephemeral = options.id, options.ephemeral
+    if server is None:
+        if settings.port:
+            server = f"{socket.gethostname()}-{settings.port}"
+        else:  # nobody could find its memory again
+            server, ephemeral = secrets.token_hex(8), ephemeral or options.dir is None
+    user = f"crailpy-{os.getuid()}"
+    folder = options.dir or os.path.join("/dev/shm", user, server)
+    memory = None
+    if options.dram_dir or (settings.dram_dir != "/dev/shm" and not options.dir):
+        memory = os.path.join(settings.dram_dir, f"{user}-{server}")
+    if not options.dir:
+        private_folder(os.path.dirname(folder))
+    tier = DramTier(folder, memory, dram=settings.dram, region_max=settings.region_max)
+    return tier, server, ephemeral
+
+
+def _file_tier(options: argparse.Namespace, settings: Settings) -> tuple[FileTier, str, bool]:
+    """The same. The file knows its server's id; a folder is only for the socket."""
+    from crailpy.errors import InvalidArgumentError
+
+    from .reception import private_folder
+    from .storage.tiers.file import FileTier
+
+    if not settings.file_path:
+        raise InvalidArgumentError("--tier file: which file?", hint="give --path FILE")
+    path = os.path.realpath(settings.file_path)
+    folder = options.dir
+    if not folder:
+        user = private_folder(os.path.join("/dev/shm", f"crailpy-{os.getuid()}"))
+        folder = os.path.join(user, f"file-{sha256(os.fsencode(path)).hexdigest()[:16]}")
+    tier = FileTier(folder, path, capacity=settings.capacity, region_max=settings.region_max)
+    return tier, options.id or "", options.ephemeral
 
 
 def _namenode_of(address: str) -> tuple[str, int] | str:
@@ -424,6 +456,10 @@ def register(subparsers: Any) -> None:
     p.add_argument("--location", help="location class, for values that prefer to be near")
     p.add_argument("--storage-class", help="rank, 0 to 254: low ones fill first")
     p.add_argument("--dram", help="memory to offer, as 1GiB (the default)")
+    p.add_argument(
+        "--path", dest="file_path", metavar="FILE", help="file or block device of the file tier"
+    )
+    p.add_argument("--capacity", help="how much of it, as 10GiB (default for a device: all)")
     p.add_argument("--dram-dir", help="file system for the memory, one with huge pages perhaps")
     p.add_argument("--namenode", metavar="ADDRESS", help="crail://host:port of the namenode")
     p.add_argument("--dir", help="folder of its state (default: in /dev/shm, by its id)")

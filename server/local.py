@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -33,9 +34,11 @@ from crailpy.units import parse_size
 from .reception import private_folder
 
 BASE = "/dev/shm"
+FILES = "files"  # in a cluster's folder: a link to where the files of the file tier are
 START_TIMEOUT = 60.0  # seconds; taking much memory takes long
 STOP_TIMEOUT = 5.0
 DURABILITIES = ("sync", "group", "none")
+TIERS = ("dram", "file")
 
 _living: set[LocalCluster] = set()
 
@@ -159,11 +162,13 @@ class LocalCluster:
         with crailpy.LocalCluster(dram="256MiB", servers=2) as cluster:
             store = cluster.connect()
 
-    `dram` is per storage server. `dir`: a folder where the namenode keeps its state for the next
-    cluster; None: one that goes with this cluster, so that `.namenode` can be killed and started
-    again. `tiers`: None or ("dram",). `durability`: when a change is acknowledged ("sync", "group";
-    "none": no state at all). `options` are settings of crailpy.config: `token`, `host`, `port` (of
-    the namenode), `session_grace`, `group_interval`, `dram_dir`, ...
+    `tiers`: ("dram",) unless it is given; also "file". There are `servers` storage servers of each
+    tier, with `dram` bytes of memory or a file of `capacity` bytes. `dir`: a folder where the
+    namenode keeps its state for the next cluster, and for the files of the file tier; None: the
+    state goes with this cluster, so that `.namenode` can be killed and started again, and the files
+    lie in the system's temporary folder. `durability`: when a change is acknowledged ("sync",
+    "group"; "none": no state at all). `options` are settings of crailpy.config: `token`, `host`,
+    `port` (of the namenode), `session_grace`, `group_interval`, `dram_dir`, ...
 
     `.address`, `.namenode`, `.servers[i]` (Server). It runs when the constructor returns.
 
@@ -175,13 +180,15 @@ class LocalCluster:
         dram: str | int = "256MiB",
         servers: int = 1,
         tiers: Any = None,
+        capacity: str | int = "1GiB",
         dir: str | os.PathLike[str] | None = None,
         block_size: str | int = "1MiB",
         durability: str = "group",
         **options: Any,
     ) -> None:
-        if tiers is not None and list(tiers) != ["dram"]:
-            raise InvalidArgumentError(f"tiers: {tiers!r}: there is only the dram tier")
+        tiers = TIERS[:1] if tiers is None else tuple(tiers)
+        for tier in tiers:
+            check_tier(tier)
         if durability not in DURABILITIES:
             raise InvalidArgumentError(f"durability: {durability!r} is none of {DURABILITIES}")
         if servers < 0:
@@ -191,6 +198,8 @@ class LocalCluster:
             name: _setting(name, value) for name, value in options.items() if value is not None
         }
         self._dram = parse_size(dram)
+        self._capacity = parse_size(capacity)
+        self._files = os.path.abspath(dir) if dir is not None else tempfile.gettempdir()
         self._owner = os.getpid()
         self.closed = False
         self.namenode: Server
@@ -204,7 +213,7 @@ class LocalCluster:
         self._lifeline_child, self._lifeline = os.pipe2(os.O_CLOEXEC)
         _living.add(self)
         try:
-            self._start(servers)
+            self._start([tier for tier in tiers for _ in range(servers)])
         except BaseException:
             self.close()
             raise
@@ -224,24 +233,50 @@ class LocalCluster:
             except FileNotFoundError:
                 pass  # another cluster has just removed the base, empty as it was
 
+    def _file_folder(self) -> str:
+        """Where the file tier's files lie: not in memory, as our folder may be. The link in it says
+        where, to whoever removes it."""
+        link = os.path.join(self.folder, FILES)
+        if os.path.islink(link):
+            return os.readlink(link)
+        base = os.path.join(self._files, f"crailpy-{os.getuid()}")
+        folder = os.path.join(base, os.path.basename(self.folder))
+        os.symlink(folder, link)
+        while True:
+            private_folder(base)
+            try:
+                os.mkdir(folder, 0o700)
+                return folder
+            except FileNotFoundError:
+                pass  # another cluster has just removed the base, empty as it was
+
     # -- processes -----------------------------------------------------------------------------
 
-    def _start(self, servers: int) -> None:
+    def _start(self, tiers: list[str]) -> None:
         port = int(self._options.pop("port", 0))
         arguments = ["namenode", "--runtime-dir", self.folder, *self._state, *self._flags()]
         self.namenode = Server(self, "namenode", arguments, port)
         self.namenode.start()
-        for _ in range(servers):
-            self.servers.append(self._new_server(self._dram))
+        for tier in tiers:
+            self.servers.append(self._new_server(tier, self._size_of(tier, None)))
         for server in self.servers:
             server._launch()
         for server in self.servers:
             server._wait_ready()
 
-    def _new_server(self, dram: int, *flags: str) -> Server:
+    def _size_of(self, tier: str, given: str | int | None) -> int:
+        if given is not None:
+            return parse_size(given)
+        return self._dram if tier == "dram" else self._capacity
+
+    def _new_server(self, tier: str, size: int, *flags: str) -> Server:
         name = f"storage-{len(self.servers)}"
+        room = ["--dram", str(size)]
+        if tier == "file":
+            room = ["--capacity", str(size), "--path", os.path.join(self._file_folder(), name)]
+            room[-1] += ".data"
         arguments = [
-            *("storage", "--tier", "dram", "--dram", str(dram), "--id", name),
+            *("storage", "--tier", tier, *room, "--id", name),
             *("--dir", os.path.join(self.folder, name)),
             *("--namenode", f"crail+unix://{self.folder}/nn-{self.namenode.port}.sock"),
             *self._flags(),
@@ -259,18 +294,23 @@ class LocalCluster:
     def add_server(
         self,
         *,
+        tier: str = "dram",
         dram: str | int | None = None,
+        capacity: str | int | None = None,
         location: str = "",
         storage_class: int | None = None,
     ) -> Server:
-        """Starts one more storage server, of a location class and a rank (low ones fill first).
-        Raises OutOfSpaceError, UnavailableError, ClosedError."""
+        """Starts one more storage server: of a tier, with `dram` bytes of memory or a file of
+        `capacity` bytes, of a location class and a rank (low ones fill first). Raises
+        InvalidArgumentError, OutOfSpaceError, UnavailableError, ClosedError."""
         if self.closed:
             raise ClosedError("the cluster is closed")
+        check_tier(tier)
+        size = self._size_of(tier, dram if tier == "dram" else capacity)
         flags = ["--set", f"location={location}"] if location else []
         if storage_class is not None:
             flags += ["--set", f"storage_class={storage_class}"]
-        server = self._new_server(self._dram if dram is None else parse_size(dram), *flags)
+        server = self._new_server(tier, size, *flags)
         server.start()
         self.servers.append(server)
         return server
@@ -309,7 +349,7 @@ class LocalCluster:
                 server.kill()
             raise
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_with_files(self.folder)
             remove_if_empty(self._base)
             for folder in self._made:
                 remove_if_empty(folder)
@@ -329,6 +369,12 @@ class LocalCluster:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"at {self.address}"
         return f"<crailpy.LocalCluster {state}, {len(self.servers)} storage servers>"
+
+
+def check_tier(tier: object) -> None:
+    """Raises InvalidArgumentError if there is no such tier."""
+    if tier not in TIERS:
+        raise InvalidArgumentError(f"tier {tier!r} is none of {', '.join(TIERS)}")
 
 
 def _setting(name: str, value: Any) -> Any:
@@ -353,6 +399,18 @@ def make_locked(folder: str) -> int:
     return fd
 
 
+def remove_with_files(folder: str) -> None:
+    """Removes the folder of a cluster, and the one that its link names."""
+    try:
+        files = os.readlink(os.path.join(folder, FILES))
+    except OSError:
+        pass
+    else:
+        shutil.rmtree(files, ignore_errors=True)
+        remove_if_empty(os.path.dirname(files))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_if_unheld(folder: str) -> bool:
     """Removes the folder of a cluster all of whose processes are gone."""
     try:
@@ -361,7 +419,7 @@ def remove_if_unheld(folder: str) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_with_files(folder)
     except OSError:
         return False
     finally:

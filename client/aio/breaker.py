@@ -76,8 +76,6 @@ class LaneBreaker:
         return self._read(key, self._lane.get, key, none_if_missing, timeout)
 
     def put(self, key: str, data: Any, flags: int, *args: Any) -> Awaitable[Any] | None:
-        if flags & requests.QUEUE:
-            return self._lane.put(key, data, flags, *args)
         was_open = self._circuit.is_open
         if not self._circuit.may_try():
             return self._put(None, was_open)

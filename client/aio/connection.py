@@ -9,6 +9,7 @@ import warnings
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
 
 from crailpy import native
 from crailpy.errors import (
@@ -16,7 +17,6 @@ from crailpy.errors import (
     CrailError,
     DeadlineError,
     InvalidArgumentError,
-    NotFoundError,
     UnavailableError,
 )
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Self, TypeVar
 
     from ..requests import Request, Result
+    from .lifetimes import AsyncJob
 
     T = TypeVar("T")
     Ask = Callable[[int, float | None], Awaitable[Result]]
@@ -88,8 +89,13 @@ class AsyncConnection:
         self._circuit = Circuit() if on_unavailable == "miss" else None
         self._reads: native.AsyncLane = cast("Any", NOT_CONNECTED)
         self._changes: native.AsyncLane = cast("Any", NOT_CONNECTED)
+        #: The lane of changes; `_changes` may answer in its place while the store is away.
+        self._certain: native.AsyncLane = cast("Any", NOT_CONNECTED)
         self._transfers: Transfers = cast("Any", NOT_CONNECTED)
         self._tokens = count(1)
+        self._homes: dict[str, dict[str, Any]] = {}  # default placement below these paths
+        self._jobs: list[AsyncJob] = []  # shares that are held
+        self._tiers: dict[int, str] = {}  # of storage servers, by their numbers
 
     # -- life ----------------------------------------------------------------------
 
@@ -108,11 +114,12 @@ class AsyncConnection:
         )
         # What every call uses; bound here, so that it costs one attribute.
         self._reads = self._opened.reads.native
-        self._changes = self._opened.changes.native
+        self._changes = self._certain = self._opened.changes.native
         if self._circuit is not None:
             self._reads = cast("Any", LaneBreaker(self._reads, self._circuit))
             self._changes = cast("Any", LaneBreaker(self._changes, self._circuit))
         self._transfers = Transfers(self._opened)
+        self._opened.on_new_session.append(partial(_hold_jobs_again, ref(self)))
         try:
             await self._run(requests.ping())
         except (UnavailableError, DeadlineError):
@@ -193,7 +200,7 @@ class AsyncConnection:
                 result = await ask(0, timeout)
             else:
                 result = await self._wait(ask, request.wait, timeout)
-        except NotFoundError as error:
+        except requests.ABSENT_ERRORS as error:
             if request.absent is requests.RAISE:
                 request.explain(error)
                 raise
@@ -269,6 +276,16 @@ class AsyncConnection:
             pass
 
 
+def _hold_jobs_again(store: ref[AsyncConnection]) -> None:
+    """In a new session, which must not keep a store alive that nobody closes."""
+    held = store()
+    for job in held._jobs if held is not None else ():
+        try:
+            job._hold_again()
+        except (CrailError, RuntimeError):
+            return  # closed, it or its loop
+
+
 def _unpickled(cls: type[AsyncConnection], address: str, options: dict[str, Any]) -> Any:
     return cls(address, **options)
 
@@ -282,16 +299,20 @@ def post(lane: native.AsyncLane, r: Request) -> None:
 
 
 class Limit:
-    """`async with Limit(deadline, key)`: ends what takes longer, with DeadlineError."""
+    """`async with Limit(deadline, key)`: ends what takes longer, with DeadlineError, or with the
+    `reason` that somebody inside has given."""
 
-    __slots__ = ("_key", "_timeout")
+    __slots__ = ("_key", "_timeout", "deadline", "reason")
 
     def __init__(self, deadline: float, key: str) -> None:
         self._timeout = asyncio.timeout_at(deadline if deadline < math.inf else None)
         self._key = key
+        self.deadline = deadline
+        self.reason: CrailError | None = None
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Limit:
         await self._timeout.__aenter__()
+        return self
 
     async def __aexit__(
         self,
@@ -302,4 +323,4 @@ class Limit:
         try:
             await self._timeout.__aexit__(kind, value, trace)
         except TimeoutError:
-            raise DeadlineError(path=self._key) from value
+            raise self.reason or DeadlineError(path=self._key) from value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from crailpy import native
@@ -11,14 +12,17 @@ from crailpy.errors import (
     ExistsError,
     NotContainerError,
     NotFoundError,
+    SessionLostError,
 )
 
 from .. import listing, requests
-from ..containers import ITEM_NUMBER, table_key, take_parents
-from .transfer import OutOfDate, extents_of
+from ..containers import ITEM_NUMBER, ITEM_WENT_BACK, TAKE_AGAIN, table_key, take_parents
+from ..session import RETRY_FIRST
+from .session import Away, OutOfDate
+from .transfer import extents_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
     from ..requests import Buffer, Result
@@ -144,10 +148,11 @@ class AsyncTable:
             paths = [f"{self.path}/{key}" for key in listing.names(page)]
             await self._store.delete_many(paths, timeout=self._timeout)
 
-    async def update(self, other: Mapping[str, Buffer]) -> None:
-        """Puts all of a mapping, in vectors; each key by itself, not together."""
+    async def update(self, other: Any = (), /, **more: Buffer) -> None:
+        """Puts all of a mapping, or of pairs, in vectors; each key by itself, not together."""
+        pairs = dict(other, **more).items()
         await self._store.put_many(
-            [(table_key(self.path, key), value) for key, value in other.items()],
+            [(table_key(self.path, key), value) for key, value in pairs],
             parents=False,
             timeout=self._timeout,
             **self._placement,
@@ -171,8 +176,13 @@ class AsyncQueue:
     async def put(self, data: Buffer, *, timeout: float | None = None) -> int:
         """Adds an item of any size behind the others; returns its version."""
         limit = self._timeout if timeout is None else timeout
-        options, wait = self._store._placed(self._placement) if self._placement else (b"", 0.0)
-        return await self._store._put(self.path, data, requests.QUEUE, options, 0, wait, limit)
+        try:
+            return await self._store._put(
+                self._store._certain, self.path, data, requests.QUEUE, 0, limit, self._placement
+            )
+        except NotFoundError as error:
+            requests.explain_queue(error, self._store._placed(self.path, self._placement)[0])
+            raise
 
     async def get(self, *, wait: float | None = None, timeout: float | None = None) -> AsyncItem:
         """Takes the oldest free item; see `Queue.get`."""
@@ -184,10 +194,12 @@ class AsyncQueue:
             result = await store._hold(requests.take(self.path, token, wait), token, limit)
             try:
                 return await self._item(token, result, deadline)
-            except OutOfDate:  # the same token finds the same item, where it is now
+            except OutOfDate as error:  # the same token finds the same item, where it is now
+                away = error.error if isinstance(error, Away) else None
                 if store._session.loop.time() >= deadline:
                     store._end(token)
-                    raise DeadlineError(path=self.path) from None
+                    raise away or DeadlineError(path=self.path) from error
+                await asyncio.sleep(RETRY_FIRST if away else 0)
             except BaseException:
                 store._end(token)
                 raise
@@ -221,6 +233,7 @@ class AsyncItem:
     ) -> None:
         self._store = store
         self._token = token
+        self._session = store._session.number  # which has taken it
         self._done = False
         self.number = number
         self.version = version
@@ -230,7 +243,12 @@ class AsyncItem:
         """It was dealt with and goes for good; see `Item.ack`."""
         if self._done:
             raise ClosedError("the item was acknowledged or released before")
-        await self._store._run(requests.ack(self._token), timeout)
+        try:
+            await self._store._run(requests.ack(self._token), timeout)
+        except NotFoundError as error:
+            if self._session == self._store._session.number:
+                raise
+            raise SessionLostError(ITEM_WENT_BACK, hint=TAKE_AGAIN) from error
         self._done = True
 
     async def release(self, *, timeout: float | None = None) -> None:

@@ -7,6 +7,7 @@ under it, but for what is small enough to stay in memory altogether. Text lies o
 
 from __future__ import annotations
 
+import asyncio
 import io
 import sys
 import warnings
@@ -17,7 +18,6 @@ from crailpy.errors import (
     ClosedError,
     CrailError,
     DataLostError,
-    DeadlineError,
     ExistsError,
     InvalidArgumentError,
     NotFoundError,
@@ -25,12 +25,12 @@ from crailpy.errors import (
     StaleLocationError,
 )
 
+from .. import extents, requests
 from .. import placement as place
-from .. import requests
 from ..files import (
     APPEND,
-    EXTENT_BYTES_MIN,
-    EXTENTS_MAX,
+    COPY_BYTES,
+    ELSEWHERE_TRIES,
     FOLLOW,
     GROW,
     MEMORY_BYTES_MAX,
@@ -39,17 +39,19 @@ from ..files import (
     TAIL_CLOSED,
     Mode,
 )
-from .transfer import OutOfDate, room_of
+from ..session import RETRY_FIRST, RETRY_MAX
+from .session import Away, OutOfDate
+from .transfer import Making, capacity, room_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Iterable
     from types import TracebackType
 
     from ..requests import Buffer, Result
+    from .connection import Limit
     from .store import AsyncStore
     from .text import AsyncText
 
-COPY_BYTES = 4 << 20
 LINE_BYTES = 8192  # read at once when lines are looked for
 
 
@@ -77,6 +79,8 @@ class AsyncFile:
         self._parents = bool(placement.pop("parents", True))
         self._placement = placement
         self._options, self._wait_space = place.pack(**placement)
+        self._like = 0  # what is edited lies on this server, perhaps among others
+        self._stripe = place.stripe_of(self._options)
         self._mode = taken
         self._follow = follow
         self.name = path
@@ -92,58 +96,82 @@ class AsyncFile:
         self._memory: bytes | bytearray | None = b""
         self._extents: list[bytes] = []
         self._room = 0  # bytes that fit into the extents
+        self._edge = 0  # of the room: behind it are extents that nothing was written to
+        self._twice = 0  # bytes from the start among which are some that were sent twice
         self._fixed = 0  # bytes from the start that may not be written: they are committed
         self._granted = 0  # the last so many extents are grants of ours
+        self._tail_closed = False
         self._dirty = taken.creates
         self._broken = False  # a write was cut short: what lies where is not known
         self._line = b""  # of what was read ahead for lines
+        self._made = 0  # version of the empty value that an append began with; 0: there was one
+        self._sequential = True  # everything up to _at was read in order
+        self._unread = 0  # bytes or characters that text over it has read ahead
 
     # -- opening -----------------------------------------------------------------
 
     async def _open(self) -> AsyncFile:
         if self._mode.creates:
-            if self._mode.exclusive and await self._store.exists(self.name, timeout=self._timeout):
-                raise ExistsError(path=self.name)
+            if self._mode.exclusive:
+                await self._check_absent()
             self._memory = bytearray()
         else:
-            self._token = token = self._store._token()
+            self._token = self._store._token()
             if self._mode.appends:
-                found = await self._ask_for_append(token)
+                try:
+                    found = await self._ask_for_append()
+                except BaseException:
+                    self._unmake()
+                    raise
             else:
                 found = await self._ask(FOLLOW if self._follow else OPEN, self._follow)
             self._opened(found)
             if self._mode.appends:
                 self._at = self._size
-                if self._flags & TAIL_CLOSED:
-                    self._fixed = sys.maxsize  # its tail may not be written: copied at the first
         self._closed = False
         return self
 
-    async def _ask(self, code: int, waits: bool, seen: int = 0) -> Result:
-        limit = self._store._timeout if self._timeout is None else self._timeout
+    async def _check_absent(self) -> None:
+        try:
+            await self._store._run(requests.Request(requests.STAT, self.name), self._timeout)
+        except NotFoundError:
+            return
+        raise ExistsError(path=self.name)
+
+    async def _ask(
+        self, code: int, waits: bool, seen: int = 0, *, left: float | None = None
+    ) -> Result:
+        """Asks within the deadline; `waits`: the namenode answers when it can."""
+        limit = max(0.0, self._deadline() - self._now()) if left is None else left
         request = requests.Request(
             code, self.name, arg0=self._token, arg1=seen, wait=limit if waits else None,
             decode=lambda result: result,
         )  # fmt: skip
-        result: Result = await self._store._hold(request, self._token, limit)
+        timeout = requests.WAY_BACK if waits else limit
+        result: Result = await self._store._hold(request, self._token, timeout)
         return result
 
-    async def _ask_for_append(self, token: int) -> Result:
+    async def _ask_for_append(self) -> Result:
+        deadline = self._deadline()  # one for all that is asked
         while True:
+            left = max(0.0, deadline - self._now())
             try:
-                return await self._ask(APPEND, True)
+                return await self._ask(APPEND, True, left=left)
             except NotFoundError:
                 try:
-                    await self._store.put(
-                        self.name,
-                        b"",
-                        if_absent=True,
-                        parents=self._parents,
-                        timeout=self._timeout,
+                    self._made = await self._store.put(
+                        self.name, b"", if_absent=True, parents=self._parents, timeout=left,
                         **self._placement,
-                    )
+                    )  # fmt: skip
                 except ExistsError:
                     pass
+
+    def _unmake(self) -> None:
+        """Nothing was appended to the empty value made for it: it goes, unless another has made
+        something of it. Said before the append right ends, so that nobody appends meanwhile."""
+        made, self._made = self._made, 0
+        if made:
+            self._store._post(requests.delivered(self.name, made))
 
     def _opened(self, found: Result) -> None:
         """Takes over what OPEN, APPEND or FOLLOW found."""
@@ -153,8 +181,14 @@ class AsyncFile:
             return
         self._memory = None
         self._extents = [data[i : i + 32] for i in range(0, len(data), 32)]
-        self._room = sum(map(room_of, self._extents))
+        self._room = self._edge = capacity(self._extents)
         self._fixed = self._size if self._mode.appends else sys.maxsize
+        self._tail_closed = bool(self._flags & TAIL_CLOSED)
+        if self._mode.writes:
+            servers = extents.servers(data)
+            self._like = servers[0]
+            if self._stripe == 1:  # what is said to the edit itself counts more
+                self._stripe = len(servers)
 
     # -- what it can do --------------------------------------------------------------
 
@@ -172,12 +206,15 @@ class AsyncFile:
             raise DataLostError("a write to this file was cut short", path=self.name)
 
     def readable(self) -> bool:
+        self._check()
         return self._mode.reads
 
     def writable(self) -> bool:
+        self._check()
         return self._mode.writes
 
     def seekable(self) -> bool:
+        self._check()
         return True
 
     def tell(self) -> int:
@@ -190,34 +227,40 @@ class AsyncFile:
         bases = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}
         if whence not in bases or bases[whence] + offset < 0:
             raise InvalidArgumentError(f"cannot seek to {offset} from {whence}", path=self.name)
-        self._at, self._line = bases[whence] + offset, b""
-        return self._at
-
-    async def _within(self, work: Awaitable[None]) -> None:
-        """Moves bytes within the deadline."""
-        async with self._store._limit(self._deadline(), self.name):
-            await work
+        at = bases[whence] + offset
+        self._sequential = self._sequential and at == self.tell()
+        self._at, self._line = at, b""
+        return at
 
     def _deadline(self) -> float:
         return self._store._deadline(self._timeout)
 
+    def _now(self) -> float:
+        return self._store._session.loop.time()
+
     # -- reading -----------------------------------------------------------------------
 
     async def _read_into(self, buffer: Any, size: int, at: int) -> None:
-        if self._memory is not None:
-            with memoryview(buffer) as to, memoryview(self._memory) as data:
-                to[:] = data[at : at + size]
+        if self._memory is None:
+            await self._read_from(self._extents, buffer, size, at)
             return
+        with memoryview(buffer) as to, memoryview(self._memory) as data:
+            to[:] = data[at : at + size]
+
+    async def _read_from(self, extents: list[bytes], buffer: Any, size: int, at: int) -> None:
         deadline = self._deadline()
-        while True:
-            try:
-                await self._within(self._transfers.read(self._extents, at, buffer, size, deadline))
-                return
-            except OutOfDate as error:
-                if error.__cause__ is None:
+        pause = 0.0
+        async with self._store._limit(deadline, self.name) as limit:
+            while True:
+                try:
+                    await self._transfers.read(extents, at, buffer, size, deadline)
+                    return
+                except Away as away:
+                    limit.reason = away.error
+                except OutOfDate as error:
                     raise await self._lost() from error
-                if self._store._session.loop.time() >= deadline:
-                    raise DeadlineError(path=self.name) from error
+                await asyncio.sleep(pause)
+                pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)
 
     async def _lost(self) -> DataLostError:
         """What a location that is out of date means: a writer that we follow may have gone."""
@@ -259,8 +302,14 @@ class AsyncFile:
         """Up to `size` bytes, fewer only at the end; -1: all the rest."""
         self._check(self._mode.reads, "readable")
         await self.seek(self.tell())
+        wanted = sys.maxsize if size is None or size < 0 else size
+        data = await self._read(wanted)
+        if len(data) < wanted:
+            await self._delivered()
+        return data
+
+    async def _read(self, left: int) -> bytes:
         parts: list[bytes] = []
-        left = sys.maxsize if size is None or size < 0 else size
         while left:
             n = min(left, max(0, self._size - self._at))
             if n:
@@ -270,7 +319,6 @@ class AsyncFile:
                 self._at += n
                 left -= n
             elif not await self._has_more():
-                await self._delivered()
                 break
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -279,20 +327,27 @@ class AsyncFile:
         self._check(self._mode.reads, "readable")
         ahead, self._line = self._line, b""
         while (end := ahead.find(b"\n") + 1) == 0:
-            more = await self.read(LINE_BYTES)
+            more = await self._read(LINE_BYTES)
             if not more:
+                await self._delivered()
                 return ahead
             ahead += more
         self._line = ahead[end:]
         return ahead[:end]
+
+    async def readlines(self) -> list[bytes]:
+        """The rest, line by line."""
+        return [line async for line in self]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while line := await self.readline():
             yield line
 
     async def _delivered(self) -> None:
-        """It was read to its end: a value that goes when it was read goes now."""
-        if self._flags & requests.DELETE_AFTER_READ and not self._mode.writes:
+        """It was read to its end: a value that goes when it was read goes now, if that was in
+        order."""
+        goes = self._flags & requests.DELETE_AFTER_READ and not self._mode.writes
+        if goes and self._sequential and self._at == self._size:
             self._flags &= ~requests.DELETE_AFTER_READ
             assert self.version is not None
             await self._store._delivered(self.name, self.version)
@@ -309,36 +364,100 @@ class AsyncFile:
             self._at, self._line = at + flat.nbytes, b""
             return flat.nbytes
 
+    async def writelines(self, lines: Iterable[Buffer]) -> None:
+        """Writes each; none is given an end."""
+        for line in lines:
+            await self.write(line)
+
     async def _write_at(self, data: memoryview, at: int) -> None:
         """Writes from byte `at` on; what lies between the end and `at` becomes zeros."""
-        if self._memory is None and at < self._fixed:
-            await self._take_over(self._size, at + data.nbytes)
+        if self._memory is None and at < max(self._fixed, self._twice):
+            await self._take_over(self._size, 0)
         if at > self._size:
             await self._fill(at)
         end = at + data.nbytes
-        if self._memory is not None and end > MEMORY_BYTES_MAX:
+        if self._memory is None:
+            await self._reserve(end)
+        elif end > MEMORY_BYTES_MAX:
             await self._leave_memory(end)
         if self._memory is not None:
             if not isinstance(self._memory, bytearray):
                 self._memory = bytearray(self._memory)
             self._memory[at:end] = data
         else:
-            await self._reserve(end)
             await self._put_bytes(data, at)
         self._dirty = True
         self._size = max(self._size, end)
 
     async def _put_bytes(self, data: Any, at: int) -> None:
-        n = len(data)
-        work = self._transfers.write(self._extents, at, data, n, self._deadline())
-        try:
-            await self._within(work)
-        except OutOfDate as error:
-            self._broken = True
-            raise await self._lost() from error
-        except BaseException:
-            self._broken = True
-            raise
+        """Writes to the extents, which reach that far."""
+        self._broken = True  # until all of it is there
+        deadline = self._deadline()
+        with memoryview(data) as flat:
+            old = min(max(self._edge - at, 0), flat.nbytes)
+            async with self._store._limit(deadline, self.name) as limit:
+                if old:
+                    with flat[:old] as part:
+                        await self._send(part, at, limit)
+                if old < flat.nbytes:
+                    with flat[old:] as part:
+                        await self._send_to_fresh(part, at + old, limit)
+        self._broken = False
+
+    async def _send(self, part: memoryview, at: int, limit: Limit) -> None:
+        pause = 0.0
+        while True:
+            try:
+                await self._transfers.write(self._extents, at, part, part.nbytes, limit.deadline)
+                return
+            except Away as away:
+                # Of the attempt before, bytes may still arrive: nothing else may be written there.
+                limit.reason = away.error
+                self._twice = max(self._twice, at + part.nbytes)
+            except OutOfDate as error:
+                raise await self._lost() from error
+            await asyncio.sleep(pause)
+            pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)
+
+    async def _send_to_fresh(self, part: memoryview, at: int, limit: Limit) -> None:
+        """Writes to extents that nothing was written to before. Where their server is away, others
+        take their place; where there are none, it is waited for."""
+        for _ in range(ELSEWHERE_TRIES):
+            until = self._transfers.early(limit.deadline)
+            try:
+                await self._transfers.write(self._extents, at, part, part.nbytes, until)
+                break
+            except Away as away:
+                limit.reason = away.error
+            except OutOfDate as error:
+                raise await self._lost() from error
+            if not await self._go_elsewhere():
+                await self._send(part, at, limit)
+                break
+        else:
+            await self._send(part, at, limit)
+        while self._edge < at + part.nbytes:
+            self._edge += room_of(self._extents[self._edge_at()])
+
+    def _edge_at(self) -> int:
+        """How many extents there are before those that nothing was written to."""
+        n = room = 0
+        while room < self._edge:
+            room += room_of(self._extents[n])
+            n += 1
+        return n
+
+    async def _go_elsewhere(self) -> bool:
+        """Others in the place of the extents that nothing was written to; False: there are none."""
+        n = self._edge_at()
+        fresh = self._extents[n:]
+        options = place.with_stripe(self._options, 1 if len(fresh) == 1 else self._stripe)
+        granted = self._granted - len(fresh)
+        if not await self._transfers.exchange(fresh, options):
+            return False
+        self._extents, self._granted = self._extents[:n], granted
+        self._extend(fresh)
+        return True
 
     async def _fill(self, until: int) -> None:
         """Zeros from the end on."""
@@ -348,58 +467,121 @@ class AsyncFile:
                 await self._write_at(part, self._size)
 
     async def _take_over(self, size: int, room: int) -> None:
-        """Copies the first `size` bytes to where we may write."""
-        old, granted = self._extents, self._granted
+        """Copies the first `size` bytes to where we may write: into memory if they are few and no
+        more than that is wanted, else into new extents with room for `room` bytes."""
+        old, granted, edge, twice = self._extents, self._granted, self._edge, self._twice
         memory = bytearray(size) if max(size, room) <= MEMORY_BYTES_MAX else None
-        new = [] if memory is not None else await self._allot(max(size, room), 0, 0)
-        try:
-            piece = memory if memory is not None else bytearray(min(COPY_BYTES, size))
-            for at in range(0, size, COPY_BYTES):
-                n = min(COPY_BYTES, size - at)
-                with memoryview(piece)[:n] as part:
-                    self._extents = old
-                    await self._read_into(part, n, at)
-                    if memory is None:
-                        self._extents = new
-                        await self._put_bytes(part, at)
-        except BaseException:
-            self._extents = old
-            self._give_back(new)
-            raise
+        if memory is not None:
+            if size:
+                await self._read_from(old, memory, size, 0)
+            self._extents, self._granted, self._edge, self._twice = [], 0, 0, 0
+        else:
+            new = await self._allot(max(size, room), 0, 0)
+            if new is None:
+                raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
+            self._extents, self._granted, self._edge, self._twice = new, len(new), 0, 0
+            try:
+                await self._move(old, 0, size, 0)
+            except BaseException:
+                self._give_back(self._extents)
+                self._extents, self._granted, self._edge, self._twice = old, granted, edge, twice
+                self._broken = False  # all is as it was
+                raise
         self._memory = memory
-        self._extents, self._granted = new, len(new)
-        self._room = sum(map(room_of, new))
+        self._room = capacity(self._extents)
         self._size = size
         self._fixed = 0
+        self._tail_closed = False
+        if self._stream_token:  # who follows reads what is given back now
+            self._store._end(self._stream_token)
+        self._stream_token = self._announced = 0
         self._give_back(old[len(old) - granted :])
+
+    async def _move(self, extents: list[bytes], start: int, end: int, to: int) -> None:
+        """Copies bytes [start, end) of other extents into ours, from byte `to` on."""
+        piece = bytearray(min(COPY_BYTES, end - start))
+        for at in range(start, end, COPY_BYTES):
+            n = min(COPY_BYTES, end - at)
+            with memoryview(piece)[:n] as part:
+                await self._read_from(extents, part, n, at)
+                await self._put_bytes(part, to + at - start)
 
     async def _leave_memory(self, end: int) -> None:
         """What was in memory goes on in extents, with room up to `end`."""
-        assert self._memory is not None
-        await self._reserve(end)
-        memory, self._memory = self._memory, None
-        if memory:
-            await self._put_bytes(memory, 0)
+        memory = self._memory
+        new = await self._allot(end, 0, 0)
+        if new is None:
+            raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
+        self._memory = None
+        self._extend(new)
+        try:
+            if memory:
+                await self._put_bytes(memory, 0)
+        except BaseException:
+            self._give_back(self._extents)
+            self._extents, self._granted, self._room, self._edge, self._twice = [], 0, 0, 0, 0
+            self._memory = memory
+            self._broken = False
+            raise
 
     async def _reserve(self, end: int) -> None:
         """Extents for the bytes up to `end`."""
-        if end > self._room:
-            new = await self._allot(end - self._room, self._room, len(self._extents))
-            self._extents = self._extents + new
-            self._granted += len(new)
-            self._room += sum(map(room_of, new))
+        if self._tail_closed:
+            await self._replace_tail(end)
+        if end <= self._room:
+            return
+        new = await self._allot(end - self._room, self._room, len(self._extents))
+        if new is None:
+            await self._take_over(self._size, end)
+        else:
+            self._extend(new)
+            if self._mode.creates and self._size:
+                await self._announce()
 
-    async def _allot(self, missing: int, room: int, count: int) -> list[bytes]:
-        """Extents for `missing` bytes more, beside `count` that have `room`: geometrically more, so
-        that EXTENTS_MAX are enough for any size."""
+    def _extend(self, new: list[bytes]) -> None:
+        self._extents = self._extents + new
+        self._granted += len(new)
+        self._room = capacity(self._extents)
+
+    async def _allot(self, missing: int, room: int, count: int) -> list[bytes] | None:
+        """Extents for `missing` bytes more, beside `count` that have `room`, and some ahead of
+        need. None if they would be too many."""
+        stripe = self._stripe if count + self._stripe <= extents.EXTENTS_SLOW else 1
+        sizes = extents.next_sizes(missing, room, count, room > 0 and self._granted > 0)
+        options = place.with_stripe(self._options, stripe)
         async with self._store._limit(self._deadline() + self._wait_space, self.name):
-            new = await self._transfers.allocate(
-                self.name, max(missing, room, EXTENT_BYTES_MIN), self._options, self._wait_space
-            )
-        if count + len(new) > EXTENTS_MAX:
-            self._give_back(new)
-            raise OutOfSpaceError("free memory is in too many pieces", path=self.name)
-        return new
+            new = await self._transfers.extend(
+                self.name, sizes if stripe == 1 else sizes[:1], missing, options,
+                self._wait_space, self._like,
+            )  # fmt: skip
+        if count + len(new) <= extents.EXTENTS_MAX:
+            return new
+        self._give_back(new)
+        return None
+
+    async def _replace_tail(self, end: int) -> None:
+        """The last extent may not be written, though it is not full: what an appender before us
+        left behind, alive or not, may still be on its way into it. Its bytes move to a new one."""
+        if self._fixed == self._room:
+            self._tail_closed = False
+            return
+        whole, kept, tail = self._extents, self._extents[:-1], self._extents[-1:]
+        start = self._room - room_of(tail[0])
+        new = await self._allot(max(end, self._fixed) - start, start, len(kept))
+        if new is None:
+            await self._take_over(self._size, end)
+            return
+        self._extents, self._edge = kept, start
+        self._extend(new)
+        try:
+            await self._move(tail, 0, self._fixed - start, start)
+        except BaseException:
+            self._give_back(self._extents[len(kept) :])
+            self._extents, self._granted = whole, 0
+            self._room = self._edge = capacity(whole)
+            self._broken = False
+            raise
+        self._tail_closed = False
 
     def _give_back(self, extents: list[bytes]) -> None:
         if extents:
@@ -423,56 +605,57 @@ class AsyncFile:
         return size
 
     async def flush(self) -> None:
-        """Shows what was written so far to those who follow it, where it is more than memory
-        holds."""
+        """Shows what is written so far to those who follow (mode w or x)."""
         self._check()
-        if not self._mode.creates or self._memory is not None or self._size <= self._announced:
+        if not self._mode.creates or self._size <= self._announced:
+            return
+        if self._memory is not None:
+            await self._leave_memory(self._size)
+        await self._announce()
+
+    async def _announce(self) -> None:
+        if self._size <= self._announced:
             return
         token = self._stream_token = self._stream_token or self._store._token()
-        await self._store._hold(
-            requests.Request(
-                STREAM, self.name, data=b"".join(self._extents), arg0=token, arg1=self._size,
-                count=len(self._extents),
-            ),
-            token,
-            self._timeout,
-        )  # fmt: skip
+        shown = self._extents[: self._edge_at()]
+        request = requests.Request(
+            STREAM, self.name, data=b"".join(shown), arg0=token, arg1=self._size, count=len(shown)
+        )
+        await self._store._hold(request, token, self._timeout)
         self._announced = self._size
 
     # -- the end -----------------------------------------------------------------------
 
     async def _publish(self) -> None:
-        base = self.version if not self._mode.creates else None
+        arg0 = self.version or 0
+        flags = requests.PARENTS if self._parents else 0
+        if self._mode.exclusive:
+            flags |= requests.IF_ABSENT
+        elif not self._mode.creates:
+            flags |= requests.IF_VERSION | requests.EDIT
+        if self._memory is not None and self._like and self._size > requests.INLINE_MAX:
+            await self._leave_memory(self._size)  # to where the value lies that is edited
         if self._memory is not None or self._size == 0:
-            self.version = await self._store.put(
-                self.name,
-                self._memory if self._memory is not None and self._size else b"",
-                if_absent=self._mode.exclusive,
-                if_version=base,
-                parents=self._parents,
-                timeout=self._timeout,
-                **self._placement,
+            data = self._memory if self._memory is not None and self._size else b""
+            self.version = await self._store._put(
+                self._store._certain, self.name, data, flags, arg0, self._timeout, self._placement
             )
             return
-        parents = requests.PARENTS if self._parents else 0
         if self._fixed:  # appended behind what was committed
             flags, arg0 = GROW, self._token
-        elif self._mode.exclusive:
-            flags, arg0 = parents | requests.IF_ABSENT, 0
-        elif base is not None:
-            flags, arg0 = parents | requests.IF_VERSION, base
-        else:
-            flags, arg0 = parents, 0
         kept = self._extents[len(self._extents) - self._granted :]
         self._granted = 0  # the commit's, or it gives them back
         try:
             async with self._store._limit(self._deadline(), self.name):
                 self.version = await self._transfers.commit(
-                    self.name, kept, self._size, flags, self._options, arg0
+                    self.name, kept, self._size, Making(flags, self._options, arg0)
                 )
         except StaleLocationError as error:
             self._give_back(kept)
             raise await self._lost() from error
+        except NotFoundError as error:
+            requests.explain_absence(error, self._parents, self._options)
+            raise
         self._stream_token = 0  # it ended with the commit
         if self._fixed:
             self._token = 0
@@ -484,23 +667,29 @@ class AsyncFile:
             return
         self._closed = True
         try:
+            is_at_its_end = self._at - len(self._line) == self._size > 0
+            if is_at_its_end and not self._unread and not self._flags & requests.MORE:
+                await self._delivered()  # its reader knew the size, and saw no empty read
             if self._dirty:
                 if self._broken:
                     raise DataLostError("a write to this file was cut short", path=self.name)
                 await self._publish()
+            self._made = 0
         finally:
             self._let_go()
 
     async def discard(self) -> None:
         """Closes without publishing anything."""
-        self._dirty = False
-        await self.close()
+        if not self._closed:
+            self._closed = True
+            self._let_go()
 
     def _let_go(self) -> None:
         granted, self._granted = self._granted, 0
         if self._stream_token:
             self._store._end(self._stream_token)
         self._give_back(self._extents[len(self._extents) - granted :])
+        self._unmake()
         if self._token:
             self._store._end(self._token)
         self._token = self._stream_token = 0
@@ -545,6 +734,7 @@ async def open_file(
     placement: dict[str, Any],
 ) -> AsyncFile | AsyncText:
     """What `AsyncStore.open` does."""
+    placement = dict(place.at_home(store._homes, path, placement))
     if buffering < -1:
         raise InvalidArgumentError(f"buffering={buffering}", path=path)
     file = AsyncFile(store, path, mode, follow, timeout, placement)

@@ -45,7 +45,10 @@ class AsyncMultiFile:
         """A number that is larger than all before: a version is, in the whole store."""
         store = self._store
         path = f"{self.path}/{TICKET}{store._session.number:x}-{store._token()}"
-        version = await store.put(path, b"", parents=False, timeout=self._timeout)
+        # A writer that is killed just here leaves nothing behind.
+        version = await store.put(
+            path, b"", if_absent=True, parents=False, session=True, timeout=self._timeout
+        )
         await store._run(requests.delivered(path, version), self._timeout)
         return f"{version:020d}"
 

@@ -22,8 +22,17 @@ from crailpy.errors import (
     SessionLostError,
     UnavailableError,
 )
+from crailpy.model import MAPPED_TIERS
 
-from ..session import NEED_SERVER, NEED_WRITABLE, RETRY_FIRST, RETRY_MAX
+from ..session import (
+    NEED_SERVER,
+    NEED_WRITABLE,
+    RETRY_FIRST,
+    RETRY_MAX,
+    no_shared_memory,
+    server_away,
+    unix_of,
+)
 from .lane import Lane
 
 if TYPE_CHECKING:
@@ -38,6 +47,20 @@ _SERVER, _BYE = 5, 24
 
 #: A peer that is not there at the moment.
 ABSENT = (ConnectionError, FileNotFoundError, TimeoutError, BlockingIOError)
+
+
+class OutOfDate(Exception):
+    """A location no longer holds what it did, or its server cannot be reached: ask the namenode
+    again."""
+
+
+class Away(OutOfDate):
+    """A storage server cannot be reached, or the connection to it broke: `error` says so to who
+    cannot do without it."""
+
+    def __init__(self, error: CrailError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class AsyncSession:
@@ -208,38 +231,25 @@ class AsyncSession:
 
     # -- storage servers ----------------------------------------------------------------
 
-    def _shares(self, about: dict[str, Any]) -> bool:
-        return bool(
-            about.get("unix")
-            and about.get("host_identity") == hello.host_identity()
-            and self.transport in (None, "shm")
-        )
-
     async def reach(self, server: int, need: int, deadline: float) -> bool:
         """Brings a storage server within reach. True: through shared memory, for what is needed
         (NEED_SERVER, NEED_WRITABLE); False: over TCP.
 
-        Raises UnavailableError, and what the server answers with."""
+        Raises Away when it does not come until the deadline, UnavailableError for one that cannot
+        be reached as was asked for, and what the server answers with."""
         pause = RETRY_FIRST
         while True:
             try:
-                async with self._reaching:
+                async with asyncio.timeout_at(deadline), self._reaching:
                     return await self._reach_once(server, need)
             except CrailError:
                 raise
             except ABSENT as error:
                 self._described.pop(server, None)  # it may be back elsewhere
                 if deadline - self.loop.time() <= pause:
-                    raise self._absent(server, error) from error
+                    raise Away(server_away(server, error)) from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_MAX)
-
-    def _absent(self, server: int, error: BaseException) -> UnavailableError:
-        return UnavailableError(
-            f"cannot reach storage server {server}: {error}",
-            server=str(server),
-            hint="`crailpy status` lists the servers and whether they are up",
-        )
 
     async def describe(self, server: int) -> dict[str, Any]:
         """What its registration left."""
@@ -253,18 +263,15 @@ class AsyncSession:
 
     async def _reach_once(self, server: int, need: int) -> bool:
         about = await self.describe(server)
-        if not self._shares(about):
+        unix = unix_of(about)
+        if not unix or about["tier"] not in MAPPED_TIERS or self.transport not in (None, "shm"):
             if self.transport == "shm":
-                raise UnavailableError(
-                    f"storage server {server} is not on this host",
-                    server=str(server),
-                    hint="transport='shm' was asked for; leave it out to use TCP",
-                )
+                raise no_shared_memory(server, unix)
             return False
         if need == NEED_SERVER and not self.core.has_server(server):
-            await self._attach_shm(server, about["unix"])
+            await self._attach_shm(server, unix)
         elif need == NEED_WRITABLE and not self.core.is_writable(server):
-            await self._attach_writable(server, about["unix"])
+            await self._attach_writable(server, unix)
         return True
 
     def _credentials(self, role: str) -> dict[str, Any]:
@@ -296,14 +303,14 @@ class AsyncSession:
                 os.close(fd)
 
     async def data_connections(self, server: int) -> DataConnections:
-        """The data connections to a server over TCP."""
+        """The data connections to a server."""
         found = self._data.get(server)
         if found is None:
             about = await self.describe(server)
             fields = self._credentials("data") | {"number": server}
-            found = self._data.setdefault(
-                server, DataConnections(self, (about["host"], about["port"]), fields)
-            )
+            unix = unix_of(about) if self.transport is None else None
+            where = unix or (about["host"], about["port"])
+            found = self._data.setdefault(server, DataConnections(self, where, fields))
         return found
 
     def forget_server(self, server: int) -> None:
@@ -371,10 +378,10 @@ class AsyncSession:
 
 
 class DataConnections:
-    """Connections to one storage server over TCP, each used by one transfer at a time."""
+    """Connections to one storage server, each used by one transfer at a time."""
 
     def __init__(
-        self, session: AsyncSession, where: tuple[str, int], fields: dict[str, Any]
+        self, session: AsyncSession, where: tuple[str, int] | str, fields: dict[str, Any]
     ) -> None:
         self._session = session
         self._where = where
@@ -383,8 +390,9 @@ class DataConnections:
         self._room = asyncio.Semaphore(DATA_CONNECTIONS_MAX)
         self._closed = False
 
-    async def take(self) -> socket.socket:
-        """A connection of our own, to be handed to keep() or end(). Raises OSError."""
+    async def take(self, deadline: float) -> socket.socket:
+        """A connection of our own, to be handed to keep() or end(). Raises OSError, also when the
+        server does not answer until the deadline."""
         await self._room.acquire()
         try:
             while self._free:
@@ -392,8 +400,9 @@ class DataConnections:
                 if sock.fileno() >= 0:
                     return sock
             sock, _ = await channel.connect(
-                self._where, self._fields, token=self._session.token, timeout=HELLO_TIMEOUT
-            )
+                self._where, self._fields, token=self._session.token,
+                timeout=min(HELLO_TIMEOUT, deadline - self._session.loop.time()),
+            )  # fmt: skip
         except BaseException:
             self._room.release()
             raise

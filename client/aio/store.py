@@ -15,7 +15,6 @@ from crailpy.errors import (
 
 from .. import requests
 from ..connection import TIMEOUT_DEFAULT
-from ..store import INLINE_MAX
 from .connection import Limit
 from .lifetimes import AsyncLifetimes
 from .tree import AsyncTree
@@ -62,22 +61,29 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
         """Cuts the value to `size` bytes, or fills it up with zeros; see `Store.truncate`."""
         deadline = self._deadline(timeout)
         size = requests.unsigned(size, "size")
-        within_node = size <= INLINE_MAX
-        while True:
+        if size <= requests.INLINE_MAX:
             try:
-                if within_node:
-                    await self._run(requests.truncate(path, size), timeout)
-                    return
-                async with await self.open(path, "r+b", timeout=timeout) as file:
-                    await file.truncate(size)
+                await self._run(requests.truncate(path, size), timeout)
                 return
             except InvalidArgumentError:
-                if not within_node:
-                    raise
-                within_node = False  # the value lies in extents
-            except VersionConflictError:  # it was changed meanwhile
-                if self._session.loop.time() >= deadline:
-                    raise
+                pass  # the value lies in extents
+        if self._circuit is None:
+            await self._truncate_by_file(path, size, deadline)
+        else:
+            breaker: Any = self._changes
+            await breaker.write(None, 1, self._truncate_by_file, path, size, deadline)
+
+    async def _truncate_by_file(self, path: str, size: int, deadline: float) -> None:
+        async with Limit(deadline, path):
+            while True:
+                try:
+                    left = max(0.0, deadline - self._session.loop.time())
+                    async with await self.open(path, "r+b", timeout=left) as file:
+                        await file.truncate(size)
+                    return
+                except VersionConflictError:  # it was changed meanwhile
+                    if self._session.loop.time() >= deadline:
+                        raise
 
     async def touch(
         self,
@@ -90,7 +96,9 @@ class AsyncStore(AsyncValues, AsyncTree, AsyncLifetimes):
     ) -> None:
         """Makes an empty value where there is nothing; see `Store.touch`."""
         try:
-            await self.put(path, b"", if_absent=True, parents=parents, timeout=timeout, **placement)
+            _, flags, base = self._conditions(True, None, parents)
+            lane = self._changes if exist_ok else self._certain
+            await self._put(lane, path, b"", flags, base, timeout, placement)
         except (ExistsError, IsContainerError):
             if not exist_ok:
                 raise

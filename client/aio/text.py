@@ -7,7 +7,7 @@ import io
 import os
 from typing import TYPE_CHECKING
 
-from crailpy.errors import ClosedError
+from crailpy.errors import ClosedError, InvalidArgumentError
 
 from ..files import BUFFER_BYTES
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .files import AsyncFile
 
 CHUNK_BYTES = 8192  # decoded at once, as by io.TextIOWrapper
+_U64 = (1 << 64) - 1
 
 
 class AsyncText:
@@ -49,6 +50,8 @@ class AsyncText:
         self._began = False  # what the encoder says at the start (a byte order mark) is settled
         self._unwritten = bytearray()
         self._chars = ""  # decoded and not read
+        self._mark = (0, 0)  # a byte, and the decoder's state before it
+        self._since_mark = 0  # characters decoded since
 
     # -- what it is ------------------------------------------------------------------
 
@@ -79,7 +82,7 @@ class AsyncText:
         return self.buffer.writable()
 
     def seekable(self) -> bool:
-        return True
+        return self.buffer.seekable()
 
     def _check(self, may: bool, what: str) -> None:
         if self.closed:
@@ -91,13 +94,25 @@ class AsyncText:
 
     async def _more(self, size: int = CHUNK_BYTES) -> bool:
         """Decodes so many bytes more; False: that was all."""
-        data = await self.buffer.read(size)
-        self._chars += self._decoder.decode(data, not data)
+        if not self._chars:
+            self._set_mark()
+        data = await self.buffer._read(size)
+        chars = self._decoder.decode(data, not data)
+        self._chars += chars
+        self._since_mark += len(chars)
+        if not data:
+            await self.buffer._delivered()
         return bool(data)
+
+    def _set_mark(self) -> None:
+        """Where decoding can begin again: all before it was read."""
+        undecoded, state = self._decoder.getstate()
+        self._mark = (self.buffer.tell() - len(undecoded), state)
+        self._since_mark = 0
 
     async def read(self, size: int | None = -1) -> str:
         """Up to `size` characters, fewer only at the end; -1: all the rest."""
-        self._check(self.readable(), "readable")
+        self._check(self.buffer._mode.reads, "readable")
         await self._write_out()
         if size is None or size < 0:
             rest = await self.buffer.read()
@@ -117,7 +132,7 @@ class AsyncText:
 
     async def readline(self) -> str:
         """Up to and with the next end of a line; "" at the end."""
-        self._check(self.readable(), "readable")
+        self._check(self.buffer._mode.reads, "readable")
         await self._write_out()
         start = 0
         while not (end := self._line_end(start)):
@@ -128,6 +143,10 @@ class AsyncText:
         line, self._chars = self._chars[:end], self._chars[end:]
         return line
 
+    async def readlines(self) -> list[str]:
+        """The rest, line by line."""
+        return [line async for line in self]
+
     async def __aiter__(self) -> AsyncIterator[str]:
         while line := await self.readline():
             yield line
@@ -136,7 +155,7 @@ class AsyncText:
 
     async def write(self, text: str) -> int:
         """Writes all of `text`; returns its characters."""
-        self._check(self.writable(), "writable")
+        self._check(self.buffer._mode.writes, "writable")
         if not isinstance(text, str):
             raise TypeError(f"text is a str, not {type(text).__name__}")
         if not self._began:
@@ -171,21 +190,46 @@ class AsyncText:
         await self._write_out()
         await self.buffer.flush()
 
-    async def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Goes to the start (0) or to the end (0, io.SEEK_END): elsewhere characters have no
-        number. Returns the byte."""
+    def tell(self) -> int:
+        """Where it stands, for `seek`: a number that says nothing else, as in io.TextIOBase."""
         self._check(True, "")
-        if offset or whence not in (io.SEEK_SET, io.SEEK_END):
-            raise io.UnsupportedOperation("text: seek to its start or to its end")
+        if self._unwritten:
+            return self.buffer.tell() + len(self._unwritten)
+        if not self._chars:
+            self._set_mark()
+        position, state = self._mark
+        return position | (self._since_mark - len(self._chars)) << 64 | state << 128
+
+    async def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to where `tell` was asked, to the start (0), to the end (0, io.SEEK_END), or nowhere
+        (0, io.SEEK_CUR): other places have no number. Returns what `tell` gives there. Raises
+        InvalidArgumentError, UnsupportedOperation, OSError (what lies there is no such place)."""
+        self._check(True, "")
+        if whence != io.SEEK_SET and (offset or whence not in (io.SEEK_CUR, io.SEEK_END)):
+            raise io.UnsupportedOperation("text: seek to its start, its end, or where tell() was")
+        if offset < 0:
+            raise InvalidArgumentError(f"cannot seek to {offset}", path=self.name)
+        if whence == io.SEEK_CUR:
+            return self.tell()
         await self._write_out()
         self._forget_chars()
         self._encoder.reset()
         self._began = False
-        return await self.buffer.seek(0, whence)
+        if whence == io.SEEK_END:
+            return await self.buffer.seek(0, whence)
+        position, skip, state = offset & _U64, offset >> 64 & _U64, offset >> 128
+        await self.buffer.seek(position)
+        if offset:  # else it begins, as _forget_chars() has left it
+            self._decoder.setstate((b"", state))
+        while len(self._chars) < skip:
+            if not await self._more():
+                raise OSError("the text is not what it was when tell() was asked")
+        self._chars = self._chars[skip:]
+        return offset
 
     async def truncate(self, size: int | None = None) -> int:
         """Cuts it to `size` bytes (None: to where it stands); see `AsyncFile.truncate`."""
-        self._check(self.writable(), "writable")
+        self._check(self.buffer._mode.writes, "writable")
         await self._write_out()
         return await self.buffer.truncate(size)
 
@@ -200,6 +244,7 @@ class AsyncText:
         except BaseException:
             await self.buffer.discard()
             raise
+        self.buffer._unread |= len(self._chars) + len(self._decoder.getstate()[0])
         await self.buffer.close()
 
     async def discard(self) -> None:

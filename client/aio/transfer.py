@@ -16,12 +16,14 @@ import asyncio
 import math
 import socket
 from errno import ENOBUFS
+from functools import partial
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crailpy import native
 from crailpy.errors import (
     CrailError,
+    DataLostError,
     NoMemoryError,
     OutOfSpaceError,
     ProtocolError,
@@ -30,11 +32,17 @@ from crailpy.errors import (
     from_status,
 )
 
-from ..session import NEED_SERVER, NEED_WRITABLE
+from ..connection import STATUS_TIMEOUT
+from ..extents import EXTENTS_MAX, GRANULE
+from ..files import ELSEWHERE_TRIES
+from ..placement import avoiding
+from ..session import NEED_SERVER, NEED_WRITABLE, RETRY_FIRST, RETRY_MAX, explain_space, server_away
+from .session import Away, OutOfDate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from .connection import Limit
     from .session import AsyncSession
 
     #: version, size, kind, flags, count, data of a result
@@ -45,22 +53,27 @@ REQUEST_BYTES = 16 << 20  # of one request over TCP
 GRANT_AHEAD_BYTES_MAX = 16 << 20  # larger values pay one more request instead of holding space
 GRANTS_MAX = 8  # held ahead
 GRANTS_BYTES_MAX = 32 << 20
-GRANULE = 4096
+REACH_S = 0.25  # for a server in whose place another will do
 
 _EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
 _DATA_REQUEST = Struct("<IHHQ32sQQ")  # magic, code, flags, id, extent, offset, length
 _DATA_REPLY = Struct("<IiQQQ")  # magic, status, id, length, -
 _DATA_MAGIC = 0x31445243
-_READ, _WRITE = 1, 2
+_READ, _WRITE, _FLUSH = 1, 2, 3
 _DONE, _AGAIN = 0, 3  # of Copy.step(), beside NEED_SERVER and NEED_WRITABLE
 _STALE = -StaleLocationError.status
 _COMMIT, _ALLOC, _RELEASE = 17, 18, 19
-_GRANT_AGAIN, _WAIT = 1 << 6, 1 << 8
+_GRANT_AGAIN, _ONE_EXTENT, _WAIT, _IF_PLENTY = 1 << 6, 1 << 7, 1 << 8, 1 << 13
 
 
-class OutOfDate(Exception):
-    """The location is not the value's any more, or its server cannot be reached just now: ask the
-    namenode again."""
+class Making(NamedTuple):
+    """How a value is made: flags and struct crail_options of wire.h, the version that it takes the
+    place of where the flags ask for one, and seconds to wait for space."""
+
+    flags: int = 0
+    options: bytes = b""
+    if_version: int = 0
+    wait_space: float = 0.0
 
 
 def extents_of(result: Result) -> list[bytes]:
@@ -78,6 +91,11 @@ def room_of(extent: bytes) -> int:
     """Bytes that fit."""
     granules: int = _EXTENT.unpack(extent)[3]
     return granules * GRANULE
+
+
+def capacity(extents: list[bytes]) -> int:
+    """Bytes that fit into all of them."""
+    return sum(map(room_of, extents))
 
 
 def runs(extents: list[bytes], offset: int, length: int) -> Iterator[tuple[bytes, int, int, int]]:
@@ -115,14 +133,15 @@ class Transfers:
     async def read(
         self, extents: list[bytes], offset: int, buffer: Any, size: int, deadline: float
     ) -> None:
-        """Fills `buffer`, of `size` bytes, from byte `offset` of the value on. Raises OutOfDate."""
+        """Fills `buffer`, of `size` bytes, from byte `offset` of the value on. The deadline is for
+        reaching its servers. Raises OutOfDate, and Away."""
         await self._move(extents, offset, buffer, size, False, deadline)
 
     async def write(
         self, extents: list[bytes], offset: int, data: Any, size: int, deadline: float
     ) -> None:
-        """The other way round. Raises OutOfDate. Whatever it raises, bytes may be under way over
-        TCP: the extents must be released, and not be written again."""
+        """The other way round. Whatever it raises, bytes may be under way over TCP: release the
+        extents, or write the same bytes again and no others."""
         await self._move(extents, offset, data, size, True, deadline)
 
     async def _move(
@@ -138,7 +157,7 @@ class Transfers:
             for extent, within, at, n in runs(extents, offset, size):
                 with flat[at : at + n] as part:
                     if not await self._copy(extent, within, part, is_write, deadline):
-                        await self._transmit(extent, within, part, is_write)
+                        await self._transmit(extent, within, part, is_write, deadline)
 
     async def _copy(
         self, extent: bytes, within: int, part: memoryview, is_write: bool, deadline: float
@@ -163,15 +182,26 @@ class Transfers:
             copy.close()
         return True
 
-    async def _transmit(self, extent: bytes, within: int, part: memoryview, is_write: bool) -> None:
-        """One run over TCP."""
+    async def _transmit(
+        self, extent: bytes, within: int, part: memoryview, is_write: bool, deadline: float
+    ) -> None:
+        """One run over a data connection."""
+        exchange = self._send if is_write else self._receive
+        await self._converse(extent, lambda sock: exchange(sock, extent, within, part), deadline)
+
+    async def _converse(
+        self,
+        extent: bytes,
+        exchange: Callable[[socket.socket], Awaitable[int]],
+        deadline: float,
+    ) -> None:
+        """Lets `exchange`, which gives a status, have a data connection to the extent's server."""
         server = _EXTENT.unpack(extent)[0]
         try:
             connections = await self._session.data_connections(server)
-            sock = await connections.take()
+            sock = await connections.take(deadline)
             try:
-                exchange = self._send if is_write else self._receive
-                status = await exchange(sock, extent, within, part)
+                status = await exchange(sock)
             except BaseException:
                 connections.end(sock)
                 raise
@@ -180,8 +210,7 @@ class Transfers:
             if isinstance(error, CrailError):
                 raise
             self._session.forget_server(server)
-            await asyncio.sleep(0.01)
-            raise OutOfDate from error
+            raise Away(server_away(server, error)) from error
         if status == _STALE:
             raise OutOfDate
         if status:
@@ -240,6 +269,18 @@ class Transfers:
                 raise ConnectionResetError("the storage server closed the connection")
             at += n
 
+    async def flush(self, extents: list[bytes], deadline: float) -> None:
+        """Makes what was written into the extents durable, where they lie on a disk: before a
+        commit that promises so. Raises OutOfDate, DataLostError, OutOfSpaceError."""
+        for extent in extents:
+            if not self._session.core.has_server(_EXTENT.unpack(extent)[0]):
+                await self._converse(extent, partial(self._send_flush, extent), deadline)
+
+    async def _send_flush(self, extent: bytes, sock: socket.socket) -> int:
+        head = _DATA_REQUEST.pack(_DATA_MAGIC, _FLUSH, 0, 0, extent, 0, 0)
+        await self._session.loop.sock_sendall(sock, head)
+        return await self._reply(sock, 0, 0)
+
     # -- views -------------------------------------------------------------------------
 
     async def pin(
@@ -261,22 +302,14 @@ class Transfers:
 
     # -- writing --------------------------------------------------------------------------
 
-    async def put(
-        self,
-        key: str,
-        data: Any,
-        size: int,
-        flags: int,
-        options: bytes,
-        if_version: int,
-        wait_space: float,
-        deadline: float,
-    ) -> int:
-        """Space, bytes, commit: the new version. Raises as Store.put."""
+    async def put(self, key: str, parts: list[native.Flat], how: Making, limit: Limit) -> int:
+        """Space, bytes, commit: the new version. The value is the parts in order. Raises as
+        Store.put."""
+        size = sum(memoryview(part).nbytes for part in parts)
         while True:
-            extents = await self._grant(key, size, options, wait_space)
+            extents = await self._grant(key, size, how.options, how.wait_space)
             try:
-                await self._move(extents, 0, data, size, True, deadline)
+                await self._write_somewhere(key, extents, parts, how.options, limit)
             except OutOfDate:
                 self.release(extents)
                 await asyncio.sleep(0)
@@ -285,10 +318,68 @@ class Transfers:
                 self._give_back(extents, at_rest=self._is_shared(extents))
                 raise
             try:
-                return await self.commit(key, extents, size, flags, options, if_version, ahead=True)
+                return await self.commit(key, extents, size, how, ahead=True)
             except StaleLocationError:
                 self.release(extents)  # some of it may be ours still
                 await asyncio.sleep(0)
+
+    async def _write_somewhere(
+        self,
+        key: str,
+        extents: list[bytes],
+        parts: list[native.Flat],
+        options: bytes,
+        limit: Limit,
+    ) -> None:
+        """Writes to what was granted. Where its server is away, or its disk refuses, other extents
+        take their place in the list; where there are none, the server is waited for, and a disk is
+        not. Raises OutOfDate, and what the disk's server said."""
+        pause, tries = RETRY_FIRST, 0
+        while True:
+            early = tries < ELSEWHERE_TRIES
+            until = self.early(limit.deadline) if early else limit.deadline
+            try:
+                at = 0
+                for part in parts:
+                    n = memoryview(part).nbytes
+                    await self._move(extents, at, part, n, True, until)
+                    at += n
+                return
+            except Away as away:
+                limit.reason = away.error
+            except (DataLostError, OutOfSpaceError) as refusal:
+                elsewhere = avoiding(options, int(refusal.server or 0))
+                if not early or not await self.exchange(extents, elsewhere):
+                    raise
+                tries += 1
+                continue
+            tries += 1
+            if early and await self.exchange(extents, options):
+                continue
+            tries = ELSEWHERE_TRIES
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_MAX)
+
+    def early(self, deadline: float) -> float:
+        """Until when a server is waited for in whose place another will do."""
+        now = self._session.loop.time()
+        return now + min(REACH_S, max(0.0, deadline - now) / 4)
+
+    async def exchange(self, extents: list[bytes], options: bytes) -> bool:
+        """Other extents, of the same size, in the place of these, which nothing good was written
+        to. False: there are none. The old ones go only then, so that they are not granted again."""
+        flags = _ONE_EXTENT if len(extents) == 1 else 0
+        future = self._ask(capacity(extents), flags, options, 0, 0, False)
+        try:
+            others = await self._space(future)
+        except asyncio.CancelledError:
+            self._leave(future)
+            raise
+        if not others:
+            return False
+        self.release(extents)
+        extents[:] = others
+        return True
 
     def _is_shared(self, extents: list[bytes]) -> bool:
         """Do all of them lie in shared memory? Then only our own copies reach them, and those have
@@ -302,15 +393,56 @@ class Transfers:
                 return [held]
         return await self.allocate(key, size, options, wait_space)
 
-    async def allocate(self, key: str, size: int, options: bytes, wait_space: float) -> list[bytes]:
+    async def extend(
+        self,
+        key: str,
+        sizes: list[int],
+        missing: int,
+        options: bytes,
+        wait_space: float,
+        like: int,
+    ) -> list[bytes]:
+        """The next extents of a value that grows, in one request: for sizes[0] bytes, and, while
+        space is plenty, for the others. Without space for sizes[0], for `missing` bytes. `like`: a
+        server in whose place they should lie, or 0. Raises OutOfSpaceError."""
+        asked = [
+            self._ask(size, _IF_PLENTY if i else 0, options, like, 0, False)
+            for i, size in enumerate(sizes)
+        ]
+        first: list[bytes] = []
+        ahead: list[bytes] = []
+        try:
+            first += await self._space(asked[0])
+            for at in range(1, len(asked)):
+                ahead += await self._space(asked[at])
+        except BaseException:
+            for future in asked:
+                self._leave(future)
+            raise
+        if first:
+            return first + ahead
+        self.release(ahead)
+        return await self.allocate(key, missing, options, wait_space, like)
+
+    async def allocate(
+        self, key: str, size: int, options: bytes, wait_space: float, like: int = 0
+    ) -> list[bytes]:
         """Extents for `size` bytes, the caller's to commit or to release. Raises
         OutOfSpaceError."""
         alone = False
         while True:
+            ms = math.ceil(wait_space * 1000) if alone else 0
+            future = self._ask(size, _WAIT if ms else 0, options, like, ms, alone)
             try:
-                return await self._request(key, size, options, wait_space if alone else 0.0, alone)
-            except OutOfSpaceError:
+                result = await asyncio.shield(future)
+                return extents_of((0, size, *result[2:]))
+            except asyncio.CancelledError:
+                self._leave(future)
+                raise
+            except OutOfSpaceError as error:
+                error.path = key
                 if alone:
+                    await self._explain_space(error)
                     raise
             if self._grants:  # what we hold ahead goes first
                 held_ahead = self._grants[:]
@@ -319,23 +451,33 @@ class Transfers:
             # Alone in its frame it waits at the namenode for what is on its way back.
             alone = True
 
-    async def _request(
-        self, key: str, size: int, options: bytes, wait_space: float, alone: bool
-    ) -> list[bytes]:
-        ms = math.ceil(wait_space * 1000)
+    async def _explain_space(self, error: OutOfSpaceError) -> None:
+        try:
+            async with asyncio.timeout(STATUS_TIMEOUT):
+                explain_space(error, await self._session.admin("status", {}))
+        except (CrailError, OSError):
+            pass
+
+    def _ask(
+        self, size: int, flags: int, options: bytes, like: int, ms: int, alone: bool
+    ) -> asyncio.Future[Result]:
         future, _ = self._session.space.native.call(
-            _ALLOC, _WAIT if ms else 0, None, b"", options, ms, 0, size, alone, math.inf
+            _ALLOC, flags, None, b"", options, ms, like, size, alone, math.inf
         )
+        return future
+
+    async def _space(self, future: asyncio.Future[Result]) -> list[bytes]:
+        """What was granted; nothing where there is no space."""
         try:
             result = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if not future.cancelled() and not self._session.space.native.withdraw(future):
-                future.add_done_callback(self._nobody_took)
-            raise
-        except OutOfSpaceError as error:
-            error.path = key
-            raise
-        return extents_of((0, size, *result[2:]))
+        except OutOfSpaceError:
+            return []
+        return extents_of((0, 0, *result[2:]))
+
+    def _leave(self, future: asyncio.Future[Result]) -> None:
+        """Nobody wants this grant any more."""
+        if not future.cancelled() and not self._session.space.native.withdraw(future):
+            future.add_done_callback(self._nobody_took)
 
     def _nobody_took(self, future: asyncio.Future[Result]) -> None:
         """A grant whose caller had given up."""
@@ -347,20 +489,19 @@ class Transfers:
         key: str,
         extents: list[bytes],
         size: int,
-        flags: int,
-        options: bytes,
-        if_version: int,
+        how: Making,
         *,
         ahead: bool = False,
     ) -> int:
         """Publishes what was written; `ahead`: and gets a grant of that size for the next. The
         extents are given back if that fails, but for StaleLocationError."""
-        again = ahead and size <= GRANT_AHEAD_BYTES_MAX and len(extents) == 1 and not options
+        flags = how.flags
+        again = ahead and size <= GRANT_AHEAD_BYTES_MAX and len(extents) == 1 and not how.options
         if again and self._has_room(size + size // 4 + 2 * GRANULE):
             flags |= _GRANT_AGAIN
         changes = self._session.changes.native
         future, _ = changes.call(
-            _COMMIT, flags, key, b"".join(extents), options, len(extents), if_version, size,
+            _COMMIT, flags, key, b"".join(extents), how.options, len(extents), how.if_version, size,
             False, math.inf,
         )  # fmt: skip
         try:
@@ -426,7 +567,8 @@ class Transfers:
 
     def release(self, extents: list[bytes]) -> None:
         """Gives them back to the namenode, which waits for what is on its way into them."""
-        if not self._session.closed:  # else they go with the session
+        while extents and not self._session.closed:  # else they go with the session
+            some, extents = extents[:EXTENTS_MAX], extents[EXTENTS_MAX:]
             self._session.changes.native.post(
-                _RELEASE, 0, None, b"".join(extents), b"", len(extents), 0, 0
+                _RELEASE, 0, None, b"".join(some), b"", len(some), 0, 0
             )

@@ -30,26 +30,45 @@ class AsyncTree(AsyncConnection):
 
     async def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
         """Facts about a node. Raises NotFoundError."""
-        info: NodeInfo = await self._run(requests.stat(path, None, self._kept), timeout)
+        ask = requests.stat(path, self._tiers.get, self._kept)
+        info: NodeInfo = await self._run(ask, timeout)
+        if await self._learn_tiers([info]):
+            info = await self._run(ask, timeout)
         return info
+
+    async def _learn_tiers(self, infos: Iterable[NodeInfo | None]) -> bool:
+        """Asks for the tiers of servers that are named for the first time. False: there were none,
+        or nobody can say."""
+        learned = False
+        for server in {i.locations[0]["server"] for i in infos if i and i.locations}:
+            if server not in self._tiers:
+                try:
+                    self._tiers[server] = (await self._session.describe(server))["tier"]
+                    learned = True
+                except CrailError:
+                    pass
+        return learned
 
     async def stat_many(
         self, paths: Iterable[str], *, timeout: float | None = None
     ) -> list[NodeInfo | None]:
         """Facts about each path, in order; see `Store.stat_many`."""
-        paths = list(paths)
+        paths = requests.several(paths)
         each = requests.stat("")
         results = await self._reads.call_many(each.code, each.flags, paths, timeout)
-        return all_or_batch_error(
-            [
+
+        def infos() -> list[Any]:
+            return [
                 None
-                if isinstance(r, NotFoundError)
+                if isinstance(r, requests.ABSENT_ERRORS)
                 else r
                 if isinstance(r, CrailError)
-                else requests.stat(path, None, self._kept).decode(r)
+                else requests.stat(path, self._tiers.get, self._kept).decode(r)
                 for path, r in zip(paths, results, strict=True)
             ]
-        )
+
+        found = all_or_batch_error(infos())
+        return infos() if await self._learn_tiers(found) else found
 
     async def mkdir(
         self,

@@ -19,11 +19,13 @@ from crailpy.errors import (
 from .. import requests
 from ..connection import all_or_batch_error
 from ..requests import RAISE
+from ..session import RETRY_FIRST, RETRY_MAX
 from .connection import AsyncConnection, Limit, post
-from .transfer import OutOfDate, extents_of
+from .session import Away, OutOfDate
+from .transfer import Making, extents_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from ..requests import Buffer, Result
 
@@ -47,75 +49,79 @@ class AsyncValues(AsyncConnection):
     ) -> int:
         """Stores `data` under `key`, atomically; see `Store.put`. Do not change `data` before it
         returns."""
+        lane, flags, base = self._conditions(if_absent, if_version, parents)
+        return await self._put(lane, key, data, flags, base, timeout, placement)
+
+    def _conditions(
+        self, if_absent: bool, if_version: int | None, parents: bool
+    ) -> tuple[native.AsyncLane, int, int]:
+        """By which lane, flags, the version for if_version: a condition is never dropped."""
+        lane = self._certain if if_absent or if_version is not None else self._changes
         flags = requests.PARENTS if parents else 0
-        if if_absent:
-            flags |= requests.IF_ABSENT
-        if if_version is not None:
-            flags |= requests.IF_VERSION
-            if_version = requests.unsigned(if_version, "if_version")
-        options, wait = self._placed(placement) if placement else (b"", 0.0)
-        try:
-            return await self._put(key, data, flags, options, if_version or 0, wait, timeout)
-        except NotFoundError as error:
-            requests.explain_put(error, parents, placement)
-            raise
+        return lane, *requests.conditions(flags, if_absent, if_version)
 
     async def _put(
         self,
+        lane: native.AsyncLane,
         key: str,
         data: Buffer,
         flags: int,
-        options: bytes,
         if_version: int,
-        wait_space: float,
         timeout: float | None,
+        placement: Mapping[str, Any],
     ) -> int:
-        version = self._changes.put(key, data, flags, options, if_version, timeout)
+        how = self._making(key, flags, if_version, placement)
+        try:
+            return await self._put_as(lane, key, data, how, timeout)
+        except NotFoundError as error:
+            requests.explain_absence(error, bool(flags & requests.PARENTS), how.options)
+            raise
+
+    def _making(
+        self, path: Any, flags: int, if_version: int, placement: Mapping[str, Any]
+    ) -> Making:
+        if not placement and not self._homes:
+            return Making(flags, b"", if_version)
+        options, wait = self._placed(path, placement)
+        return Making(flags, options, if_version, wait)
+
+    async def _put_as(
+        self, lane: native.AsyncLane, key: str, data: Buffer, how: Making, timeout: float | None
+    ) -> int:
+        version = lane.put(key, data, how.flags, how.options, how.if_version, timeout)
         if version is not None:
             return await version
-        return await self._put_large(key, data, flags, options, if_version, wait_space, timeout)
+        return await self._put_large(lane, key, [data], how, timeout)
 
     async def _put_large(
         self,
+        lane: native.AsyncLane,
         key: str,
-        data: Buffer,
-        flags: int,
-        options: bytes,
-        if_version: int,
-        wait_space: float,
+        parts: Sequence[Buffer],
+        how: Making,
         timeout: float | None,
     ) -> int:
-        args = (key, data, flags, options, if_version, wait_space, timeout)
-        if self._circuit is None or flags & requests.QUEUE:
-            return await self._move_large(*args)
-        lane: Any = self._changes
-        version: int = await lane.write(0, 1, self._move_large, *args)
+        """As `_move_large`, unless the lane drops it."""
+        if lane is self._certain:
+            return await self._move_large(key, parts, how, timeout)
+        breaker: Any = lane
+        version: int = await breaker.write(0, 1, self._move_large, key, parts, how, timeout)
         return version
 
     async def _move_large(
-        self,
-        key: str,
-        data: Buffer,
-        flags: int,
-        options: bytes,
-        if_version: int,
-        wait_space: float,
-        timeout: float | None,
+        self, key: str, parts: Sequence[Buffer], how: Making, timeout: float | None
     ) -> int:
-        deadline = self._deadline(timeout) + wait_space
-        flat = native.Flat(data, False)
-        with memoryview(flat) as view:
-            size = view.nbytes
-        async with Limit(deadline, key):
-            return await self._transfers.put(
-                key, flat, size, flags, options, if_version, wait_space, deadline
-            )
+        """The parts are the value, in order."""
+        deadline = self._deadline(timeout) + how.wait_space
+        flat = [native.Flat(part, False) for part in parts]
+        async with Limit(deadline, key) as limit:
+            return await self._transfers.put(key, flat, how, limit)
 
-    @staticmethod
-    def _placed(placement: Mapping[str, Any]) -> tuple[bytes, float]:
-        from ..placement import pack
+    def _placed(self, path: Any, placement: Mapping[str, Any]) -> tuple[bytes, float]:
+        """Options for the wire of what is made at `path`, seconds to wait for space."""
+        from ..placement import at_home, pack
 
-        return pack(**placement)
+        return pack(**at_home(self._homes, path, placement))
 
     async def put_many(
         self,
@@ -128,19 +134,35 @@ class AsyncValues(AsyncConnection):
     ) -> list[int]:
         """Puts every (key, data) in order; see `Store.put_many`."""
         pairs = list(items.items() if hasattr(items, "items") else items)
-        flags = (requests.PARENTS if parents else 0) | (requests.IF_ABSENT if if_absent else 0)
-        options, wait = self._placed(placement) if placement else (b"", 0.0)
+        lane, flags, _ = self._conditions(if_absent, None, parents)
+        if not placement and not self._homes:
+            return all_or_batch_error(await self._put_run(lane, pairs, Making(flags), timeout))
+        from ..placement import runs_at_home
+
+        results: list[Any] = []
+        for path, run in runs_at_home(self._homes, pairs):
+            how = self._making(path, flags, 0, placement)
+            results += await self._put_run(lane, run, how, timeout)
+        return all_or_batch_error(results)
+
+    async def _put_run(
+        self, lane: native.AsyncLane, pairs: list[Any], how: Making, timeout: float | None
+    ) -> list[Any]:
+        """A version or an error for each."""
         results: list[Any] = []
         while True:
-            future, _ = self._changes.put_many(pairs, len(results), flags, options, timeout)
+            future, _ = lane.put_many(pairs, len(results), how.flags, how.options, timeout)
             results += await future
             if len(results) == len(pairs):
-                return all_or_batch_error(results)
-            try:  # a value too large to travel in a vector
-                key, data = pairs[len(results)]
-                results.append(await self._put_large(key, data, flags, options, 0, wait, timeout))
-            except CrailError as error:
+                break
+            try:  # too large to travel in a vector, or nothing that can be put
+                key, data = requests.pair(pairs[len(results)])
+                results.append(await self._put_as(lane, key, data, how, timeout))
+            except requests.FAULTS_OF_ITEM as error:
                 results.append(error)
+        for result in results:
+            requests.explain_absence(result, bool(how.flags & requests.PARENTS), how.options)
+        return results
 
     async def incr(
         self,
@@ -152,15 +174,37 @@ class AsyncValues(AsyncConnection):
         **placement: Any,
     ) -> int:
         """Adds to the counter at `key`, exactly once, and returns the sum; see `Store.incr`."""
-        options, _ = self._placed(placement) if placement else (b"", 0.0)
+        options = b""
+        if placement or self._homes:
+            options, _ = self._placed(key, placement)
         total: int = await self._run(requests.incr(key, by, parents, options), timeout)
         return total
 
-    async def put_object(self, key: str, obj: Any, **options: Any) -> int:
-        """Stores any object that pickles; options as of `put`; see `Store.put_object`."""
+    async def put_object(
+        self,
+        key: str,
+        obj: Any,
+        *,
+        if_absent: bool = False,
+        if_version: int | None = None,
+        parents: bool = True,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> int:
+        """Stores any object that pickles; see `Store.put_object`. Do not change what it consists of
+        before it returns."""
         from ..objects import dump
 
-        return await self.put(key, b"".join(dump(obj)), **options)
+        parts = dump(obj)
+        lane, flags, base = self._conditions(if_absent, if_version, parents)
+        if sum(map(len, parts)) <= requests.INLINE_MAX:
+            return await self._put(lane, key, b"".join(parts), flags, base, timeout, placement)
+        how = self._making(key, flags, base, placement)
+        try:
+            return await self._put_large(lane, key, parts, how, timeout)
+        except NotFoundError as error:
+            requests.explain_absence(error, parents, how.options)
+            raise
 
     async def get_object(
         self, key: str, *, wait: float | None = None, timeout: float | None = None
@@ -179,10 +223,10 @@ class AsyncValues(AsyncConnection):
 
     async def delete_many(self, keys: Iterable[str], *, timeout: float | None = None) -> None:
         """Deletes every key; see `Store.delete_many`."""
-        each = requests.delete("", missing_ok=True)
-        results = await self._changes.call_many(each.code, each.flags, list(keys), timeout)
+        each, keys = requests.delete("", missing_ok=True), requests.several(keys)
+        results = await self._changes.call_many(each.code, each.flags, keys, timeout)
         failed = [
-            r if isinstance(r, CrailError) and not isinstance(r, NotFoundError) else None
+            r if isinstance(r, CrailError) and not isinstance(r, requests.ABSENT_ERRORS) else None
             for r in results
         ]
         all_or_batch_error(failed)
@@ -207,7 +251,7 @@ class AsyncValues(AsyncConnection):
             if type(found) is bytes:
                 return found
             return await self._read(key, found, found[6], self._bytes)
-        except NotFoundError:
+        except requests.ABSENT_ERRORS:
             if default is RAISE:
                 raise
             return default
@@ -272,14 +316,14 @@ class AsyncValues(AsyncConnection):
         """The values of `keys` in order, as bytes; see `Store.get_many`."""
         if missing not in ("raise", "none"):
             raise InvalidArgumentError(f'missing={missing!r}: "raise" or "none"')
-        keys = list(keys)  # ours: the caller may change his own meanwhile
+        keys = requests.several(keys)
         values = await self._reads.get_many(keys, missing == "none", timeout)
         for i, found in enumerate(values):
             if type(found) is not tuple:
                 continue
             try:
                 values[i] = await self._read(keys[i], found, found[6], self._bytes)
-            except NotFoundError as error:
+            except requests.ABSENT_ERRORS as error:
                 values[i] = None if missing == "none" else error
             except CrailError as error:
                 values[i] = error
@@ -310,22 +354,37 @@ class AsyncValues(AsyncConnection):
         *,
         is_whole: bool = True,
     ) -> Any:
-        async with Limit(deadline, key):
-            while True:
-                try:
-                    made = await make(result, deadline)
-                    break
-                except OutOfDate:
-                    await asyncio.sleep(0)
-                except UnavailableError as error:
-                    if self._circuit is None:
-                        raise
-                    self._circuit.reads_missed += 1
-                    raise NotFoundError("the store is away", path=key) from error
-                result = await self._call(requests.Request(requests.GET, key), 0, None)
+        try:
+            result, made = await self._made(key, result, deadline, make)
+        except (UnavailableError, DeadlineError) as error:
+            if self._circuit is None:
+                raise
+            self._circuit.reads_missed += 1
+            raise NotFoundError("the store is away", path=key) from error
         if is_whole and result[3] & requests.DELETE_AFTER_READ and type(made) is not native.View:
             await self._delivered(key, result[0])
         return made
+
+    async def _made(
+        self,
+        key: str,
+        result: Result,
+        deadline: float,
+        make: Callable[[Result, float], Awaitable[Any]],
+    ) -> tuple[Result, Any]:
+        """What was made of the value, and the answer that told where it lies."""
+        pause = RETRY_FIRST
+        async with Limit(deadline, key) as limit:
+            while True:
+                try:
+                    return result, await make(result, deadline)
+                except Away as away:  # perhaps it lies elsewhere by now
+                    limit.reason = away.error
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, RETRY_MAX)
+                except OutOfDate:
+                    await asyncio.sleep(0)
+                result = await self._call(requests.Request(requests.GET, key), 0, None)
 
     async def _bytes(self, result: Result, deadline: float) -> bytes:
         return await self._slice(result, 0, result[1], deadline)

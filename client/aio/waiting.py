@@ -157,8 +157,18 @@ class AsyncWatch:
     ) -> None:
         await self.close()
 
-    async def next(self, timeout: float) -> Event:
-        """The next event, within `timeout` seconds: else DeadlineError. Raises ClosedError."""
+    async def next(self, timeout: float | None = None) -> Event:
+        """The next event, within `timeout` seconds (None: the watch's); see `Watch.next`."""
+        limit = self._timeout if timeout is None else timeout
+        if limit is not None:
+            return await self._next(limit, requests.WAY_BACK)
+        while True:
+            try:
+                return await self._next(ROUND, None)
+            except DeadlineError:
+                continue
+
+    async def _next(self, seconds: float, way_back: float | None) -> Event:
         from crailpy.model import Event
 
         while not self._ready:
@@ -166,9 +176,9 @@ class AsyncWatch:
                 raise ClosedError("the watch is closed", path=self.prefix)
             if not self._token:
                 await self._start()
-            request = requests.next_events(self._store._prefix, self._token, self._last, timeout)
+            request = requests.next_events(self._store._prefix, self._token, self._last, seconds)
             try:
-                events, self._last = await self._store._run(request, self._timeout)
+                events, self._last = await self._store._run(request, way_back)
             except (NotFoundError, SessionLostError):
                 if self._closed:
                     continue
@@ -181,13 +191,10 @@ class AsyncWatch:
         return self
 
     async def __anext__(self) -> Event:
-        while True:
-            try:
-                return await self.next(ROUND)
-            except DeadlineError:
-                continue
-            except ClosedError:
-                raise StopAsyncIteration from None
+        try:
+            return await self.next()
+        except ClosedError:
+            raise StopAsyncIteration from None
 
     async def close(self) -> None:
         """Ends it. May be called twice."""

@@ -46,6 +46,14 @@ int async_want_flush(AsyncLane *l) {
     return 0;
 }
 
+/* Is it what a key can be? If not, TypeError is set. */
+static bool check_key(PyObject *key) {
+    if (PyUnicode_Check(key))
+        return true;
+    PyErr_Format(PyExc_TypeError, "a key is a str like '/job/part-0', not %R", (PyObject *)Py_TYPE(key));
+    return false;
+}
+
 /* The path's bytes; NULL with an exception set. *n without the prefix, which the root of a namespace goes without, and
  * what is no path has none: so it is refused by the namenode, among many by itself. */
 static const char *path_of(AsyncLane *l, PyObject *key, Py_ssize_t *n, uint16_t *prefix) {
@@ -53,10 +61,8 @@ static const char *path_of(AsyncLane *l, PyObject *key, Py_ssize_t *n, uint16_t 
     *n = 0;
     if (key == Py_None)
         return "";
-    if (!PyUnicode_Check(key)) {
-        PyErr_Format(PyExc_TypeError, "a key is a str like '/job/part-0', not %R", (PyObject *)Py_TYPE(key));
+    if (!check_key(key))
         return NULL;
-    }
     const char *s = PyUnicode_AsUTF8AndSize(key, n);
     if (!s)
         PyErr_Clear(); /* lone surrogates: no UTF-8 */
@@ -155,7 +161,7 @@ static PyObject *lane_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     s.op.flags = (uint16_t)PyLong_AsLong(args[2]);
     s.op.arg0 = PyLong_AsUnsignedLongLong(args[4]);
     if (PyErr_Occurred() || take_options(&s, args[3]) || set_deadline(l, &s, args[5]) || check_usable(l) ||
-        PyObject_GetBuffer(args[1], &b, PyBUF_C_CONTIGUOUS))
+        !check_key(args[0]) || PyObject_GetBuffer(args[1], &b, PyBUF_C_CONTIGUOUS))
         return NULL;
     PyObject *r;
     if ((uint64_t)b.len > l->core->options.inline_max) {
@@ -281,23 +287,25 @@ static PyObject *lane_call_many(PyObject *self, PyObject *const *args, Py_ssize_
     return PyErr_Occurred() ? NULL : submit_keys(l, &s, args[2]);
 }
 
-/* How many of items[from...] are pairs whose data travels inline; -1 for what is no pair. */
-static Py_ssize_t count_inline(AsyncLane *l, PyObject *items, Py_ssize_t from) {
-    Py_ssize_t n = PyList_Size(items), i = from;
-    for (; i < n; i++) {
-        Py_buffer b;
-        PyObject *item = PyList_GetItem(items, i);
-        if (!PyTuple_Check(item) || PyTuple_Size(item) != 2) {
-            PyErr_SetString(PyExc_TypeError, "put_many takes pairs of key and data");
-            return -1;
-        }
-        if (PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b, PyBUF_C_CONTIGUOUS))
-            return -1;
-        bool fits = (uint64_t)b.len <= l->core->options.inline_max;
-        PyBuffer_Release(&b);
-        if (!fits)
-            break;
+/* Is it a pair of a key and of data that travels inline? Whatever is wrong with it, put() will say. */
+static bool is_inline_item(const AsyncLane *l, PyObject *item) {
+    Py_buffer b;
+    if (!PyTuple_Check(item) || PyTuple_Size(item) != 2 || !PyUnicode_Check(PyTuple_GetItem(item, 0)))
+        return false;
+    if (PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b, PyBUF_C_CONTIGUOUS)) {
+        PyErr_Clear();
+        return false;
     }
+    bool fits = (uint64_t)b.len <= l->core->options.inline_max;
+    PyBuffer_Release(&b);
+    return fits;
+}
+
+/* How many of items[from...], up to the first that has to be put by itself. */
+static Py_ssize_t count_inline(const AsyncLane *l, PyObject *items, Py_ssize_t from) {
+    Py_ssize_t n = PyList_Size(items), i = from;
+    while (i < n && is_inline_item(l, PyList_GetItem(items, i)))
+        i++;
     return i - from;
 }
 
@@ -315,7 +323,8 @@ static int submit_item(AsyncLane *l, struct submission *s, PyObject *item, Async
 }
 
 /* put_many(items: list of (key, data), from, flags, options, timeout) -> (future of a list: version or CrailError each,
- * how many): items[from...] up to the end or to the first that is too large to travel inline */
+ * how many): items[from...] up to the end or to the first that is to be put by itself: it is too large to travel
+ * inline, or there is something wrong with it */
 static PyObject *lane_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     AsyncLane *l = (AsyncLane *)self;
     struct submission s = {.op = {.code = CRAIL_OP_PUT}, .decode = DECODE_VERSION};

@@ -142,7 +142,7 @@ static void take_result(AsyncLane *l, struct crail_flow_entry *e, const struct c
     if (!e->waiter)
         return;
     PyObject *value = NULL, *error = NULL;
-    if (r->status == -CRAIL_E_NOT_FOUND && (e->decode & DECODE_MISSING_NONE))
+    if ((e->decode & DECODE_MISSING_NONE) && call_is_absent(r->status))
         value = Py_NewRef(Py_None);
     else if (r->status)
         error = async_error(l, r->status, e, r->server);

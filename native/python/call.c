@@ -145,13 +145,43 @@ static int find_sequence(struct call *c) {
     if (!r)
         return -1;
     c->lane->seq_last = r->version;
+    return 0;
+}
+
+/* What a call was granted that had given up: the last number that was executed is that request's, so that it is
+ * answered from the namenode's record, whatever is asked under it. What it brought goes back. */
+static int take_back(struct call *c) {
+    struct call plain = {.self = c->self, .lane = c->lane}; /* no options, no waiting */
+    const void *data;
+    struct crail_extent extents[CRAIL_EXTENTS_MAX];
+    uint32_t n = 0;
+    T->lane_begin(c->lane);
+    if (call_plain_op(&plain, CRAIL_OP_ALLOC, NULL, 0, 0))
+        return -1;
+    c->lane->seq_last--; /* the same again */
+    if (call_exchange(c))
+        return -1;
+    const struct crail_result *r = call_result(c, &data);
+    if (!r || (!r->status && r->count && call_extents(c, r, data, extents, &n)))
+        return -1;
+    T->lane_begin(c->lane);
+    return n && (call_plain_op(&plain, CRAIL_OP_RELEASE, extents, n, 0) || call_exchange(c)) ? -1 : 0;
+}
+
+/* A lane whose last request ended without its reply, on a new connection in the same session. */
+static int settle_lane(struct call *c) {
+    if (find_sequence(c))
+        return -1;
+    if (c->lane->seq_given_up && c->lane->seq_given_up == c->lane->seq_last && take_back(c))
+        return -1;
+    c->lane->seq_given_up = 0; /* a later one was executed, or it never was */
     c->lane->is_lost = false;
     return 0;
 }
 
 static int connect_lane(struct call *c) {
     T->lane_begin(c->lane);
-    if (!open_lane(c, false, 0) && (!c->lane->is_lost || !find_sequence(c)))
+    if (!open_lane(c, false, 0) && (!c->lane->is_lost || !settle_lane(c)))
         return 0;
     if (c->lane)
         discard_lane(c);
@@ -397,6 +427,7 @@ int call_attach(struct call *c, uint32_t server, int need) {
     PyObject *r = PyObject_CallMethod(c->self->owner, "_attach", "IIid", server, c->lane->number, need, until);
     Py_XDECREF(r);
     c->is_unreachable = !r && c->gives_up_early && PyErr_ExceptionMatches(PyExc_OSError);
+    c->troublesome = server;
     return r ? 0 : -1;
 }
 
@@ -428,6 +459,11 @@ static int serve_need(struct call *c, struct crail_io *io, int rc, int *failures
         return call_fail(c, CRAIL_E_NO_MEMORY, io->server);
     case -ETIMEDOUT:
         return call_fail(c, CRAIL_E_DEADLINE, io->server);
+    case -CRAIL_E_DATA_LOST:
+    case -CRAIL_E_OUT_OF_SPACE:
+        c->is_refused = io->is_write;
+        c->troublesome = io->server;
+        return call_fail(c, -rc, io->server);
     default:
         return call_fail(c, rc <= -CRAIL_STATUS_BASE ? -rc : CRAIL_E_PROTOCOL, io->server);
     }
@@ -476,4 +512,49 @@ int call_transfer_part(struct call *c, const struct crail_extent *extents, uint3
     if (rc == 1 && time_left(c) <= 0)
         rc = call_fail(c, CRAIL_E_DEADLINE, io.server);
     return rc;
+}
+
+/* One extent. As call_flush(). */
+static int flush_one(struct call *c, const struct crail_extent *e) {
+    int failures = 0;
+    for (;;) {
+        int rc;
+        Py_BEGIN_ALLOW_THREADS rc = T->io_flush(c->lane, e, call_deadline(c));
+        Py_END_ALLOW_THREADS if (rc == 0) return 0;
+        if (rc == CRAIL_NEED_SERVER) {
+            if (call_attach(c, e->server, rc))
+                return -1;
+            continue;
+        }
+        T->lane_data_drop(c->lane, e->server);
+        if (rc == -EINTR && PyErr_CheckSignals())
+            return -1;
+        if (rc == -EINTR || (rc == -EPIPE && ++failures == 1))
+            continue;
+        if (rc == -EPIPE || rc == -CRAIL_E_STALE_LOCATION)
+            return 1;
+        return call_fail(c, rc == -ETIMEDOUT ? CRAIL_E_DEADLINE : -rc, e->server);
+    }
+}
+
+int call_flush(struct call *c, const struct crail_extent *extents, uint32_t count) {
+    int rc = 0;
+    for (uint32_t i = 0; i < count && !rc; i++)
+        rc = flush_one(c, &extents[i]);
+    return rc;
+}
+
+int call_parse_extents(PyObject *arg, struct crail_extent *out, uint32_t *count) {
+    Py_buffer b;
+    if (PyObject_GetBuffer(arg, &b, PyBUF_C_CONTIGUOUS))
+        return -1;
+    size_t n = (size_t)b.len / sizeof(*out);
+    bool good = (size_t)b.len % sizeof(*out) == 0 && n <= CRAIL_EXTENTS_MAX;
+    if (good)
+        memcpy(out, b.buf, (size_t)b.len);
+    PyBuffer_Release(&b);
+    *count = (uint32_t)n;
+    if (!good)
+        PyErr_Format(PyExc_ValueError, "not up to %u extents", CRAIL_EXTENTS_MAX);
+    return good ? 0 : -1;
 }

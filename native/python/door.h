@@ -19,6 +19,7 @@
 #define TIMEOUT_NS_MAX (365ll * 86400 * 1000000000)
 #define KEEP_LOCK_BYTES_MAX (64u << 10) /* longer copies and frames give the interpreter's lock up */
 #define KEEP_LOCK_OPS_MAX 64u
+#define CALL_WHOLE_PIECE_MIN (256u << 10) /* shorter pieces of a long value are better copied through the caches */
 #define GRANT_AHEAD_BYTES_MAX (16u << 20) /* larger values pay one more request instead of holding space */
 
 extern const struct crail_hot_table *T; /* the core */
@@ -41,10 +42,12 @@ struct call {
     PyObject *key;       /* borrowed: what `path` was made from, for errors; NULL: the call is about no path */
     const char *path;
     Py_ssize_t path_len;
-    bool gives_up_early; /* who writes may do so elsewhere: a server is not waited for up to the deadline */
-    bool is_unreachable; /* and one was not reached; the exception says why */
-    bool was_restarted;  /* a transfer was: an earlier data connection may still bring bytes */
-    uint32_t wait_ms;    /* how long the namenode may set the request aside (CRAIL_OPF_WAIT), 0: not at all */
+    bool gives_up_early;  /* who writes may do so elsewhere: a server is not waited for up to the deadline */
+    bool is_unreachable;  /* and one was not reached; the exception says why */
+    bool is_refused;      /* or its disk failed under a write */
+    uint32_t troublesome; /* which server that was */
+    bool was_restarted;   /* a transfer was: an earlier data connection may still bring bytes */
+    uint32_t wait_ms;     /* how long the namenode may set the request aside (CRAIL_OPF_WAIT), 0: not at all */
     bool has_options;
     struct crail_options options; /* of the node that is made */
 };
@@ -79,6 +82,11 @@ int64_t call_deadline(struct call *c);
 /* Moves a range of a value between its extents and the buffer. 1: the location is out of date, ask again. */
 int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
                   uint64_t offset, uint64_t length, void *buffer, bool is_write);
+/* The extents of a value as the caller keeps them, at most CRAIL_EXTENTS_MAX. 0, or -1. */
+int call_parse_extents(PyObject *arg, struct crail_extent *out, uint32_t *count);
+/* Makes what was written into the extents durable, where they lie on a disk: before a COMMIT that promises so. 1: a
+ * location is out of date. */
+int call_flush(struct call *c, const struct crail_extent *extents, uint32_t count);
 /* In a forked child: has the owner open a session of its own first. */
 int call_follow_fork(HotClient *self);
 /* The same for a part of a transfer of `whole` bytes: a long one goes around the caches. */
@@ -86,6 +94,11 @@ int call_transfer_part(struct call *c, const struct crail_extent *extents, uint3
                        uint64_t offset, uint64_t length, void *buffer, bool is_write, uint64_t whole);
 /* Has the server attached, by asking the owner. */
 int call_attach(struct call *c, uint32_t server, int need);
+/* Is nothing there? Below a value nothing can be. */
+static inline bool call_is_absent(int status) {
+    return status == -CRAIL_E_NOT_FOUND || status == -CRAIL_E_NOT_CONTAINER;
+}
+
 /* Raises what the status means, with path and server. Returns -1. */
 int call_fail(struct call *c, int status, uint32_t server);
 PyObject *call_error(struct call *c, int status, uint32_t server);
@@ -109,13 +122,17 @@ PyObject *client_get_range(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_get_into(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_put_parts(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_flush(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_pipe(PyObject *self, PyObject *path);
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 
+/* Gives back what this process holds ahead and does not use. 0: nothing; 1: something; -1. */
+int call_release_held(struct call *c);
 /* Tells the owner that all of a value that goes when it was read has been: after the lane was given back. */
 int call_delivered(struct call *c, PyObject *key, uint64_t version);
 

@@ -5,8 +5,6 @@
 
 #include "door.h"
 
-#define WHOLE_PIECE_MIN (256u << 10) /* shorter pieces of a long value are better copied through the caches */
-
 typedef struct {
     PyObject_HEAD HotClient *client;
     PyObject *owner; /* what client->owner only borrows */
@@ -75,22 +73,6 @@ static void end(struct call *c, Pipe *st) {
     st->is_busy = false;
 }
 
-/* The extents of a value as the caller keeps them. 0, or -1. */
-static int parse_extents(PyObject *arg, struct crail_extent *out, uint32_t *count) {
-    Py_buffer b;
-    if (PyObject_GetBuffer(arg, &b, PyBUF_C_CONTIGUOUS))
-        return -1;
-    size_t n = (size_t)b.len / sizeof(*out);
-    bool good = (size_t)b.len % sizeof(*out) == 0 && n <= CRAIL_EXTENTS_MAX;
-    if (good)
-        memcpy(out, b.buf, (size_t)b.len);
-    PyBuffer_Release(&b);
-    *count = (uint32_t)n;
-    if (!good)
-        PyErr_Format(PyExc_ValueError, "not up to %u extents", CRAIL_EXTENTS_MAX);
-    return good ? 0 : -1;
-}
-
 static uint64_t bytes_of(const struct crail_extent *e) {
     return (uint64_t)e->granules * CRAIL_GRANULE;
 }
@@ -156,14 +138,15 @@ static int reach(struct call *c, Pipe *st, uint32_t server) {
 
 /* ---- read and write --------------------------------------------------------- */
 
-/* One extent's part of a write. 0, or as failed(). */
-static int write_part(struct call *c, Pipe *st, const struct crail_extent *e, uint64_t within, uint8_t *data,
-                      uint64_t n, uint64_t whole) {
+/* One extent's part of a write, from byte `at` of the value on. 0, or as failed(). */
+static int write_part(struct call *c, Pipe *st, const struct crail_extent *e, uint64_t within, uint64_t at,
+                      uint8_t *data, uint64_t n, uint64_t whole) {
     int failures = 0;
     for (;;) {
         int rc = reach(c, st, e->server);
         if (rc == BY_MEMORY)
-            return call_transfer_part(c, e, 1, bytes_of(e), within, n, data, true, n < WHOLE_PIECE_MIN ? n : whole);
+            return call_transfer_part(c, e, 1, bytes_of(e), within, n, data, true,
+                                      n < CALL_WHOLE_PIECE_MIN ? n : whole);
         if (rc != BY_TCP)
             return rc;
         if (st->s.asks_count) { /* it was reading */
@@ -171,7 +154,7 @@ static int write_part(struct call *c, Pipe *st, const struct crail_extent *e, ui
             continue;
         }
         do {
-            Py_BEGIN_ALLOW_THREADS rc = T->pipe_write(&st->s, e, within, data, n, call_deadline(c));
+            Py_BEGIN_ALLOW_THREADS rc = T->pipe_write(&st->s, e, within, at, data, n, call_deadline(c));
             Py_END_ALLOW_THREADS
         } while (rc == -EINTR && (rc = interrupted(st)) == 0 && (rc = -EINTR));
         if (rc == 0 || rc == -1)
@@ -188,7 +171,7 @@ static int write_all(struct call *c, Pipe *st, const struct crail_range *v, uint
         part = bytes_of(&v->extents[i]) - within;
         if (part > n - done)
             part = n - done;
-        int rc = write_part(c, st, &v->extents[i], within, data + done, part, v->bytes);
+        int rc = write_part(c, st, &v->extents[i], within, at + done, data + done, part, v->bytes);
         if (rc)
             return rc;
     }
@@ -239,7 +222,7 @@ static int outcome(struct call *c, int rc) {
 /* The first arguments of whatever reads: extents, size, offset. 0, or -1. */
 static int parse_value(PyObject *const *args, struct crail_extent *extents, struct crail_range *v, uint64_t *at) {
     *v = (struct crail_range){.extents = extents};
-    if (parse_extents(args[0], extents, &v->count))
+    if (call_parse_extents(args[0], extents, &v->count))
         return -1;
     v->bytes = PyLong_AsUnsignedLongLong(args[1]);
     *at = PyLong_AsUnsignedLongLong(args[2]);
@@ -299,14 +282,15 @@ static PyObject *pipe_read_bytes(PyObject *self, PyObject *const *args, Py_ssize
     return b;
 }
 
-/* write(extents, offset, data, timeout) -> None */
+/* write(extents, offset, data, timeout, gives_up_early) -> None */
 static PyObject *pipe_write(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {0};
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
     struct crail_range v = {.extents = extents};
     Py_buffer b;
-    if (!call_arguments("write", n, 4) || parse_extents(args[0], extents, &v.count))
+    if (!call_arguments("write", n, 5) || call_parse_extents(args[0], extents, &v.count))
         return NULL;
+    c.gives_up_early = args[4] == Py_True;
     v.bytes = capacity(&v);
     uint64_t at = PyLong_AsUnsignedLongLong(args[1]);
     if (PyErr_Occurred() || PyObject_GetBuffer(args[2], &b, PyBUF_C_CONTIGUOUS))
@@ -337,6 +321,35 @@ static PyObject *pipe_settle(PyObject *self, PyObject *timeout) {
     if (rc)
         return NULL;
     Py_RETURN_NONE;
+}
+
+static int arrived(struct call *c, Pipe *st, uint64_t size, uint64_t *until) {
+    int rc, failures = 1;
+    uint32_t server = st->s.server;
+    do
+        rc = T->pipe_arrived(&st->s, size, until);
+    while (rc == -EINTR && (rc = interrupted(st)) == 0 && (rc = -EINTR));
+    return rc == 0 || rc == -1 ? rc : failed(c, st, rc, server, &failures);
+}
+
+/* arrived(size, timeout) -> int */
+static PyObject *pipe_arrived(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct call c = {0};
+    Pipe *st = (Pipe *)self;
+    if (!call_arguments("arrived", n, 2))
+        return NULL;
+    uint64_t size = PyLong_AsUnsignedLongLong(args[0]), until = size;
+    if (PyErr_Occurred())
+        return NULL;
+    if (st->s.writes) {
+        if (begin(&c, st, args[1]))
+            return NULL;
+        int rc = outcome(&c, arrived(&c, st, size, &until));
+        end(&c, st);
+        if (rc)
+            return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(until);
 }
 
 /* Asks for the first bytes of a range, if they come over TCP. */
@@ -401,8 +414,9 @@ static PyObject *pipe_close(PyObject *self, PyObject *unused) {
 static PyMethodDef pipe_methods[] = {
     FAST(read, "read(extents, size, offset, buffer, timeout) -> int"),
     FAST(read_bytes, "read_bytes(extents, size, offset, length, timeout) -> bytes"),
-    FAST(write, "write(extents, offset, data, timeout): may return while the bytes are on their way"),
+    FAST(write, "write(extents, offset, data, timeout, gives_up_early): may return while the bytes are on their way"),
     FAST(ask, "ask(extents, size, offset, length, timeout): for bytes that will be read, if they come over TCP"),
+    FAST(arrived, "arrived(size, timeout) -> int: so many of the first `size` bytes are there by now"),
     {"settle", pipe_settle, METH_O, "settle(timeout): waits until everything written is there"},
     {"close", pipe_close, METH_NOARGS, "close(): what is on its way comes to nothing. May be called twice."},
     {NULL, NULL, 0, NULL},

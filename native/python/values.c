@@ -1,4 +1,4 @@
-/* get, get_range, get_into, get_view, put: one value each. */
+/* get, get_range, get_into, get_view, put, put_parts: one value each. */
 #include <string.h>
 #include <sys/mman.h>
 
@@ -250,8 +250,7 @@ static int request_grant(struct call *c, uint64_t size, struct grant *g) {
     return r->status ? call_fail(c, r->status, r->server) : call_extents(c, r, data, g->extents, &g->count);
 }
 
-/* Gives back what this process holds ahead and does not use. 0: nothing; 1: something; -1. */
-static int release_held(struct call *c) {
+int call_release_held(struct call *c) {
     struct crail_extent held[CRAIL_EXTENTS_MAX];
     uint32_t n = T->lane_grants_drop(c->lane, held, CRAIL_EXTENTS_MAX);
     if (!n)
@@ -277,7 +276,7 @@ static int allocate(struct call *c, uint64_t size, uint32_t wait_ms, struct gran
     while ((rc = request_grant(c, size, g)) > 0) {
         wait_ms -= c->wait_ms;
         c->wait_ms = 0;
-        rc = release_held(c);
+        rc = call_release_held(c);
         if (rc == 0 && !wait_ms)
             rc = call_fail(c, CRAIL_E_OUT_OF_SPACE, 0);
         if (rc < 0)
@@ -289,38 +288,21 @@ static int allocate(struct call *c, uint64_t size, uint32_t wait_ms, struct gran
     return rc;
 }
 
-/* alloc(size, flags, options, wait_ms, timeout) -> bytes: the extents granted, at least `size` together */
-PyObject *client_alloc(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+/* flush(extents, timeout) -> None */
+PyObject *client_flush(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {.self = (HotClient *)self};
-    const void *data;
-    if (!call_arguments("alloc", n, 5) || call_set_options(&c, args[2]) || call_set_wait(&c, args[3]))
+    struct crail_extent extents[CRAIL_EXTENTS_MAX];
+    uint32_t count;
+    if (!call_arguments("flush", n, 2) || call_parse_extents(args[0], extents, &count) ||
+        call_begin(&c, c.self, args[1], 0))
         return NULL;
-    struct crail_op op = {.code = CRAIL_OP_ALLOC,
-                          .flags = (uint16_t)(PyLong_AsLong(args[1]) | (c.wait_ms ? CRAIL_OPF_WAIT : 0)),
-                          .count = c.wait_ms,
-                          .arg1 = PyLong_AsUnsignedLongLong(args[0])};
-    if (PyErr_Occurred())
-        return NULL;
-    struct crail_result r = {.status = -CRAIL_E_OUT_OF_SPACE};
-    PyObject *out = NULL;
-    int rc = call_begin(&c, c.self, args[4], 0) ? -1 : 1;
-    while (rc == 1 && r.status == -CRAIL_E_OUT_OF_SPACE) { /* again after what we hold ahead was given back */
-        T->lane_begin(c.lane);
-        const struct crail_result *got = NULL;
-        if (!call_whole_op(&c, &op, c.has_options ? &c.options : NULL, NULL) && !call_exchange(&c))
-            got = call_result(&c, &data);
-        if (got)
-            r = *got;
-        rc = got ? 0 : -1;
-        if (!rc && r.status == -CRAIL_E_OUT_OF_SPACE)
-            rc = release_held(&c);
-    }
-    if (!rc && r.status)
-        call_fail(&c, r.status, r.server);
-    else if (!rc)
-        out = PyBytes_FromStringAndSize(data, (Py_ssize_t)(r.count * sizeof(struct crail_extent)));
+    int rc = call_flush(&c, extents, count);
+    if (rc == 1)
+        rc = call_fail(&c, CRAIL_E_STALE_LOCATION, 0);
     finish(&c);
-    return out;
+    if (rc)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* The write came to nothing: what was granted is kept for the next one, or given back. Nothing may be kept into which
@@ -378,12 +360,35 @@ static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t
     return 0;
 }
 
-/* The server of what was granted is not to be reached: space on another one, and the exception is gone. Where there is
- * no other, the grant stays, and its server is waited for. 0, or -1 with another exception. */
+/* As request_grant(), from other servers than this one. */
+static int request_grant_elsewhere(struct call *c, uint64_t size, uint32_t server, struct grant *g) {
+    struct crail_options own = c->options;
+    bool had_options = c->has_options;
+    if (!had_options)
+        c->options = (struct crail_options){.storage_class = CRAIL_CLASS_ANY};
+    c->has_options = true;
+    c->options.avoid = server;
+    int rc = request_grant(c, size, g);
+    c->has_options = had_options;
+    c->options = own;
+    return rc;
+}
+
+/* The server of what was granted is not to be reached, or its disk has failed: space on another one, and the exception
+ * is gone. Where there is no other: one that is away is waited for, and keeps the grant; a disk does not come back. 0,
+ * or -1 with an exception. */
 static int go_elsewhere(struct call *c, uint64_t size, struct grant *g) {
     struct grant other;
-    PyErr_Clear();
-    int rc = request_grant(c, size, &other);
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    int rc = request_grant_elsewhere(c, size, c->troublesome, &other);
+    if (rc > 0 && c->is_refused) {
+        PyErr_Restore(type, value, trace);
+        return -1;
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
     if (rc < 0)
         return -1;
     c->gives_up_early = rc == 0;
@@ -394,30 +399,50 @@ static int go_elsewhere(struct call *c, uint64_t size, struct grant *g) {
     return c->lane ? 0 : call_fail(c, CRAIL_E_UNAVAILABLE, 0);
 }
 
-/* Writes the bytes to where there is space; a server that is away is avoided. As call_transfer(). */
-static int write_somewhere(struct call *c, const Py_buffer *b, struct grant *g) {
-    uint64_t n = (uint64_t)b->len;
+/* What a value is made of: its bytes in order. */
+struct parts {
+    Py_buffer *b;
+    Py_ssize_t count;
+    uint64_t bytes; /* of all */
+};
+
+/* As call_transfer(): each part from where it is. */
+static int write_parts(struct call *c, const struct parts *p, const struct grant *g) {
+    uint64_t at = 0;
+    for (Py_ssize_t i = 0; i < p->count; i++) {
+        uint64_t n = (uint64_t)p->b[i].len, whole = n < CALL_WHOLE_PIECE_MIN ? n : p->bytes;
+        int rc = n ? call_transfer_part(c, g->extents, g->count, p->bytes, at, n, p->b[i].buf, true, whole) : 0;
+        if (rc)
+            return rc;
+        at += n;
+    }
+    return 0;
+}
+
+/* Writes the bytes to where there is space; a server that is away, or whose disk fails, is
+ * avoided. As call_transfer(). */
+static int write_somewhere(struct call *c, const struct parts *p, struct grant *g) {
     for (int tries = 0;; tries++) {
         c->gives_up_early = tries == 0 || (c->gives_up_early && tries < ELSEWHERE_TRIES);
-        c->is_unreachable = false;
-        int rc = call_transfer(c, g->extents, g->count, n, 0, n, b->buf, true);
-        if (rc >= 0 || !c->is_unreachable)
+        c->is_unreachable = c->is_refused = false;
+        int rc = write_parts(c, p, g);
+        if (rc >= 0 || !(c->is_unreachable || (c->is_refused && tries < ELSEWHERE_TRIES)))
             return rc;
-        if (go_elsewhere(c, n, g))
+        if (go_elsewhere(c, p->bytes, g))
             return -1;
     }
 }
 
-static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint64_t if_version, uint32_t wait_ms,
+static int put_extents(struct call *c, const struct parts *p, uint16_t flags, uint64_t if_version, uint32_t wait_ms,
                        uint64_t *version) {
     struct grant g;
     for (;;) {
-        if (allocate(c, (uint64_t)b->len, wait_ms, &g))
+        if (allocate(c, p->bytes, wait_ms, &g))
             return -1;
-        int rc = write_somewhere(c, b, &g);
+        int rc = write_somewhere(c, p, &g);
         if (rc)
             give_back(c, &g, rc < 0 && !c->was_restarted && T->client_find(c->client, g.extents[0].server));
-        if (rc == 0 && (rc = commit(c, &g, (uint64_t)b->len, flags, if_version, version)) == 1)
+        if (rc == 0 && (rc = commit(c, &g, p->bytes, flags, if_version, version)) == 1)
             give_back(c, &g, false); /* some of it may be ours still */
         if (rc <= 0)
             return rc;
@@ -426,10 +451,15 @@ static int put_extents(struct call *c, const Py_buffer *b, uint16_t flags, uint6
     }
 }
 
-static int put_inline(struct call *c, const Py_buffer *b, uint16_t flags, uint64_t if_version, uint64_t *version) {
-    const void *data;
+static int put_inline(struct call *c, const struct parts *p, uint16_t flags, uint64_t if_version, uint64_t *version) {
+    uint8_t gathered[CRAIL_INLINE_MAX];
+    const void *data, *value = p->count == 1 ? p->b[0].buf : gathered;
+    assert(p->bytes <= sizeof(gathered));
+    uint64_t at = 0;
+    for (Py_ssize_t i = 0; p->count > 1 && i < p->count; at += (uint64_t)p->b[i++].len)
+        memcpy(gathered + at, p->b[i].buf, (size_t)p->b[i].len);
     T->lane_begin(c->lane);
-    if (call_op(c, CRAIL_OP_PUT, flags, b->buf, (uint32_t)b->len, 0, if_version, 0) || call_exchange(c))
+    if (call_op(c, CRAIL_OP_PUT, flags, value, (uint32_t)p->bytes, 0, if_version, 0) || call_exchange(c))
         return -1;
     const struct crail_result *r = call_result(c, &data);
     if (!r)
@@ -440,28 +470,65 @@ static int put_inline(struct call *c, const Py_buffer *b, uint16_t flags, uint64
     return 0;
 }
 
-/* put(key, data, flags, if_version, options, wait_ms, timeout) -> int: flags and options as on the wire; wait_ms: how
- * long for space */
-PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+/* The call of put() and put_parts(), but for what is put: args are (key, -, flags, if_version, options, wait_ms,
+ * timeout). flags and options as on the wire; wait_ms: how long for space. */
+static PyObject *put(PyObject *self, PyObject *const *args, const struct parts *p) {
     struct call c = {.self = (HotClient *)self};
-    Py_buffer b;
     uint64_t version = 0;
-    if (!call_arguments("put", n, 7) || call_set_options(&c, args[4]) || call_set_wait(&c, args[5]))
+    if (call_set_options(&c, args[4]) || call_set_wait(&c, args[5]))
         return NULL;
     uint32_t wait_ms = c.wait_ms;
     c.wait_ms = 0; /* allocate() will wait, no other request */
     uint16_t flags = (uint16_t)PyLong_AsLong(args[2]);
     uint64_t if_version = PyLong_AsUnsignedLongLong(args[3]);
-    if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &b, PyBUF_C_CONTIGUOUS))
+    if (PyErr_Occurred() || start(&c, self, args[0], args[6]))
         return NULL;
-    if (start(&c, self, args[0], args[6])) {
-        PyBuffer_Release(&b);
-        return NULL;
-    }
-    int rc = (uint64_t)b.len <= c.client->options.inline_max
-                 ? put_inline(&c, &b, flags, if_version, &version)
-                 : put_extents(&c, &b, flags, if_version, wait_ms, &version);
+    int rc = p->bytes <= c.client->options.inline_max ? put_inline(&c, p, flags, if_version, &version)
+                                                      : put_extents(&c, p, flags, if_version, wait_ms, &version);
     finish(&c);
-    PyBuffer_Release(&b);
     return rc ? NULL : PyLong_FromUnsignedLongLong(version);
+}
+
+/* put(key, data, flags, if_version, options, wait_ms, timeout) -> int */
+PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    Py_buffer b;
+    if (!call_arguments("put", n, 7) || PyObject_GetBuffer(args[1], &b, PyBUF_C_CONTIGUOUS))
+        return NULL;
+    struct parts p = {&b, 1, (uint64_t)b.len};
+    PyObject *version = put(self, args, &p);
+    PyBuffer_Release(&b);
+    return version;
+}
+
+/* The buffers of a list. 0, or -1; p->count of them are to be released in both cases. */
+static int parts_of(PyObject *list, struct parts *p) {
+    Py_ssize_t n = PyList_Size(list);
+    *p = (struct parts){0};
+    if (n < 0)
+        return -1;
+    p->b = PyMem_Malloc(((size_t)n + 1) * sizeof(*p->b));
+    if (!p->b)
+        return PyErr_NoMemory(), -1;
+    for (; p->count < n; p->count++) {
+        PyObject *part = PyList_GetItem(list, p->count);
+        Py_XINCREF(part); /* getting a buffer may run Python */
+        int rc = part ? PyObject_GetBuffer(part, &p->b[p->count], PyBUF_C_CONTIGUOUS) : -1;
+        Py_XDECREF(part);
+        if (rc)
+            return -1;
+        p->bytes += (uint64_t)p->b[p->count].len;
+    }
+    return 0;
+}
+
+/* put_parts(key, list of data, flags, if_version, options, wait_ms, timeout) -> int: one value */
+PyObject *client_put_parts(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    struct parts p;
+    if (!call_arguments("put_parts", n, 7))
+        return NULL;
+    PyObject *version = parts_of(args[1], &p) ? NULL : put(self, args, &p);
+    while (p.count)
+        PyBuffer_Release(&p.b[--p.count]);
+    PyMem_Free(p.b);
+    return version;
 }

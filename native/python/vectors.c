@@ -44,12 +44,12 @@ static Py_ssize_t fill(struct call *c, PyObject *keys, Py_ssize_t from, uint16_t
 /* ---- get_many ------------------------------------------------------------ */
 
 /* One result as bytes. None goes to the list and the index to `again` where the caller has to ask once more: the
- * location was out of date. An absent key is an exception object if `missing` is None, else None. */
+ * location was out of date. An absent key is None where that was asked for, else an exception object. */
 static PyObject *one_value(struct call *c, const struct crail_result *r, const void *data, bool none_if_missing,
                            bool *again) {
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
     uint32_t count;
-    if (r->status == -CRAIL_E_NOT_FOUND && none_if_missing)
+    if (none_if_missing && call_is_absent(r->status))
         return Py_NewRef(Py_None);
     if (r->status)
         return call_error(c, r->status, r->server);

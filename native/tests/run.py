@@ -1,5 +1,6 @@
 """Builds and runs native/tests/test_*.c: first under the address and undefined sanitizers, then
-under thread.
+under thread. Under the first two also native/fuzz/fuzz_*.c, each with replay.c and the inputs that
+are committed for it in tests/corpus (native/fuzz/run.py lets libFuzzer look for more).
 
 Each test file is one program. It is linked with all of native/src, or, if one of its first forty
 lines says `sources: base meta`, with these rooms only (`none`: with nothing); never with a file
@@ -20,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent.parent
+CORPUS = NATIVE.parent / "tests" / "corpus"
+REPLAY = NATIVE / "fuzz" / "replay.c"
 FLAGS = [
     *("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-fno-omit-frame-pointer"),
     *("-Wall", "-Wextra", "-Werror", "-UNDEBUG", "-DCRAIL_TEST_GUARDS=1"),
@@ -29,6 +32,8 @@ KINDS = {
     # gcc warns that it does not model atomic_thread_fence; the tests know.
     "thread": ["-fsanitize=thread", "-Wno-error=tsan", "-Wno-tsan"],
 }
+# What a fuzz target has in its own hands (native/fuzz/fuzz.h).
+WRAPPED = ["clock_gettime", "getrandom", "recv", "send", "sendmsg", "epoll_wait"]
 TIME_LIMIT_S = 300
 
 
@@ -63,23 +68,34 @@ def sources(test: Path) -> list[Path]:
         where = NATIVE / "src" / room
         if room != "none":
             found += [where] if where.suffix == ".c" else sorted(where.rglob("*.c"))
-    included = {Path(name).name for name in re.findall(r'#include\s+"([^"]+\.c)"', text)}
-    return [path for path in found if path.name not in included]
+    left_out = included(test)
+    return [path for path in found if str(path.relative_to(NATIVE / "src")) not in left_out]
+
+
+def included(test: Path) -> set[str]:
+    """The sources, by their path in native/src, that a test has in itself; it names them so, or by
+    their file name where that is unique. Also through a header that lies beside it."""
+    found: set[str] = set()
+    for name in re.findall(r'#include\s+"([^"]+)"', test.read_text()):
+        beside = test.parent / name
+        if beside.suffix == ".h" and beside.exists():
+            found |= included(beside)
+        elif name.endswith(".c"):
+            found |= {str(p.relative_to(NATIVE / "src")) for p in (NATIVE / "src").rglob(name)}
+    return found
+
+
+def is_fuzz(test: Path) -> bool:
+    return test.parent.name == "fuzz"
 
 
 def build(test: Path, kind: str, folder: Path, objects: dict[Path, Path]) -> tuple[Path, str]:
     program = folder / test.stem
     needed = [str(objects[path]) for path in sources(test)]
-    command = [
-        *compiler(),
-        *FLAGS,
-        *KINDS[kind],
-        *includes(),
-        str(test),
-        *needed,
-        "-o",
-        str(program),
-    ]
+    command = [*compiler(), *FLAGS, *KINDS[kind], *includes(), str(test), *needed]
+    if is_fuzz(test):
+        command += [str(REPLAY), *(f"-Wl,--wrap={name}" for name in WRAPPED)]
+    command += ["-o", str(program)]
     built = subprocess.run(
         [*command, "-pthread", "-ldl", "-lm"], capture_output=True, text=True, check=False
     )
@@ -87,7 +103,7 @@ def build(test: Path, kind: str, folder: Path, objects: dict[Path, Path]) -> tup
 
 
 def includes() -> list[str]:
-    return [f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}", f"-I{NATIVE / 'tests'}"]
+    return [f"-I{NATIVE / folder}" for folder in ("include", "src", "tests", "fuzz")]
 
 
 def compile_one(source: Path, kind: str, target: Path) -> str:
@@ -128,7 +144,7 @@ def run_kind(kind: str, tests: list[Path], folder: Path) -> list[str]:
             continue
         try:
             ran = subprocess.run(
-                [str(program)],
+                [str(program), *([str(CORPUS / test.stem)] if is_fuzz(test) else [])],
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -154,7 +170,8 @@ def main() -> int:
     )
     parser.add_argument("-k", default="", metavar="WORD", help="only tests with WORD in their name")
     options = parser.parse_args()
-    tests = [path for path in sorted((NATIVE / "tests").glob("test_*.c")) if options.k in path.name]
+    found = [*(NATIVE / "tests").glob("test_*.c"), *(NATIVE / "fuzz").glob("fuzz_*.c")]
+    tests = [path for path in sorted(found) if options.k in path.name]
     if not tests:
         print("native-test: there is no native/tests/test_*.c to run")
         return 0
@@ -172,7 +189,8 @@ def main() -> int:
                 continue
             print(f"native-test: {kind}")
             ran += 1
-            failed += [f"{test} ({kind})" for test in run_kind(kind, tests, folder)]
+            chosen = [test for test in tests if kind != "thread" or not is_fuzz(test)]
+            failed += [f"{test} ({kind})" for test in run_kind(kind, chosen, folder)]
     if failed:
         print("native-test: FAILED: " + ", ".join(failed))
         return 1

@@ -10,6 +10,18 @@ static void note(void *ctx, enum crail_event_kind kind, const char *path, uint32
              path);
 }
 
+static void note_made(void *ctx, const char *path, uint32_t len, uint32_t count, uint64_t version) {
+    uint32_t names = 0, nth = 0;
+    for (uint32_t at = 0; at < len; at++)
+        names += path[at] == '/';
+    for (uint32_t at = 1; at <= len; at++) {
+        if (at < len && path[at] != '/')
+            continue;
+        if (++nth > names - count)
+            note(ctx, CRAIL_CHANGE_PUT, path, at, version++);
+    }
+}
+
 static void TOLD(const char *wanted) {
     if (strcmp(told, wanted)) {
         fprintf(stderr, "told \"%s\", wanted \"%s\"\n", told, wanted);
@@ -23,7 +35,7 @@ static void who_listens_is_told_of_every_change(void) {
     struct crail_extent e;
     kit_open(&k, 64 << 20);
     kit_server(&k, 1, 64);
-    crail_meta_listener_set(k.m, (struct crail_meta_listener){told, note});
+    crail_meta_listener_set(k.m, (struct crail_meta_listener){told, note, note_made});
     WANT(kit_put(&k, 0, "/silence", "x", 1), OK);
     TOLD("");
     crail_meta_listen(k.m, 1);

@@ -98,6 +98,9 @@ static void truncate_cuts_or_fills_with_zeros_as_one_version(void) {
         was = sizes[i];
         struct answer a = kit_get(&k, "/a");
         assert(a.r.size == was && a.r.version > version && memcmp(a.data, want, was) == 0);
+        version = a.r.version;
+        a = truncate_to(&k, 0, "/a", 0, was); /* changes nothing */
+        assert(a.r.version == version && kit_get(&k, "/a").r.version == version);
         kit_check(&k);
     }
     WANT(truncate_to(&k, 0, "/a", 0, CRAIL_INLINE_MAX + 1), E(INVALID_ARGUMENT));

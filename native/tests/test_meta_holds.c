@@ -17,13 +17,13 @@ static void a_hold_is_found_by_its_session_and_token_until_it_ends(void) {
     crail_ref a = node_of(&k, "/a");
     for (uint64_t token = 1; token <= 5000; token++) {
         assert(crail_hold_add(k.m, k.s, CRAIL_HOLD_OPEN, token, token % 3 ? a : 0));
-        assert(crail_hold_add(k.m, other, CRAIL_HOLD_WATCH, token, a));
+        assert(crail_hold_add(k.m, other, CRAIL_HOLD_OPEN, token, a));
     }
     assert(stats_of(&k).holds == 10000);
     kit_check(&k);
     for (uint64_t token = 1; token <= 5000; token++) {
         assert(crail_hold_at(k.m, crail_hold_find(k.m, k.s, token))->kind == CRAIL_HOLD_OPEN);
-        assert(crail_hold_at(k.m, crail_hold_find(k.m, other, token))->kind == CRAIL_HOLD_WATCH);
+        assert(crail_hold_at(k.m, crail_hold_find(k.m, other, token))->kind == CRAIL_HOLD_OPEN);
         WANT(kit_end(&k, token), OK);
         WANT(kit_end(&k, token), E(NOT_FOUND));
         assert(!crail_hold_find(k.m, k.s, token) && crail_hold_find(k.m, other, token));
@@ -46,7 +46,7 @@ static void a_node_that_goes_ends_its_holds_however_many_they_are(void) {
     WANT(kit_put(&k, 0, "/d/g", "x", 1), OK);
     const char *const held[] = {"/d/e", "/d/e/f", "/d/g"};
     for (uint64_t token = 1; token <= 300; token++)
-        assert(crail_hold_add(k.m, k.s, CRAIL_HOLD_WATCH, token, node_of(&k, held[token % 3])));
+        assert(crail_hold_add(k.m, k.s, CRAIL_HOLD_OPEN, token, node_of(&k, held[token % 3])));
     WANT(kit_remove(&k, 0, "/d/g"), OK);
     WANT(kit_get(&k, "/d/g"), E(NOT_FOUND));
     kit_check(&k);
@@ -68,7 +68,7 @@ static void between_the_steps_a_removed_tree_is_as_it_should_be(void) {
         sprintf(path, "/d/%u", i);
         WANT(kit_put(&k, CRAIL_OPF_PARENTS, path, "x", 1), OK);
     }
-    assert(crail_hold_add(k.m, k.s, CRAIL_HOLD_WATCH, 1, node_of(&k, "/d")));
+    assert(crail_hold_add(k.m, k.s, CRAIL_HOLD_OPEN, 1, node_of(&k, "/d")));
     WANT(kit_rmtree(&k, "/d"), OK);
     do
         kit_check(&k); /* its hold is gone, and its children are not yet */

@@ -285,6 +285,21 @@ static void a_container_with_something_in_it_stays_on_its_side_of_the_border(voi
     kit_close(&k);
 }
 
+static void what_belongs_to_a_job_moves_into_it_though_it_is_full(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    uint64_t number = begin(&k, "/j", 1, 60, 100, 1);
+    WANT(put_in(&k, number, "/member", 100), OK);
+    WANT(put(&k, "/other", 1), OK);
+    CHARGED(&k, number, 1, 100);
+    WANT(kit_rename(&k, 0, "/other", "/j/other"), E(QUOTA_EXCEEDED));
+    WANT(kit_rename(&k, 0, "/member", "/j/member"), OK);
+    CHARGED(&k, number, 1, 100);
+    WANT(kit_rename(&k, 0, "/j/member", "/member"), OK);
+    CHARGED(&k, number, 1, 100);
+    kit_close(&k);
+}
+
 /* What was removed from a job is charged until it is freed, to all that were around it then: though the job's directory
  * is empty, it stays among them. */
 static void an_empty_job_stays_on_its_side_while_its_removed_tree_is_freed(void) {
@@ -392,6 +407,7 @@ int main(int argc, char **argv) {
     RUN(a_job_is_charged_for_all_below_and_its_members);
     RUN(quotas_refuse_before_anything_is_changed);
     RUN(a_container_with_something_in_it_stays_on_its_side_of_the_border);
+    RUN(what_belongs_to_a_job_moves_into_it_though_it_is_full);
     RUN(an_empty_job_stays_on_its_side_while_its_removed_tree_is_freed);
     RUN(a_directory_with_a_ttl_that_becomes_a_job_ends_with_the_job);
     printf("seed %" PRIu64 "\n", seed);

@@ -66,6 +66,34 @@ static void each_commit_begins_the_time_again_and_says_what_holds(void) {
     kit_close(&k);
 }
 
+static void an_edit_keeps_what_was_said_and_adds_to_it(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    kit_server(&k, 1, 16);
+    kit_with(&k, (struct crail_options){.flags = CRAIL_OPTION_TTL | CRAIL_OPTION_SESSION,
+                                        .ttl_ns = 10 * SECOND,
+                                        .storage_class = CRAIL_CLASS_ANY});
+    WANT(kit_put(&k, 0, "/a", "1", 1), OK);
+    kit_pass(&k, 8 * SECOND);
+    WANT(kit_put(&k, CRAIL_OPF_EDIT, "/a", "2", 1), OK);
+    struct crail_stat st = stat_of(&k, "/a");
+    assert(st.flags == (CRAIL_OPTION_TTL | CRAIL_OPTION_SESSION) && st.expires_ns == st.mtime_ns + 10 * SECOND);
+    struct answer a = kit_alloc(&k, 0, 5000);
+    struct crail_extent e = extent_at(&a, 0);
+    kit_with(&k, FLAGS(CRAIL_OPTION_EVICTABLE));
+    WANT(kit_commit(&k, CRAIL_OPF_EDIT, "/a", &e, 1, 0, 5000), OK);
+    st = stat_of(&k, "/a");
+    assert(st.flags == (CRAIL_OPTION_TTL | CRAIL_OPTION_SESSION | CRAIL_OPTION_EVICTABLE) && st.expires_ns);
+    kit_with(&k, TTL(50));
+    WANT(kit_put(&k, CRAIL_OPF_EDIT, "/a", "3", 1), OK);
+    st = stat_of(&k, "/a");
+    assert(st.flags & CRAIL_OPTION_SESSION && st.expires_ns == st.mtime_ns + 50 * SECOND);
+    WANT(kit_put(&k, CRAIL_OPF_EDIT, "/new", "4", 1), OK);
+    assert(stat_of(&k, "/new").flags == 0);
+    kit_check(&k);
+    kit_close(&k);
+}
+
 static void a_container_goes_with_all_below(void) {
     struct kit k;
     kit_open(&k, 64 << 20);
@@ -329,6 +357,7 @@ static void a_full_arena_refuses_a_node_with_an_end_and_changes_nothing(void) {
 int main(void) {
     RUN(a_node_goes_when_its_time_is_over_and_not_before);
     RUN(each_commit_begins_the_time_again_and_says_what_holds);
+    RUN(an_edit_keeps_what_was_said_and_adds_to_it);
     RUN(a_container_goes_with_all_below);
     RUN(many_expire_in_order_whatever_came_between);
     RUN(what_expires_is_done_in_steps);

@@ -256,6 +256,16 @@ static void do_incr(struct model *w) {
     assert(got == e->number);
 }
 
+static void truncated(struct model *w, struct entry *e, const char *path, uint64_t size, int want) {
+    uint64_t was = kit_stat(&w->k, path).r.size;
+    struct answer a = kit_op(&w->k, CRAIL_OP_TRUNCATE, 0, path, NULL, 0, 0, 0, size);
+    WANT(a, want);
+    if (!want && was == size)
+        assert(a.r.version == e->version);
+    else if (!want)
+        renewed(w, e, &a);
+}
+
 static void do_truncate(struct model *w) {
     char path[400];
     random_path(w, path);
@@ -266,16 +276,12 @@ static void do_truncate(struct model *w) {
         want = E(NOT_FOUND);
     if (!want && (size > CRAIL_INLINE_MAX || (!e->is_inline && size)))
         want = E(INVALID_ARGUMENT);
-    struct answer a = kit_op(&w->k, CRAIL_OP_TRUNCATE, 0, path, NULL, 0, 0, 0, size);
-    WANT(a, want);
+    truncated(w, e, path, size, want);
     if (want)
         return;
-    renewed(w, e, &a);
     if (e->is_number) { /* of its digits nothing is left */
         size = 0;
-        a = kit_op(&w->k, CRAIL_OP_TRUNCATE, 0, path, NULL, 0, 0, 0, size);
-        WANT(a, OK);
-        renewed(w, e, &a);
+        truncated(w, e, path, size, OK);
     }
     e->is_number = false;
     e->is_inline = true;

@@ -65,7 +65,6 @@ static void a_location_is_preferred_within_the_class(void) {
     assert(crail_meta_server_place(k.m, file_here, (struct crail_meta_place){33, 7}) == 0); /* it came back so */
     kit_retire(&k, file_here);
     assert(crail_meta_server_place(k.m, 9, (struct crail_meta_place){33, 7}) == -ENOENT);
-    assert(crail_meta_server_place(k.m, file_here, (struct crail_meta_place){33, CRAIL_CLASS_ANY}) == -EINVAL);
     WANT(kit_release(&k, &last, 1), OK);
     kit_retire(&k, file_here);
     assert(server_of(&k, where(7, 33, 0, CRAIL_OPTION_STRICT), 8) == file_here);
@@ -163,6 +162,46 @@ static void fewer_servers_than_asked_are_used_unless_it_is_strict(void) {
     kit_close(&k);
 }
 
+static void a_grant_goes_where_a_server_is_if_nothing_else_is_said(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    uint32_t dram = kit_server_at(&k, 1, 8, 0, HERE), file = kit_server_at(&k, 1, 8, 2, THERE);
+    struct crail_options said = where(0, 0, 0, 0);
+    struct answer a = kit_op(&k, CRAIL_OP_ALLOC, 0, NULL, NULL, 0, 0, file, 4096);
+    assert(extent_at(&a, 0).server == file);
+    kit_with(&k, where(0, HERE, 0, 0));
+    a = kit_op(&k, CRAIL_OP_ALLOC, 0, NULL, NULL, 0, 0, file, 4096);
+    assert(extent_at(&a, 0).server == dram);
+    said.flags = CRAIL_OPTION_STRICT; /* of the class, and not of the place beside it */
+    kit_with(&k, said);
+    a = kit_op(&k, CRAIL_OP_ALLOC, 0, NULL, NULL, 0, 0, file, 4096);
+    assert(extent_at(&a, 0).server == dram);
+    a = kit_op(&k, CRAIL_OP_ALLOC, 0, NULL, NULL, 0, 0, file, 8 * 4096); /* no room there */
+    WANT(a, OK);
+    WANT(kit_op(&k, CRAIL_OP_ALLOC, 0, NULL, NULL, 0, 0, UINT64_MAX, 4096), OK); /* there is none such */
+    kit_check(&k);
+    kit_close(&k);
+}
+
+static void what_is_granted_ahead_is_one_run_and_evicts_nothing(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    kit_server(&k, 1, 64);
+    struct answer a = kit_alloc(&k, 0, 40 * 4096);
+    struct crail_extent e = extent_at(&a, 0);
+    kit_with(&k, where(CRAIL_CLASS_ANY, 0, 0, CRAIL_OPTION_EVICTABLE));
+    WANT(kit_commit(&k, 0, "/e", &e, 1, 0, 40 * 4096), OK);
+    a = kit_alloc(&k, CRAIL_OPF_IF_PLENTY, 8 * 4096);
+    assert(!a.status && a.r.count == 1);
+    WANT(kit_alloc(&k, CRAIL_OPF_IF_PLENTY, 4096), E(OUT_OF_SPACE)); /* a quarter is free, and stays so */
+    WANT(kit_get(&k, "/e"), OK);
+    WANT(kit_alloc(&k, CRAIL_OPF_IF_PLENTY | CRAIL_OPF_WAIT, 4096), E(INVALID_ARGUMENT));
+    kit_with(&k, where(CRAIL_CLASS_ANY, 0, 2, 0));
+    WANT(kit_alloc(&k, CRAIL_OPF_IF_PLENTY, 4096), E(INVALID_ARGUMENT));
+    kit_check(&k);
+    kit_close(&k);
+}
+
 /* ---- eviction ------------------------------------------------------------------------------ */
 
 static void only_what_helps_is_evicted(void) {
@@ -184,13 +223,40 @@ static void only_what_helps_is_evicted(void) {
     kit_close(&k);
 }
 
+static void a_server_that_is_closed_or_to_be_avoided_grants_nothing(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    uint32_t one = kit_server_at(&k, 1, 16, 2, 0), other = kit_server_at(&k, 1, 16, 2, 0);
+    struct crail_options o = where(2, 0, 0, CRAIL_OPTION_STRICT);
+    struct answer a = alloc(&k, o, 4);
+    struct crail_extent first = extent_at(&a, 0);
+    o.avoid = one;
+    assert(server_of(&k, o, 4) == other && server_of(&k, o, 4) == other);
+    o.avoid = 0;
+    assert(crail_meta_server_place(k.m, other, (struct crail_meta_place){0, CRAIL_CLASS_ANY}) == 0);
+    assert(server_of(&k, o, 4) == one && server_of(&k, o, 4) == one);
+    o.avoid = one;
+    WANT(alloc(&k, o, 4), E(OUT_OF_SPACE));
+    /* What it has granted may be committed and given back as ever. */
+    WANT(kit_commit(&k, 0, "/a", &first, 1, 0, 4096), OK);
+    WANT(kit_remove(&k, 0, "/a"), OK);
+    kit_retire(&k, first.server);
+    assert(crail_meta_server_place(k.m, other, (struct crail_meta_place){0, 2}) == 0);
+    assert(server_of(&k, o, 4) == other);
+    kit_check(&k);
+    kit_close(&k);
+}
+
 int main(void) {
     RUN(tiers_fill_by_the_order_of_their_class);
     RUN(a_class_is_preferred_or_a_must);
     RUN(a_location_is_preferred_within_the_class);
+    RUN(a_server_that_is_closed_or_to_be_avoided_grants_nothing);
     RUN(a_fragmented_class_is_filled_before_the_next_and_gathered_over_all_at_last);
     RUN(a_stripe_is_equal_runs_on_distinct_servers);
     RUN(fewer_servers_than_asked_are_used_unless_it_is_strict);
+    RUN(a_grant_goes_where_a_server_is_if_nothing_else_is_said);
+    RUN(what_is_granted_ahead_is_one_run_and_evicts_nothing);
     RUN(only_what_helps_is_evicted);
     return 0;
 }

@@ -127,7 +127,7 @@ static void test_garbage_closes_the_connection(void) {
         if (i == 0)
             q.flags = 1;
         if (i == 1)
-            q.code = 3;
+            q.code = 4;
         if (i == 2)
             q.magic++;
         send_all(fd, &q, sizeof(q));

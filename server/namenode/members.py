@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ log = logging.getLogger("crailpy.namenode")
 # enum crail_meta_server_state
 UP, DOWN, LOST = 1, 2, 3
 STATES = {UP: "up", DOWN: "down", LOST: "lost"}
+CLOSED = 255  # the storage class of a server that no grant comes from
 
 
 class Core(Protocol):
@@ -44,6 +46,7 @@ class Member:
         self.number = number
         self.registration = registration
         self.state = UP
+        self.failed = 0  # errno of its disk, since it has registered
         self.channel: Channel | None = None
         self.retires = False  # is its retire channel open?
         self.left = False  # has it taken its leave?
@@ -71,6 +74,7 @@ class Members:
                 member.channel = None
             member.registration = new
             member.left = False
+            member.failed = 0
             self._core.server_describe(
                 member.number, new.storage_class, new.location, new.description()
             )
@@ -114,11 +118,20 @@ class Members:
         member.last_seen = time.monotonic()
         if stats is not None:
             member.stats = stats
+            self._look_at_disk(member, stats.get("disk_errno"))
         if member.state == DOWN:
             self._set(member, UP)
         self._quiet(member)
         patience = member.registration.heartbeat * HEARTBEATS_MISSED_MAX
         member.late = asyncio.get_running_loop().call_later(patience, self._missed, member)
+
+    def _look_at_disk(self, member: Member, error: Any) -> None:
+        """A disk that fails keeps what can be read, and gets nothing more."""
+        if member.failed or not isinstance(error, int) or not error:
+            return
+        new, member.failed = member.registration, error
+        log.error("the disk of storage server %s has failed: %s", new.server, os.strerror(error))
+        self._core.server_describe(member.number, CLOSED, new.location, new.description())
 
     def _missed(self, member: Member) -> None:
         log.warning("storage server %s is silent", member.registration.server)
@@ -158,7 +171,8 @@ class Members:
             {
                 "number": member.number,
                 "id": member.registration.server,
-                "state": STATES[member.state],
+                "state": "failed" if member.failed and member.state == UP else STATES[member.state],
+                "failed": os.strerror(member.failed) if member.failed else None,
                 "tier": member.registration.tier,
                 "storage_class": member.registration.storage_class,
                 "location": member.registration.location or None,

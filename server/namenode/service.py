@@ -233,8 +233,8 @@ class NamenodeService:
             return {"number": member.number, "mac_key": self._key, "cluster": self.cluster}
 
         async def heartbeat(message: dict[str, Any]) -> None:
-            stats = message.get("stats")
-            if member is None or not isinstance(stats, dict):
+            stats = control.parse_stats(message)
+            if member is None:
                 raise ProtocolError("heartbeat before register")
             if member.channel is channel:
                 self._members.seen(member, stats)

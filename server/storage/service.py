@@ -23,11 +23,12 @@ from crailpy.errors import (
     StaleLocationError,
     UnavailableError,
 )
-from crailpy.model import STORAGE_CLASSES
+from crailpy.model import MAPPED_TIERS, STORAGE_CLASSES
 
 from ..reception import Reception, Visit
 from ..threads import Threads
 from .tiers.dram import DramTier
+from .tiers.file import FileTier
 
 log = logging.getLogger("crailpy.storage")
 
@@ -40,13 +41,14 @@ TAKEN_PATIENCE = 3.0  # seconds, while another server has our id: it may be our 
 class StorageService:
     """One storage server. start(), then wait for whatever ends it, then close().
 
-    `namenode`: (host, port), or the path of its unix socket. `ephemeral`: the memory goes with the
-    process. `advertise`: what clients are told instead of the address that the namenode sees."""
+    `server`: its id ("": that of its file). `namenode`: (host, port), or the path of its unix
+    socket. `ephemeral`: the memory, or the file, goes with the process. `advertise`: what clients
+    are told instead of the address that the namenode sees."""
 
     def __init__(
         self,
         settings: Settings,
-        tier: DramTier,
+        tier: DramTier | FileTier,
         *,
         server: str,
         namenode: tuple[str, int] | str,
@@ -66,6 +68,7 @@ class StorageService:
         self._advertise = advertise
         self._key = b""  # of the cluster, once registered
         self._control: Channel | None = None
+        self._disk_failed = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         self._threads = Threads()
 
@@ -75,12 +78,13 @@ class StorageService:
         Raises OutOfSpaceError, OSError."""
         self._core = native.Storage()
         self._reception = Reception(
-            {"shm": self._shm, "data": self._data},
+            {"data": self._data, **({"shm": self._shm} if self._is_mapped else {})},
             token=None,  # the session's key is the proof
             hello_timeout=self.settings.hello_timeout,
         )
         try:
             await self._threads.run(self._take_memory)
+            self._watch_disk()
             self.port = self._reception.listen_tcp(self.settings.host, self.settings.port)
             self._reception.listen_unix(self.tier.socket_path)
         except BaseException:
@@ -88,8 +92,14 @@ class StorageService:
             raise
         self._life = asyncio.get_running_loop().create_task(self._stay_registered())
 
+    @property
+    def _is_mapped(self) -> bool:
+        return self.tier.name in MAPPED_TIERS
+
     def _take_memory(self) -> None:
-        if self.tier.open(self._server):
+        """Also that of a file tier, which is none."""
+        found = self.tier.open(self._server)
+        if found and isinstance(self.tier, DramTier):
             try:
                 self.tier.adopt_tables(self._core)
             except (CrailError, OSError) as error:
@@ -114,10 +124,31 @@ class StorageService:
             await asyncio.gather(self._life, return_exceptions=True)
         await self._reception.close()
         await self._threads.finish()
-        self._core.close()
+        self._close_core()
         if self._ephemeral:
-            self.tier.remove()
-        self.tier.close()
+            await self._threads.run(self.tier.remove)
+        await self._threads.run(self.tier.close)
+
+    def _close_core(self) -> None:
+        if not self._core.closed and (fd := self._core.failed_fd()) is not None:
+            asyncio.get_running_loop().remove_reader(fd)
+        self._core.close()
+
+    def _watch_disk(self) -> None:
+        """A disk that fails is told of at once: nothing more is to be placed there."""
+        fd = self._core.failed_fd()
+        if fd is not None:
+            asyncio.get_running_loop().add_reader(fd, self._on_disk_failed, fd)
+
+    def _on_disk_failed(self, fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+        why = os.strerror(self._core.stats()["disk_errno"])
+        log.error("%s: %s: it has failed until this server is started again", self._disk, why)
+        self._disk_failed.set()
+
+    @property
+    def _disk(self) -> str:
+        return self.tier.path if isinstance(self.tier, FileTier) else self.tier.folder
 
     async def wait_failed(self) -> None:
         """Never returns; raises what ends the server by itself, when it does."""
@@ -160,18 +191,26 @@ class StorageService:
         """One control connection, from registration to its end."""
         link = Channel(sock, {control.CHANNEL: self._reopen_channel})
         run = asyncio.get_running_loop().create_task(link.run())
+        failed: asyncio.Task[bool] | None = None
         try:
             await self._register(link, sock)
             self._control = link
             self.registered.set()
+            failed = asyncio.get_running_loop().create_task(self._disk_failed.wait())
+            watched = {run, failed}
             while not run.done():
-                await asyncio.wait({run}, timeout=self.settings.heartbeat)
+                done, _ = await asyncio.wait(
+                    watched, timeout=self.settings.heartbeat, return_when=asyncio.FIRST_COMPLETED
+                )
+                watched -= done
                 if not run.done():
                     stats = {"stats": self._core.stats()}
                     await link.call(control.HEARTBEAT, stats, timeout=CALL_TIMEOUT)
         finally:
             self._control = None
             link.close()
+            if failed is not None:
+                failed.cancel()
             await asyncio.gather(run, return_exceptions=True)
         log.warning("lost the namenode")
 
@@ -186,7 +225,7 @@ class StorageService:
             raise ProtocolError("the namenode's answer to register")
         self._core.identity(number, key)
         self.number, self._key = number, key
-        self.tier.remember_registered()
+        await self._threads.run(self.tier.remember_registered)
         await self._open_channel()
 
     def _storage_class(self) -> int:
@@ -237,11 +276,13 @@ class StorageService:
     async def _start_afresh(self) -> None:
         """New memory, new core. What mapped the old memory keeps it, and will find it stale."""
         self.registered.clear()
-        self._core.close()
+        self._close_core()
         self.number = 0
         try:
             self._core = native.Storage()
             await self._threads.run(self._make_fresh)
+            self._disk_failed.clear()
+            self._watch_disk()
         except Exception as error:  # without memory there is nothing to serve: the process ends
             raise RuntimeError(f"cannot make the memory anew: {error}") from error
 
@@ -276,12 +317,13 @@ class StorageService:
             raise ProtocolError("shm is served on the unix socket only")
         session = await self._check_session(visit)
         write = bool(visit.request.get("write"))
-        core = self._core
-        fds = self.tier.descriptors(write=write)
+        core, tier = self._core, self.tier
+        assert isinstance(tier, DramTier)
+        fds = tier.descriptors(write=write)
         handle = None
         try:
             if not write:
-                use_fd, handle = core.use_create(self.tier.new_table_path(), session)
+                use_fd, handle = core.use_create(tier.new_table_path(), session)
                 fds.append(use_fd)
             await visit.reply_with_descriptors({"regions": self.tier.granules}, fds)
         except BaseException:

@@ -32,10 +32,13 @@ KEYS = 12
 class Attack:
     """What one attack needs: the store's size, the values' sizes, and who is treated how."""
 
-    def __init__(self, *, guards, transport="shm", dram, sizes, readers, writers=(), chaos):
+    def __init__(
+        self, *, guards, transport="shm", tier="dram", dram, sizes, readers, writers=(), chaos
+    ):
         self.guards = guards  # each of these, switched off, must let it succeed
         self.transport = transport
-        self.dram = dram
+        self.tier = tier
+        self.dram = dram  # how much there is of the tier
         self.sizes = sizes
         self.readers = readers  # modes of the reader processes
         self.writers = writers  # number of extra writer processes that chaos may touch
@@ -162,7 +165,9 @@ class Field:
         self.partial: dict[int, str] = {}
         self.processes: list[subprocess.Popen[bytes]] = []
         self.selector = selectors.DefaultSelector()
-        self.cluster = crailpy.LocalCluster(dram=attack.dram)
+        self.cluster = crailpy.LocalCluster(
+            tiers=(attack.tier,), dram=attack.dram, capacity=attack.dram
+        )
 
     def __enter__(self) -> Field:
         self.cluster.__enter__()
@@ -291,6 +296,19 @@ ATTACKS = {
         guards=["tcp-generation"],
         transport="tcp", dram="4MiB", sizes=[8192, 16384], readers=["into"] * 4,
         chaos=stop_somebody,
+    ),
+    "file-late-readers": Attack(
+        guards=["tcp-generation"], tier="file",
+        transport="tcp", dram="4MiB", sizes=[8192, 16384], readers=["into"] * 4,
+        chaos=stop_somebody,
+    ),
+    "file-killed-writers": Attack(
+        guards=[], tier="file", transport="tcp",
+        dram="48MiB", sizes=[MIB, 2 * MIB], readers=["into"], writers=(1,), chaos=kill_a_writer,
+    ),
+    "file-restart": Attack(
+        guards=[], tier="file", transport="tcp",
+        dram="48MiB", sizes=[MIB, 2 * MIB], readers=["into", "get"], chaos=restart_the_storage,
     ),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import time
 
 import pytest
@@ -209,3 +210,62 @@ async def test_waits_end_in_time_while_nobody_answers(own):
             os.kill(own.namenode.pid, signal.SIGCONT)
         assert all(isinstance(o, errors.DeadlineError) for o in outcomes), outcomes
         assert 1 <= took < 3.5
+
+
+def cut_data(aio) -> int:
+    """Ends every connection to a storage server that waits for its next use; how many."""
+    free = [sock for to in aio._session._data.values() for sock in to._free]
+    for sock in free:
+        sock.shutdown(socket.SHUT_RDWR)
+    return len(free)
+
+
+@pytest.mark.parametrize("mode", ["wb", "xb", "ab", "r+b"])
+async def test_files_over_tcp_are_written_and_read_though_connections_break(cluster, mode):
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    old, piece = rng.randbytes(700_000), rng.randbytes(300_000)
+    async with crailpy.aio.connect(cluster.address, transport="tcp") as aio:
+        await aio.put("/acutfile/warm", old)  # brings connections that can break
+        if mode in ("ab", "r+b"):
+            await aio.put("/acutfile/f", old)
+        expected = bytearray(old if mode in ("ab", "r+b") else b"")
+        cuts = cut_data(aio)
+        async with await aio.open("/acutfile/f", mode) as file:
+            for _ in range(12):
+                at = len(expected)
+                if mode != "ab" and rng.random() < 0.5:
+                    at = rng.randrange(len(expected) + 1)
+                    await file.seek(at)
+                elif mode != "ab":
+                    await file.seek(0, 2)
+                await file.write(piece)
+                expected[at : at + len(piece)] = piece
+                cuts += cut_data(aio)
+        assert cuts > 3
+        assert await aio.get("/acutfile/f") == expected
+        cut_data(aio)
+        async with await aio.open("/acutfile/f") as file:
+            assert await file.read(1000) == expected[:1000]
+            cut_data(aio)
+            assert await file.read() == expected[1000:]
+        await aio.rmtree("/acutfile")
+        assert await aio.check() is None
+
+
+async def test_a_store_without_storage_servers_says_so_awaited_too():
+    with crailpy.LocalCluster(servers=0) as cluster:
+        async with crailpy.aio.connect(cluster.address) as aio:
+            for write in (aio.put("/x", bytes(1 << 20)), write_file(aio)):
+                with pytest.raises(
+                    errors.OutOfSpaceError, match="no storage server is there"
+                ) as raised:
+                    await write
+                assert "crailpy storage" in (raised.value.hint or "")
+                assert raised.value.path == "/x"
+
+
+async def write_file(aio) -> None:
+    async with await aio.open("/x", "wb") as file:
+        await file.write(bytes(1 << 20))

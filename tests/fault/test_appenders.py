@@ -78,7 +78,7 @@ def goes_on_writing(own, transport, spoil):
     with cluster.connect(transport=transport) as ghost:
         pipe = ghost._hot.pipe("/ap/file")
         try:
-            pipe.write(extents, at, b"A" * 200_000, None)
+            pipe.write(extents, at, b"A" * 200_000, None, False)
             pipe.settle(None)
         except errors.StaleLocationError:
             pass

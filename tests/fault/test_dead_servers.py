@@ -1,27 +1,105 @@
-"""Storage servers that are away, seen by a client that never came near them."""
+"""Storage servers that are away, and connections to them that broke."""
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import time
 
 import pytest
 
 import crailpy
+import crailpy.aio
+from crailpy import errors
+
+from ..stopping import stop
+
+VALUE = random.Random(1).randbytes(3 << 20)
 
 
 @pytest.mark.parametrize("transport", [None, "tcp"])
 def test_a_put_goes_to_another_server_when_that_of_its_grant_is_dead(transport):
-    value = b"v" * (3 << 20)
     with (
         crailpy.LocalCluster(dram="64MiB", servers=2) as cluster,
         cluster.connect(timeout=5, transport=transport) as store,
     ):
-        store.put("/a", value)
+        store.put("/a", VALUE)
         (used,) = {place["server"] for place in store.stat("/a").locations}
         (unused,) = (s["id"] for s in store.status()["servers"] if s["number"] != used)
         cluster.servers[int(unused.removeprefix("storage-"))].kill()
         begin = time.monotonic()
-        store.put("/b", value)
+        store.put("/b", VALUE)
         assert time.monotonic() - begin < 3, "the dead server did not eat the deadline"
-        assert store.get("/b") == value
+        assert store.get("/b") == VALUE
         assert store.check() is None
+
+
+async def write_all(cluster, way, transport, keys, timeout=12):
+    """Writes VALUE to each, in one of the ways that there are; the seconds that each took."""
+    took = []
+    options = {"transport": transport, "timeout": timeout}
+    if way.startswith("aio"):
+        async with crailpy.aio.connect(cluster.address, **options) as aio:
+            for key in keys:
+                begin = time.monotonic()
+                if way == "aio put":
+                    await aio.put(key, VALUE)
+                else:
+                    async with await aio.open(key, "wb") as file:
+                        for at in range(0, len(VALUE), 1 << 20):
+                            await file.write(VALUE[at : at + (1 << 20)])
+                took.append(time.monotonic() - begin)
+        return took
+    with cluster.connect(**options) as store:
+        for key in keys:
+            begin = time.monotonic()
+            if way == "put":
+                store.put(key, VALUE)
+            else:
+                with store.open(key, "wb") as file:
+                    for at in range(0, len(VALUE), 1 << 20):
+                        file.write(VALUE[at : at + (1 << 20)])
+            took.append(time.monotonic() - begin)
+    return took
+
+
+@pytest.mark.parametrize("transport", [None, "tcp"])
+@pytest.mark.parametrize("way", ["put", "file", "aio put", "aio file"])
+async def test_what_is_written_goes_to_another_server_when_one_does_not_answer(way, transport):
+    """The namenode takes it for being there still, and grants its memory in turn."""
+    keys = [f"/{i}" for i in range(4)]
+    with crailpy.LocalCluster(dram="64MiB", servers=2, heartbeat="60s") as cluster:
+        with cluster.connect() as store:
+            servers = store.status()["servers"]
+            (silent,) = (s["number"] for s in servers if s["id"] == "storage-0")
+        stop(cluster.servers[0].pid)
+        try:
+            took = await write_all(cluster, way, transport, keys)
+            with cluster.connect() as store:
+                places = [p["server"] for key in keys for p in store.stat(key).locations]
+                assert store.get_many(keys) == [VALUE] * 4
+        finally:
+            os.kill(cluster.servers[0].pid, signal.SIGCONT)
+        assert silent not in places
+        assert max(took) < 9, "the silent server did not eat the deadline"
+        with cluster.connect() as store:
+            assert store.check() is None
+
+
+@pytest.mark.parametrize("way", ["put", "file", "aio put", "aio file"])
+async def test_a_server_that_is_the_only_one_is_waited_for_and_named(way):
+    """Each way says which server it was, and does so at its deadline."""
+    with crailpy.LocalCluster(dram="64MiB", heartbeat="60s") as cluster:
+        with cluster.connect() as store:
+            (number,) = (server["number"] for server in store.status()["servers"])
+        stop(cluster.servers[0].pid)
+        begin = time.monotonic()
+        try:
+            with pytest.raises((errors.UnavailableError, errors.DeadlineError)) as raised:
+                await write_all(cluster, way, "tcp", ["/a"], timeout=1)
+        finally:
+            os.kill(cluster.servers[0].pid, signal.SIGCONT)
+        assert 0.5 < time.monotonic() - begin < 4
+        assert raised.value.server == str(number)
+        assert (await write_all(cluster, way, "tcp", ["/a"]))[0] > 0, "it is back"

@@ -42,6 +42,19 @@ class Program:
         self.process.stdout.close()
 
 
+class Awaited:
+    """A store of the synchronous face whose answers are awaited, so that one test asks both."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def call(*args: Any, **options: Any) -> Any:
+            return getattr(self._store, name)(*args, **options)
+
+        return call
+
+
 class Call(threading.Thread):
     """A call in a thread of its own: `result()` gives or raises what it does."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import shutil
 import signal
@@ -53,6 +54,37 @@ async def test_a_large_put_is_one_request_once_it_holds_a_grant(own):
 
 
 ROUNDS = 50
+
+
+async def test_a_stream_costs_a_handful_of_requests_and_wastes_a_quarter_at_most(own):
+    cluster, watcher = own
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    piece = bytes(1 << 20)
+    async with crailpy.aio.connect(cluster.address) as aio:
+        before = requests(watcher)
+        async with await aio.open("/stream", "wb") as file:
+            for _ in range(24):
+                await file.write(piece)
+        assert requests(watcher) - before <= 8
+        for _ in range(12):
+            size = int(2 ** rng.uniform(16, 24)) + 1
+            biggest = int(2 ** rng.uniform(12, 20))
+            async with await aio.open("/stream", "wb") as file:
+                left = size
+                while left:
+                    n = min(left, rng.randrange(1, biggest + 1))
+                    left -= await file.write(piece[:n])
+            used = sum(extent["bytes"] for extent in (await aio.stat("/stream")).locations)
+            assert used <= size + size // 4 + 4096, f"{used} for {size} in {biggest}s"
+        async with await aio.open("/stream", "wb") as file:
+            for _ in range(5):
+                await file.write(piece)
+            await file.discard()
+    assert watcher.check() is None
+
+
 CHILD = f"""
 import asyncio, sys, crailpy.aio
 

@@ -145,6 +145,20 @@ async def test_a_follower_reads_along_until_the_end(aio):
     assert await aio.get("/af/f") == b"a" * 300_000 + b"b" * 100_000 + b"end"
 
 
+@pytest.mark.parametrize("size", [1, 5000, 250_000])
+async def test_flush_shows_also_what_is_in_memory(aio, size):
+    writer = await aio.open("/af/small", "wb")
+    await writer.write(b"a" * size)
+    await writer.flush()
+    reader = await aio.open("/af/small", follow=True)
+    assert await reader.read(size) == b"a" * size
+    await writer.write(b"end")
+    await writer.close()
+    assert await reader.read() == b"end"
+    await reader.close()
+    assert await aio.get("/af/small") == b"a" * size + b"end"
+
+
 async def test_lines_and_truncate(aio):
     await aio.put("/af/l", b"".join(b"line %d\n" % i for i in range(5000)) + b"last")
     async with await aio.open("/af/l") as file:
@@ -274,6 +288,26 @@ async def test_text_modes_refuse_what_the_builtin_open_refuses(aio):
     assert await aio.get("/af/t") == b"?"
 
 
+async def test_an_append_that_is_discarded_leaves_nothing_where_nothing_was(aio):
+    async def append_and_fail():
+        async with await aio.open("/af/new", "ab") as file:
+            await file.write(b"x" * 400_000)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await append_and_fail()
+    await aio.wait("/af/new", absent=True, timeout=10)
+    async with await aio.open("/af/new", "ab"):
+        pass
+    assert await aio.get("/af/new") == b"", "as the builtin's"
+    file = await aio.open("/af/new", "ab")
+    await file.discard()
+    file = await aio.open("/af/taken", "ab")
+    await aio.put("/af/taken", b"another's")
+    await file.discard()
+    assert await aio.get_many(["/af/new", "/af/taken"]) == [b"", b"another's"]
+
+
 async def test_parts_of_a_multifile_are_opened_ahead(aio):
     many = await aio.multifile("/af/ahead")
     for i in range(6):
@@ -293,3 +327,48 @@ async def test_parts_of_a_multifile_are_opened_ahead(aio):
     await reader.close()
     with pytest.raises(errors.InvalidArgumentError):
         await many.reader(outstanding=0)
+
+
+TEXT = "".join(f"line {i} äöü\n" for i in range(3000))
+
+
+async def lines(file, n):
+    return [await file.readline() for _ in range(n)]
+
+
+async def iterated(file):
+    return [line async for line in file]
+
+
+async def at_the_end(file):
+    await file.seek(0, 2)
+    return await file.read()
+
+
+@pytest.mark.parametrize("mode", ["r", "rb"])
+async def test_what_goes_when_it_was_read_goes_when_all_was_read_in_order(aio, mode):
+    text = TEXT if mode == "r" else TEXT.encode()
+    to_the_end = [
+        lambda file: file.read(),
+        lambda file: file.read(len(text)),
+        iterated,
+        lambda file: lines(file, 3000),
+    ]
+    not_to_the_end = [
+        lambda file: lines(file, 1),
+        lambda file: lines(file, 2999),
+        lambda file: file.read(len(text) - 1),
+        at_the_end,
+    ]
+    for i, read in enumerate(to_the_end):
+        await aio.put("/af/once", TEXT.encode(), delete_after_read=True)
+        async with await aio.open("/af/once", mode) as file:
+            got = await read(file)
+        assert text[:0].join(got if isinstance(got, list) else [got]) == text
+        assert not await aio.exists("/af/once"), f"way {i}"
+    for i, read in enumerate(not_to_the_end):
+        await aio.put("/af/once", TEXT.encode(), delete_after_read=True)
+        async with await aio.open("/af/once", mode) as file:
+            await read(file)
+        assert await aio.exists("/af/once"), f"way {i}"
+        await aio.delete("/af/once")

@@ -184,9 +184,30 @@ async def test_a_deadline_of_nothing_passes_and_harms_nothing(aio):
     assert await aio.get("/aio/x") == b"1"
 
 
-async def test_a_batch_that_cannot_be_asked_asks_nothing(aio):
+@pytest.mark.parametrize("face", ["sync", "aio"])
+async def test_items_that_cannot_be_put_keep_no_other_from_being_put(cluster, aio, face):
+    large = b"l" * 100_000
+    items = [
+        ("/aio/1", b"1"), (3, b"3"), (4, large), ("/aio/5", 5), ("/aio/6",), ["/aio/7", b"7"],
+        ("no path", large), ("/aio/8", large), ("/aio/9", b"9"), "/aio/10",
+    ]  # fmt: skip
+    with cluster.connect() as store, pytest.raises(errors.BatchError) as raised:
+        await aio.put_many(items) if face == "aio" else store.put_many(items)
+    good = {0: b"1", 7: large, 8: b"9"}
+    kinds = [type(r) for r in raised.value.results]
+    assert kinds == [
+        int, TypeError, TypeError, TypeError, TypeError, TypeError, errors.InvalidPathError,
+        int, int, TypeError,
+    ]  # fmt: skip
+    for i, value in good.items():
+        assert await aio.get(items[i][0]) == value
+        assert (await aio.stat(items[i][0])).version == raised.value.results[i]
+    assert await aio.check() is None
+
+
+async def test_a_batch_of_keys_that_cannot_be_asked_asks_nothing(aio):
     with pytest.raises(TypeError):
-        await aio.put_many([("/aio/1", b"1"), ("/aio/2", b"2"), (3, b"3")])
+        await aio.get_many(["/aio/1", 3])
     assert await aio.listdir("/aio") == []
     assert await aio.get_many([]) == []
     assert await aio.put_many([]) == []

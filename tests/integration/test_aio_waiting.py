@@ -66,6 +66,17 @@ async def test_a_watch_tells_what_changes_in_order(aio):
         await reading
 
 
+async def test_a_watch_with_a_timeout_says_when_nothing_comes_and_goes_on(aio):
+    async with aio.watch("/aw/slow", timeout=0.2) as watch:
+        for _ in range(2):
+            with pytest.raises(errors.DeadlineError):
+                await anext(watch)
+        await aio.put("/aw/slow", b"", parents=True)
+        assert (await anext(watch)).path == "/aw/slow"
+        with pytest.raises(errors.DeadlineError):
+            await watch.next()
+
+
 async def test_a_watch_that_is_cancelled_in_the_middle_loses_no_event(aio):
     async with aio.watch("/aw/lossless") as watch:
         for i in range(50):

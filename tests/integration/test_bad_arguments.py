@@ -7,6 +7,7 @@ import fractions
 import pytest
 
 import crailpy
+import crailpy.aio
 from crailpy import errors
 
 
@@ -29,6 +30,19 @@ def test_put_many_puts_a_bad_item_among_the_results(store):
     assert all(issubclass(kinds[i], TypeError | ValueError | BufferError) for i in (1, 3, 4))
     assert store.stat("/bad/g").version == caught.value.results[6]
     assert store.listdir("/bad") == ["a", "c", "f", "g"]
+
+
+async def test_one_key_is_not_several(cluster, store):
+    store.put("/bad/k", b"v")
+    async with crailpy.aio.connect(cluster.address) as aio:
+        for one in ("/bad/k", b"/bad/k", ""):
+            for call in (store.get_many, store.delete_many, store.stat_many):
+                with pytest.raises(errors.InvalidArgumentError, match="several"):
+                    call(one)
+            for ask in (aio.get_many, aio.delete_many, aio.stat_many):
+                with pytest.raises(errors.InvalidArgumentError, match="several"):
+                    await ask(one)
+    assert store.get_many(("/bad/k",)) == [b"v"]
 
 
 def test_connect_takes_what_it_was_not_given_from_the_configuration(cluster, monkeypatch):

@@ -187,11 +187,33 @@ def test_ls_lists_several_paths(address: str) -> None:
         ("ls --address=crail://host:0", b"is not host:port"),
         ("demo --workers=0", b"--workers"),
         ("demo --maps=0", b"--maps"),
-        ("get --wait=-3s /x -", b"--wait"),
+        ("get --wait=-3s /x -", b"--wait: not a time: '-3s'"),
+        ("get --wait -3s /x -", b"--wait: not a time: '-3s'"),
+        ("get --wait 0 /x -", b"--wait: '0' is no time at all"),
+        ("bench --clients -3", b"--clients"),
     ],
 )
 def test_what_is_no_argument_is_a_usage_error(words: str, reason: bytes) -> None:
     assert reason in run(*words.split(), code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("CRAILPY_ADDRESS", "nonsense", b"$CRAILPY_ADDRESS: 'nonsense' is no address"),
+        ("CRAILPY_ADDRESS", "crail://host:0", b"$CRAILPY_ADDRESS: "),
+        ("CRAILPY_TIMEOUT", "soon", b"$CRAILPY_TIMEOUT: timeout: not a time"),
+        ("CRAILPY_TRANSPORT", "pigeon", b"transport 'pigeon' is none of"),
+        ("CRAILPY_CONFIG", "/none/there.toml", b"$CRAILPY_CONFIG: there is no file"),
+    ],
+)
+def test_a_setting_that_is_none_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: bytes
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert reason in run("ls", code=2)
+    if name == "CRAILPY_ADDRESS":  # which is not asked for then
+        assert reason not in run("ls", "--address=crail://127.0.0.1:1", code=1)
 
 
 def test_put_names_the_path_that_has_no_space(address: str, tmp_path: Path) -> None:

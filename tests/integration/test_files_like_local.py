@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from crailpy import errors
-from crailpy.client import files
+from crailpy.client import extents, files
 
 STEPS = 4000  # operations of each life
 SIZE_MAX = 700_000  # past what is held in memory and past the first extent
@@ -146,10 +146,10 @@ def a_life(rng: random.Random, store, tmp_path, steps: int) -> None:
                 file.truncate(1000)
 
 
-@pytest.mark.parametrize("extents", [files.EXTENTS_MAX, 2])
+@pytest.mark.parametrize("count", [extents.EXTENTS_MAX, 2])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_random_operations_make_no_difference(store, tmp_path, monkeypatch, extents, seed):
+def test_random_operations_make_no_difference(store, tmp_path, monkeypatch, count, seed):
     """Also where so few extents are allowed that files have to move to larger ones."""
     print(f"CRAILPY_SEED={seed}")
-    monkeypatch.setattr(files, "EXTENTS_MAX", extents)
+    monkeypatch.setattr(extents, "EXTENTS_MAX", count)
     a_life(random.Random(seed), store, tmp_path, STEPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 
@@ -198,6 +199,31 @@ def test_a_watch_ends_cleanly_also_for_who_iterates_in_another_thread(store, oth
     until(lambda: other.status()["namenode"]["watches"] == 0)
     with pytest.raises(errors.DeadlineError), store.watch("/wait/quiet") as quiet:
         quiet.next(0.05)
+
+
+def test_a_watch_with_a_timeout_says_when_nothing_comes_and_goes_on(store, other):
+    with store.watch("/wait/slow", timeout=0.2) as events:
+        for _ in range(2):
+            begin = time.monotonic()
+            with pytest.raises(errors.DeadlineError):
+                next(events)
+            assert time.monotonic() - begin >= 0.2
+        version = other.put("/wait/slow", b"")
+        assert next(events) == Event("put", "/wait/slow", version)
+        with pytest.raises(errors.DeadlineError):
+            list(events)
+        other.put("/wait/slow", b"")
+        assert events.next().kind == "put"
+
+
+def test_a_session_has_so_many_watches(cluster):
+    with cluster.connect() as many, contextlib.ExitStack() as stack:
+        for i in range(1024):
+            stack.enter_context(many.watch(f"/wait/many/{i}"))
+        with pytest.raises(errors.QuotaExceededError) as caught:
+            many.watch("/wait/many")
+        assert caught.value.path == "/wait/many"
+        assert "watches" in str(caught.value)
 
 
 # ---- barrier ---------------------------------------------------------------

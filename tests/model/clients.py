@@ -8,6 +8,7 @@ outcomes as result. Results are plain values, so they pass through a pipe and co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import pickle
@@ -20,15 +21,30 @@ from typing import Any
 
 import crailpy
 import crailpy.aio
-from crailpy.client import requests
-from crailpy.errors import BatchError, CrailError
+from crailpy.client import objects, requests
+from crailpy.errors import BatchError, CrailError, DeadlineError
 from crailpy.model import NodeInfo
 
 Outcome = tuple[str, Any]
 
+EVENT_PATIENCE = 20.0  # seconds for an event that has to come
+NO_MORE = 0.001  # seconds for one that must not
+
 
 class Leave(Exception):
     """Leaves a `with` block."""
+
+
+def as_object(n: int, data: bytes) -> dict[str, Any]:
+    """What put_object stores: something small, and a buffer."""
+    import numpy as np  # processes start often, and few ever need it
+
+    return {"n": n, "array": np.frombuffer(data, dtype=np.uint8)}
+
+
+def dumped(n: int, data: bytes) -> bytes:
+    """The value that it becomes."""
+    return b"".join(objects.dump(as_object(n, data)))
 
 
 class Face:
@@ -49,12 +65,16 @@ class Face:
         return result
 
     def close(self) -> None:
-        for handle in list(self.held):
-            self.let_go(handle)
+        for handle, held in list(self.held.items()):
+            if hasattr(held, "read") or hasattr(held, "nbytes"):  # a file or a view
+                self.let_go(handle)
         self.finish(self.store.close())
+        self.held.clear()  # items and shares in jobs: the session's end is theirs
 
     def call(self, name: str, *args: Any, **options: Any) -> Outcome:
         own = getattr(self, name, None)
+        if options.get("job") is not None:
+            options["job"] = self.held[options["job"]]
         try:
             if own is not None:
                 return ("ok", own(*args, **options))
@@ -71,9 +91,11 @@ class Face:
 
     def _plain(self, value: Any) -> Any:
         if isinstance(value, NodeInfo):
-            path = self.namespace + (value.path if value.path != "/" or not self.namespace else "")
-            return (path, value.kind, value.size, value.version)
+            return (self._absolute(value.path), value.kind, value.size, value.version)
         return value
+
+    def _absolute(self, path: str) -> str:
+        return self.namespace + (path if path != "/" or not self.namespace else "")
 
     # -- many: as outcomes, whether or not some failed ----------------------------
 
@@ -105,6 +127,21 @@ class Face:
 
     def scandir(self, path: str) -> list[Any]:
         return [self._plain(info) for info in self.finish(self.store.scandir(path))]
+
+    def walk(self, top: str, topdown: bool) -> list[Any]:
+        found = self.finish(self.store.walk(top, topdown=topdown))
+        return [(self._absolute(path), inner, own) for path, inner, own in found]
+
+    def glob(self, pattern: str) -> list[str]:
+        return [self._absolute(path) for path in self.finish(self.store.glob(pattern))]
+
+    def put_object(self, path: str, n: int, data: bytes) -> int:
+        version: int = self.finish(self.store.put_object(path, as_object(n, data)))
+        return version
+
+    def get_object(self, path: str) -> Any:
+        found = self.finish(self.store.get_object(path))
+        return found["n"], found["array"].tobytes()
 
     def locations(self, path: str) -> list[tuple[int, int, int, int]]:
         """Of the value at `path`: server, region, first byte, bytes."""
@@ -176,7 +213,98 @@ class Face:
 
     def let_go(self, handle: int) -> None:
         held = self.held.pop(handle)
-        self.finish(held.close() if hasattr(held, "read") else held.release())
+        self.finish(held.close() if hasattr(held, "close") else held.release())
+        self.settle()
+
+    def settle(self) -> None:
+        """Comes back when nothing is on its way that nobody waits for."""
+
+    # -- queues, multifiles, barriers, jobs -------------------------------------------
+
+    def queue_put(self, path: str, data: bytes, create: bool) -> int:
+        version: int = self.finish(self.finish(self.store.queue(path, create)).put(data))
+        return version
+
+    def queue_get(self, path: str, handle: int) -> tuple[int, bytes]:
+        queue = self.finish(self.store.queue(path, create=False))
+        self.held[handle] = item = self.finish(queue.get())
+        assert item.number == item.version
+        return item.number, item.data
+
+    def queue_ack(self, handle: int) -> None:
+        self.finish(self.held.pop(handle).ack())
+
+    def write_part(self, path: str, name: str | None, data: bytes) -> tuple[str, int]:
+        parts = self.finish(self.store.multifile(path, create=False))
+        file = self.finish(parts.writer(name))
+        try:
+            self.finish(file.write(data))
+        finally:
+            self.finish(file.close())
+        return file.name.rpartition("/")[2], file.version
+
+    def read_parts(self, path: str, outstanding: int) -> bytes:
+        reader = self.finish(self.store.multifile(path, create=False))
+        reader = self.finish(reader.reader(outstanding))
+        try:
+            data: bytes = self.finish(reader.read())
+        finally:
+            self.finish(reader.close())
+        return data
+
+    def barrier(self, path: str, members: int, timeout: float) -> int:
+        try:
+            rounds: int = self.finish(self.store.barrier(path, members, timeout=timeout))
+        finally:
+            self.settle()
+        return rounds
+
+    def open_job(self, name: str, handle: int, ttl: float, **quotas: int | None) -> None:
+        self.held[handle] = self.finish(self.store.job(name, ttl=ttl, **quotas))
+
+    # -- watches ------------------------------------------------------------------------
+
+    def watch(self, prefix: str, handle: int) -> None:
+        watch = self.store.watch(prefix)
+        self.held[handle] = watch if hasattr(watch, "__next__") else self.finish(_awaited(watch))
+
+    def events(self, handle: int, count: int) -> list[tuple[str, str, int]]:
+        """All that have come: no fewer than `count`, or up to a resync, if they come in time."""
+        found: list[tuple[str, str, int]] = []
+        while True:
+            sure = len(found) < count and (not found or found[-1][0] != "resync")
+            try:
+                event = self.finish(self.held[handle].next(EVENT_PATIENCE if sure else NO_MORE))
+            except DeadlineError:
+                return found
+            path = self._absolute(event.path) if event.path else ""
+            found.append((event.kind, path, event.version or 0))
+
+    # -- streams that others follow -------------------------------------------------------
+
+    def begin_stream(self, path: str, handle: int) -> None:
+        self.held[handle] = self.finish(self.store.open(path, "wb"))
+
+    def stream(self, handle: int, data: bytes) -> None:
+        self.finish(self.held[handle].write(data))
+        self.finish(self.held[handle].flush())
+
+    def end_stream(self, handle: int, fate: str) -> int | None:
+        file = self.held.pop(handle)
+        try:
+            self.finish(file.close() if fate == "close" else file.discard())
+        finally:
+            self.settle()
+        version: int | None = file.version
+        return version
+
+    def follow(self, path: str, handle: int) -> None:
+        self.held[handle] = self.finish(self.store.open(path, follow=True))
+
+    def follow_on(self, handle: int, size: int) -> bytes:
+        """So many bytes more; -1: all to the end."""
+        data: bytes = self.finish(self.held[handle].read(size))
+        return data
 
     # -- trouble -----------------------------------------------------------------------
 
@@ -208,6 +336,11 @@ class AsyncFace(Face):
         if inspect.isawaitable(result):
             return self._loop.run_until_complete(result)
         return result
+
+    def settle(self) -> None:
+        """The ends of holds are posted; a change that is sent behind them has its answer later."""
+        with contextlib.suppress(CrailError):
+            self.finish(self.store.delete("/nothing", missing_ok=True))
 
     def close(self) -> None:
         super().close()

@@ -15,11 +15,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from .clients import dumped
 from .namespace import (
     GRANULE,
     INLINE_MAX,
     MULTIFILE,
     NAME_MAX,
+    OBJECT,
     PATH_MAX,
     QUEUE,
     TABLE,
@@ -106,8 +108,17 @@ new_paths = st.lists(names, min_size=1, max_size=4).map(lambda parts: Path("/" +
 
 @dataclass(frozen=True)
 class There:
-    """One of the paths that are there at that moment. (What is drawn must not depend on what a
-    store has done, which need not be the same each time: a call that was killed.)"""
+    """One of the paths that are there at that moment, of this kind if there is one. (What is drawn
+    must not depend on what a store has done, which need not be the same each time: a call that was
+    killed.)"""
+
+    index: int
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of the shares in jobs that the client has then; None if it has none."""
 
     index: int
 
@@ -122,6 +133,8 @@ ends_of_moves = paths.filter(lambda path: path not in LONG_PATHS)
 seeds = st.integers(0, 9)
 small = st.builds(Value, st.sampled_from(SMALL_SIZES), seeds)
 values = st.one_of(small, st.builds(Value, st.sampled_from(SIZES), seeds))
+nonempty = values.filter(lambda value: value.size > 0)
+prefixes = st.one_of(st.just(Path("/")), there, there, paths)
 flags = st.booleans()
 offsets = st.sampled_from(SIZES)
 
@@ -207,6 +220,19 @@ attributes = st.dictionaries(
 )
 kinds = st.sampled_from([TABLE, MULTIFILE, QUEUE])
 
+
+def mostly(kind: str) -> st.SearchStrategy[Any]:
+    """Paths of nodes of this kind, and some others."""
+    return st.integers(0, 7).flatmap(
+        lambda n: st.builds(There, st.integers(0, 63), st.just(kind)) if n else paths
+    )
+
+
+shares = st.builds(Share, st.integers(0, 7))
+patterns = st.lists(
+    st.sampled_from(["*", "**", "?", "[ab]", "n*", *NAMES[:4], "*xyz"]), min_size=1, max_size=4
+).map(lambda parts: Path("/" + "/".join(parts)))
+
 OPERATIONS |= {
     "make": call("make", paths, kinds),
     "join": call("join", paths, kinds),
@@ -224,25 +250,44 @@ OPERATIONS |= {
     "attributes": call("attributes", paths),
     "expire": call("expire", paths),
     "put_to_go_when_read": call("put", paths, values, delete_after_read=st.just(True)),
+    "put_placed": call(
+        "put", paths, values, stripe=st.sampled_from([1, 2, 3]), evictable=st.booleans()
+    ),
+    "put_for_job": call("put", paths, values, job=shares, evictable=optional),
+    "mkdir_for_job": call("mkdir", paths, parents=flags, job=shares),
+    "put_object": call("put_object", paths, st.integers(0, 3), values),
+    "get_object": call("get_object", paths),
+    "get_object_there": call("get_object", there),
+    "walk": call("walk", paths, flags),
+    "glob": call("glob", patterns),
+    "make_queue": call("make", new_paths, st.just(QUEUE)),
+    "queue_put": call("queue_put", mostly(QUEUE), values, flags),
+    "make_multifile": call("make", new_paths, st.just(MULTIFILE)),
+    "write_part": call(
+        "write_part", mostly(MULTIFILE), st.sampled_from([None, None, *NAMES[:3]]), values
+    ),
+    "read_parts": call("read_parts", mostly(MULTIFILE), st.sampled_from([1, 2, 8])),
 }
 
-#: Calls that are made of others: what they need of a store.
-MADE_OF = {
-    **dict.fromkeys(("write_file", "edit_file"), "open"),
-    "expire": "wait",
-}
+#: To be done with a path within a job.
+put_into_job = st.one_of(
+    call("put", new_paths, values),
+    call("put", new_paths, values, job=shares),
+    call("mkdir", new_paths, parents=flags, exist_ok=flags),
+    call("incr", new_paths, numbers),
+    call("write_file", new_paths, st.just("wb"), st.lists(values, max_size=2), st.just("close")),
+    call("queue_put", new_paths, values, st.just(True)),
+    call("edit_file", new_paths, st.just("ab"), edits, st.just("close")),
+)
 
-
-def has(face: type, call: Call) -> bool:
-    """Has this face of the store what the call needs?"""
-    name = call.args[1] if call.name in ("make", "join") else call.name
-    return hasattr(face, MADE_OF.get(name, name))
-
+#: What the model has to be told by the store: a number in a name.
+TOLD = ("queue_put", "write_part")
 
 #: Those that change something, for clients that are killed in the midst of one.
 CHANGING = (
     *("put", "compare_and_set", "put_many", "delete", "delete_many"),
     *("mkdir", "rename", "remove", "rmtree", "write_file", "make", "incr", "truncate"),
+    *("put_placed", "put_for_job", "mkdir_for_job", "put_object", "queue_put", "write_part"),
 )
 CHANGES = st.one_of(*(OPERATIONS[name] for name in CHANGING))
 
@@ -254,6 +299,9 @@ def stages(call: Call) -> list[list[Call]]:
         steps = [Call("put", tuple(item), call.options) for item in call.args[0]]
     elif call.name == "delete_many":
         steps = [Call("delete", (path,), (("missing_ok", True),)) for path in call.args[0]]
+    elif call.name == "queue_put":
+        steps = [Call("make" if call.args[2] else "join", (call.args[0], QUEUE)), call]
+        return [[], steps[:1], [call]]
     else:
         steps = [call]
     return [steps[:n] for n in range(len(steps) + 1)]
@@ -261,4 +309,23 @@ def stages(call: Call) -> list[list[Call]]:
 
 def apply(model: Namespace, call: Call) -> Any:
     """The call on the model; raises Refused."""
-    return getattr(model, call.name)(*call.args, **dict(call.options))
+    args = call.args
+    if call.name == "put_object":
+        args += (dumped(*args[1:]),)
+    return getattr(model, call.name)(*args, **dict(call.options))
+
+
+def is_unclear(model: Namespace, call: Call) -> bool:
+    """What was an object and was cut may be anything."""
+    node = model.find(call.args[0]) if call.name == "get_object" else None
+    return node is not None and node.value.startswith(OBJECT) and node.value not in model.objects
+
+
+def goes_by_the_way(model: Namespace, call: Call) -> bool:
+    """Does the call read something that goes when it was read? The asynchronous face says so when
+    it has the time, and so does the end of a view; multifiles read theirs like files."""
+    if not call.name.startswith(("get", "read_parts")):
+        return False
+    named = call.args[0] if isinstance(call.args[0], list) else [call.args[0]]
+    nodes = [node for node in map(model.find, named) if node is not None]
+    return any(one.goes_when_read for node in nodes for _, one in node.below(""))

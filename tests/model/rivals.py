@@ -1,12 +1,17 @@
 """Processes that call a store on the same few keys at once and write down what they saw.
 
-Each thread writes a line to the process's log before every call, and another one when it has
-returned: so a process that is killed leaves its last calls behind as what they are, calls whose
+A process has a store and threads that call it, or an asynchronous store and tasks: what they do is
+the same, written once, as coroutines that never wait in the first case.
+
+Each thread or task writes a line to the process's log before every call, and another one when it
+has returned: so a process that is killed leaves its last calls behind as what they are, calls whose
 outcome nobody knows. `read_logs` makes one history of all.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import os
 import random
@@ -14,11 +19,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
 import crailpy
+import crailpy.aio
 from crailpy import errors
 
 if __name__ != "__main__":
@@ -26,6 +32,7 @@ if __name__ != "__main__":
 
 SIZES = [40, 4096, 4097, 40_000, 300_000]
 HEAD = 32  # bytes: who wrote it, and its size
+CONNECT_S = 20.0
 PROGRESS = 10  # calls between two signs of life
 
 #: Whatever the call was, nobody can say whether it happened.
@@ -47,12 +54,26 @@ def name_of(data: bytes) -> str:
         return f"torn: {data[:HEAD]!r}"
 
 
+async def told(result: Any) -> Any:
+    """What a call gives, of either face."""
+    return await result if inspect.isawaitable(result) else result
+
+
+def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Runs what never waits, since the store does."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("a synchronous store was awaited")
+
+
 class Rival:
-    """One thread of one process."""
+    """One thread or task of one process."""
 
     def __init__(
         self,
-        store: crailpy.Store,
+        store: Any,
         who: str,
         seed: str,
         keys: list[str],
@@ -81,33 +102,33 @@ class Rival:
 
     # -- calls: each gives, key by key, the result -----------------------------------
 
-    def step(self) -> None:
+    async def step(self) -> None:
         name = self.rng.choice(self.calls())
         if name == "incr":
-            return self.make([self.counter], [self.rng.choice([1, 1, 5, -3])], name)
+            return await self.make([self.counter], [self.rng.choice([1, 1, 5, -3])], name)
         if name == "add":
-            return self.make([self.queue], [self.value()], name)
+            return await self.make([self.queue], [self.value()], name)
         if name == "take" and len(self.taken) < 3:
-            return self.make([self.queue], [self.process], name)
+            return await self.make([self.queue], [self.process], name)
         if name in ("take", "ack", "release"):  # of something that was taken
             if not self.taken:
                 return None
             name = "ack" if name == "take" else name
             item = self.rng.choice(list(self.taken))
-            return self.make([self.queue], [item], name)
+            return await self.make([self.queue], [item], name)
         n = self.rng.randint(2, len(self.keys)) if name.endswith("many") else 1
         keys = self.rng.sample(self.keys, n)
         arguments: list[Any] = [self.argument(name, key) for key in keys]
-        return self.make(keys, arguments, name)
+        return await self.make(keys, arguments, name)
 
-    def make(self, keys: list[str], arguments: list[Any], name: str) -> None:
+    async def make(self, keys: list[str], arguments: list[Any], name: str) -> None:
         """Makes the call, and writes down what it came to."""
         kind = {"get_many": "get", "get_bytes": "get", "put_many": "put"}.get(name, name)
         self.count += 1
         self.write(call=self.count, who=self.who, keys=keys, name=kind, arguments=arguments)
         number = self.count
         try:
-            results = getattr(self, name)(keys, arguments)
+            results = await getattr(self, name)(keys, arguments)
         except UNKNOWN as error:
             self.write(lost=number, who=self.who, why=str(error))
             return
@@ -129,77 +150,80 @@ class Rival:
             return (self.seen[key], self.value())
         return None
 
-    def put(self, keys: list[str], arguments: list[Any]) -> list[Any]:
-        self.seen[keys[0]] = self.store.put(keys[0], content(arguments[0]))
+    async def put(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        self.seen[keys[0]] = await told(self.store.put(keys[0], content(arguments[0])))
         return [self.seen[keys[0]]]
 
-    def create(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+    async def create(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         try:
-            return [self.store.put(keys[0], content(arguments[0]), if_absent=True)]
+            return [await told(self.store.put(keys[0], content(arguments[0]), if_absent=True))]
         except errors.ExistsError:
             return [None]
 
-    def swap(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+    async def swap(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         expected, value = arguments[0]
         try:
-            return [self.store.put(keys[0], content(value), if_version=expected)]
+            return [await told(self.store.put(keys[0], content(value), if_version=expected))]
         except errors.VersionConflictError:
             return [None]
 
-    def incr(self, keys: list[str], arguments: list[Any]) -> list[Any]:
-        return [self.store.incr(keys[0], arguments[0])]
+    async def incr(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        return [await told(self.store.incr(keys[0], arguments[0]))]
 
-    def add(self, keys: list[str], arguments: list[Any]) -> list[Any]:
-        return [self.store.queue(keys[0]).put(content(arguments[0]))]
+    async def add(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        queue = await told(self.store.queue(keys[0]))
+        return [await told(queue.put(content(arguments[0])))]
 
-    def take(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+    async def take(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         try:
-            item = self.store.queue(keys[0]).get()
+            queue = await told(self.store.queue(keys[0]))
+            item = await told(queue.get())
         except errors.NotFoundError:
             return [None]
         name = name_of(item.data)
         self.taken[name] = item
         return [(item.version, name)]
 
-    def ack(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+    async def ack(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         try:
-            self.taken.pop(arguments[0]).ack()
+            await told(self.taken.pop(arguments[0]).ack())
         except errors.NotFoundError:
             return [False]
         return [True]
 
-    def release(self, keys: list[str], arguments: list[Any]) -> list[Any]:
-        self.taken.pop(arguments[0]).release()
+    async def release(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        await told(self.taken.pop(arguments[0]).release())
         return [None]
 
-    def delete(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+    async def delete(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         try:
-            self.store.delete(keys[0])
+            await told(self.store.delete(keys[0]))
         except errors.NotFoundError:
             return [False]
         return [True]
 
-    def get(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+    async def get(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         try:
-            with self.store.get_view(keys[0]) as view:
+            with await told(self.store.get_view(keys[0])) as view:
                 self.seen[keys[0]] = view.version
                 return [(view.version, name_of(bytes(view)))]
         except errors.NotFoundError:
             self.seen[keys[0]] = 0
             return [(0, None)]
 
-    def get_bytes(self, keys: list[str], arguments: list[Any]) -> list[Any]:
-        data = self.store.get(keys[0], default=None)
+    async def get_bytes(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        data = await told(self.store.get(keys[0], default=None))
         return [(0, None) if data is None else (None, name_of(data))]
 
-    def get_many(self, keys: list[str], arguments: list[Any]) -> list[Any]:
-        values = self.store.get_many(keys, missing="none")
+    async def get_many(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+        values = await told(self.store.get_many(keys, missing="none"))
         return [(0, None) if data is None else (None, name_of(data)) for data in values]
 
-    def put_many(self, keys: list[str], arguments: list[Any]) -> list[Any]:
+    async def put_many(self, keys: list[str], arguments: list[Any]) -> list[Any]:
         items = [(key, content(value)) for key, value in zip(keys, arguments, strict=True)]
         try:
-            return self.store.put_many(items)
+            versions: list[Any] = await told(self.store.put_many(items))
+            return versions
         except errors.BatchError as error:  # of some the outcome is known, but who cares
             for result in error.results:
                 if isinstance(result, Exception) and not isinstance(result, UNKNOWN):
@@ -207,24 +231,40 @@ class Rival:
             raise errors.UnavailableError("some of the batch") from error
 
 
-def main() -> None:
-    """One process: its orders are a JSON object in the first argument."""
-    orders = json.loads(sys.argv[1])
-    who, address, options = orders["who"], orders["address"], orders["options"]
-    log = os.open(orders["log"], os.O_WRONLY | os.O_APPEND)
-    failed: list[BaseException] = []
+async def work(orders: dict[str, Any], store: Any, log: int, number: int) -> None:
+    """All calls of one thread or task."""
+    name = f"{orders['who']}.{number}"
+    seed = f"{orders['seed']} {name}"
+    rival = Rival(store, name, seed, orders["keys"], log, orders["uses_queue"])
+    for i in range(orders["calls"]):
+        await rival.step()
+        if i % PROGRESS == PROGRESS - 1:
+            os.write(1, b".")
 
-    with crailpy.connect(address, timeout=60, **options) as store:
+
+async def connected(address: str, **options: Any) -> crailpy.aio.AsyncStore:
+    """Also where the first connection is cut: an asynchronous store takes that for its address."""
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            return await crailpy.aio.connect(address, **options)
+        except errors.UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+
+
+async def run_tasks(orders: dict[str, Any], log: int) -> None:
+    async with await connected(orders["address"], timeout=60, **orders["options"]) as store:
+        await asyncio.gather(*(work(orders, store, log, n) for n in range(orders["threads"])))
+
+
+def run_threads(orders: dict[str, Any], log: int) -> None:
+    failed: list[BaseException] = []
+    with crailpy.connect(orders["address"], timeout=60, **orders["options"]) as store:
 
         def run(number: int) -> None:
-            name = f"{who}.{number}"
-            seed, keys, uses_queue = orders["seed"], orders["keys"], orders["uses_queue"]
-            rival = Rival(store, name, f"{seed} {name}", keys, log, uses_queue)
             try:
-                for i in range(orders["calls"]):
-                    rival.step()
-                    if i % PROGRESS == PROGRESS - 1:
-                        os.write(1, b".")
+                to_its_end(work(orders, store, log, number))
             except BaseException as error:
                 failed.append(error)
 
@@ -235,6 +275,16 @@ def main() -> None:
             thread.join()
     if failed:
         raise failed[0]
+
+
+def main() -> None:
+    """One process: its orders are a JSON object in the first argument."""
+    orders = json.loads(sys.argv[1])
+    log = os.open(orders["log"], os.O_WRONLY | os.O_APPEND)
+    if orders["options"].pop("face", "sync") == "async":
+        asyncio.run(run_tasks(orders, log))
+    else:
+        run_threads(orders, log)
 
 
 # ---- for the tests -------------------------------------------------------------------------------

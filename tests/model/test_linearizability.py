@@ -1,4 +1,5 @@
-"""Concurrent calls of many processes and threads on few keys have an order, whatever happens.
+"""Concurrent calls of many processes, threads and tasks on few keys have an order, whatever
+happens. Half of the clients are asynchronous.
 
 CRAILPY_MODEL_SEED repeats a seed that was printed, as far as the machine's timing allows.
 """
@@ -34,6 +35,8 @@ LIMIT_S = 100
 
 SHM: dict[str, Any] = {}
 TCP: dict[str, Any] = {"transport": "tcp"}
+AIO_SHM: dict[str, Any] = {"face": "async"}
+AIO_TCP: dict[str, Any] = {"face": "async", "transport": "tcp"}
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +120,12 @@ class Round:
                 self._wake(all_of_them=working <= 0)
         finally:
             self._wake(all_of_them=True)
-            for process in self.processes:
-                with contextlib.suppress(ProcessLookupError):
-                    if time.monotonic() > deadline:
-                        process.kill()
-                process.wait()
+            with contextlib.ExitStack() as all_of_them:  # also when one has failed
+                for process in self.processes:
+                    with contextlib.suppress(ProcessLookupError):
+                        if time.monotonic() > deadline:
+                            process.kill()
+                    all_of_them.callback(process.wait)
         history = read_logs(process.log for process in self.processes)
         for process in self.processes:  # at its end, what it had taken falls back
             since = process.killed_at or _last_return(history, process.who)
@@ -179,7 +183,7 @@ def judge(store: crailpy.Store, history: list[Event]) -> None:
 def test_concurrent_calls_have_an_order(cluster, tmp_path):
     with cluster.connect() as store:
         for round_ in rounds(tmp_path):
-            round_.start(cluster.address, SHM, SHM, TCP, SHM)
+            round_.start(cluster.address, SHM, AIO_SHM, TCP, AIO_TCP)
             judge(store, round_.run())
 
 
@@ -193,8 +197,8 @@ def stop_somebody(now: Round) -> None:
 def test_calls_of_clients_that_are_killed_and_paused_have_an_order(cluster, tmp_path):
     with cluster.connect() as store:
         for round_ in rounds(tmp_path):
-            round_.start(cluster.address, SHM, SHM, TCP, SHM, TCP)
-            at = {victim: round_.rng.randint(3, 30) for victim in (0, 2)}
+            round_.start(cluster.address, SHM, AIO_SHM, TCP, AIO_SHM, AIO_TCP, SHM)
+            at = {victim: round_.rng.randint(3, 30) for victim in (0, 3)}
 
             def trouble(now: Round, at: dict[int, int] = at) -> None:
                 for victim, progress in at.items():
@@ -214,7 +218,9 @@ def test_calls_whose_replies_are_lost_have_an_order(cluster, tmp_path):
         for round_ in rounds(tmp_path):
             with DroppingProxy((host, int(port)), k=12) as proxy:
                 # cut off and stopped, they may lose their session, and with it what they took
-                round_.start(proxy.address, TCP, TCP, TCP, calls=60, threads=1, uses_queue=False)
+                round_.start(
+                    proxy.address, TCP, AIO_TCP, AIO_TCP, calls=60, threads=1, uses_queue=False
+                )
                 round_.start(cluster.address, SHM, calls=400)
                 history = round_.run(stop_somebody)
                 assert proxy.dropped > 0
@@ -271,7 +277,7 @@ def test_calls_whose_outcome_is_unknown_have_happened_once_or_not_at_all(cluster
     with cluster.connect() as store:
         for round_ in rounds(tmp_path):
             with PartitioningProxy((host, int(port)), 25, store) as proxy:
-                round_.start(proxy.address, TCP, TCP, TCP, TCP, calls=80, uses_queue=False)
+                round_.start(proxy.address, TCP, AIO_TCP, TCP, AIO_TCP, calls=80, uses_queue=False)
                 history = round_.run()
                 assert proxy.partitions > 0
             assert any(event.is_pending for event in history)

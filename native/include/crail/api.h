@@ -97,7 +97,8 @@ int crail_namenode_lane_attach(crail_namenode *nn, int fd, uint64_t session, uin
 int crail_namenode_server_add(crail_namenode *nn, uint32_t regions, const uint32_t *granules,
                               const uint64_t *const *generations, uint32_t storage_class, uint32_t location,
                               const void *description, uint32_t description_size, uint32_t *number);
-/* Replaces its classes and its description (after a restart on another port). */
+/* Replaces its classes and its description (after a restart on another port). Storage class 255: no grant comes from
+ * there any more. */
 int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, uint32_t storage_class, uint32_t location,
                                    const void *description, uint32_t size);
 /* state: enum crail_meta_server_state: 1 up, 2 down, 3 lost for ever. */
@@ -156,6 +157,9 @@ typedef struct {
     uint64_t use_tables, connections;
     uint64_t protocol_errors;
     uint64_t loop_cpu_ns;
+    uint64_t flushes;
+    uint64_t disk_errors; /* things that the disk did not do */
+    uint64_t disk_errno;  /* why not, the first time; 0: it never failed. It counts as failed from then on */
 } crail_storage_stats;
 
 /* `number` is not known before registration; see crail_storage_identity(). */
@@ -167,6 +171,14 @@ void crail_storage_stop(crail_storage *s);
  * Regions are numbered 0, 1, ... in the order of the calls. Returns the number. Only before the first connection.
  * populate: touch the whole mapping now (with huge pages where the file system gives them). */
 int crail_storage_region_add(crail_storage *s, int fd, int generations_fd, uint32_t granules, int populate);
+/* A region in a file or on a device instead, which no client maps: its bytes lie at `data_at` and its generations, 8
+ * bytes each, at `generations_at` of `fd`, both multiples of 4096, and so are the lengths that are taken there. `fd` is
+ * the same for all regions of a server, open for reading and writing, with O_DIRECT where that can be had; the caller
+ * keeps its own. -EINVAL: another fd, or not all of it is there. */
+int crail_storage_region_add_file(crail_storage *s, int fd, uint64_t generations_at, uint64_t data_at,
+                                  uint32_t granules);
+/* An eventfd that is readable once the disk has failed; belongs to the storage. -1 without file regions. */
+int crail_storage_failed_fd(crail_storage *s);
 /* Copies the generations of the region, `granules` of them, to `out`. */
 int crail_storage_generations(crail_storage *s, uint32_t region, uint64_t *out, uint32_t granules);
 

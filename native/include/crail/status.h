@@ -6,6 +6,9 @@
 #ifndef CRAIL_STATUS_H
 #define CRAIL_STATUS_H
 
+#include <stdbool.h>
+#include <stdint.h>
+
 #define CRAIL_STATUS_BASE 1000
 
 #define CRAIL_STATUS_LIST(X) \
@@ -36,5 +39,11 @@ enum crail_status {
     CRAIL_STATUS_LIST(CRAIL_STATUS_ENUM)
 #undef CRAIL_STATUS_ENUM
 };
+
+/* Is this an answer that a peer may give: 0, or a negated status, perhaps one of a later version? Everything else is
+ * nonsense, and must not be taken for -errno or for what else the core says to its own callers. */
+static inline bool crail_is_answer(int32_t status) {
+    return status == 0 || (status < -CRAIL_STATUS_BASE && status > -2 * CRAIL_STATUS_BASE);
+}
 
 #endif

@@ -55,7 +55,8 @@ enum crail_op_code {
     /* These are recorded: the frame carries a sequence number. */
     CRAIL_OP_PUT = 16,      /* path, data = value of at most CRAIL_INLINE_MAX bytes -> version */
     CRAIL_OP_COMMIT = 17,   /* path, data = count extents, arg1 = size -> version [+ extents granted anew] */
-    CRAIL_OP_ALLOC = 18,    /* arg1 = bytes -> extents granted to the session */
+    CRAIL_OP_ALLOC = 18,    /* arg1 = bytes -> extents granted to the session. arg0: 0, or a server whose storage class
+                               and location are preferred where the options say none */
     CRAIL_OP_RELEASE = 19,  /* data = count extents of this session's grants, given back */
     CRAIL_OP_MKDIR = 20,    /* path, arg0 = the container's kind (0: a directory) */
     CRAIL_OP_RENAME = 21,   /* path = from, data = to (a path) */
@@ -68,8 +69,8 @@ enum crail_op_code {
                                same. Its mtime is now */
     CRAIL_OP_ACK = 27,      /* arg0 = token of a taken item: it leaves its queue for good */
     CRAIL_OP_END = 28,      /* arg0 = token: what it holds ends as it does with its session */
-    CRAIL_OP_TRUNCATE = 29, /* path, arg1 = size: a leaf within CRAIL_INLINE_MAX, cut or filled with zeros; one above
-                               only to 0 */
+    CRAIL_OP_TRUNCATE = 29, /* path, arg1 = size -> version: a leaf within CRAIL_INLINE_MAX, cut or filled with zeros;
+                               one above only to 0. One of that size stays as it is, with its version */
 
     /* These make a hold: something of a node that the session keeps until END, or until it ends itself. arg0 is its
      * token, a number of the client's choice, unique in its session; the same operation with the same token again
@@ -84,7 +85,8 @@ enum crail_op_code {
     CRAIL_OP_APPEND = 51, /* path -> as GET; the append right of the leaf. Its last extent carries a key for writing,
                              unless CRAIL_RESF_TAIL_CLOSED. Who has it waits for nobody: another gets
                              CRAIL_E_DEADLINE, or WAITs */
-    CRAIL_OP_WATCH = 52,  /* path: events of this node and all below it are kept from now on, for NEXT */
+    CRAIL_OP_WATCH = 52,  /* path: events of this node and all below it are kept from now on, for NEXT. More watches, or
+                             memory for them, than a session may have: CRAIL_E_QUOTA_EXCEEDED */
     CRAIL_OP_STREAM = 53, /* path, data = count extents of the session's grants, arg1 = bytes that are complete in them:
                              what FOLLOW may show of a value that is being written. Again with more; the
                              COMMIT of the same extents ends it */
@@ -114,6 +116,10 @@ enum crail_op_flags {
     CRAIL_OPF_QUEUE = 1 << 10,      /* PUT, COMMIT: path is a queue, the value becomes its youngest item */
     CRAIL_OPF_APPEND = 1 << 11,     /* COMMIT: the leaf grows to arg1 bytes; arg0 = token of the append right, which
                                        ends; data = the extents that come after those it has (perhaps none) */
+    CRAIL_OPF_EDIT = 1 << 12,       /* PUT, COMMIT: the value of a node is changed, the node stays what it is: what was
+                                       said of its end holds on, and the options add to it */
+    CRAIL_OPF_IF_PLENTY = 1 << 13,  /* ALLOC: one run, ahead of need, and only while space is plenty; it evicts nothing
+                                       and waits for nothing */
 };
 
 /* One operation: this head, path_len bytes of path, options_len of struct crail_options (none or all of it), data_len
@@ -149,7 +155,8 @@ struct crail_options {
     uint16_t flags;        /* enum crail_option_flags */
     uint8_t storage_class; /* CRAIL_CLASS_ANY or the class of the tier */
     uint8_t stripe;        /* ALLOC: equal runs on so many servers (0, 1: no) */
-    uint64_t reserved;     /* 0 */
+    uint32_t avoid;        /* a server that no grant is to come from: it refused what was to be written; 0: none */
+    uint32_t reserved;     /* 0 */
 };
 _Static_assert(sizeof(struct crail_options) == 32, "wire");
 #define CRAIL_CLASS_ANY 255u
@@ -259,6 +266,8 @@ _Static_assert(sizeof(struct crail_dirent) == 32, "wire");
 enum crail_data_code {
     CRAIL_DATA_READ = 1,
     CRAIL_DATA_WRITE = 2,
+    CRAIL_DATA_FLUSH = 3, /* with the key for writing, length 0: what was written into the extent, and answered, before
+                             this was sent is durable when it is answered. In memory there is nothing to do */
 };
 
 /* A WRITE is followed by `length` bytes. */
@@ -273,7 +282,9 @@ struct crail_data_request {
 };
 _Static_assert(sizeof(struct crail_data_request) == 64, "wire");
 
-/* A good READ is followed by `length` bytes. A refused WRITE's bytes are read and dropped. */
+/* A good READ is followed by `length` bytes. A refused WRITE's bytes are read and dropped. CRAIL_E_DATA_LOST,
+ * CRAIL_E_OUT_OF_SPACE: the disk failed; other servers will do for a WRITE. A disk that fails in the middle of a good
+ * READ ends the connection, and the same READ is refused from then on. */
 struct crail_data_reply {
     uint32_t magic;
     int32_t status;

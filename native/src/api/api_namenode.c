@@ -137,7 +137,7 @@ static int server_describe(crail_namenode *nn, void *args) {
 
 int crail_namenode_server_describe(crail_namenode *nn, uint32_t number, uint32_t storage_class, uint32_t location,
                                    const void *description, uint32_t size) {
-    if ((size && !description) || size > CRAIL_RPC_DESCRIPTION_MAX || storage_class >= CRAIL_CLASS_ANY)
+    if ((size && !description) || size > CRAIL_RPC_DESCRIPTION_MAX || storage_class > CRAIL_CLASS_ANY)
         return -CRAIL_E_INVALID_ARGUMENT;
     struct server s = {.number = number,
                        .place = {location, (uint8_t)storage_class},

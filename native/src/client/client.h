@@ -8,6 +8,7 @@
 #ifndef CRAIL_CLIENT_H
 #define CRAIL_CLIENT_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -89,8 +90,9 @@ struct crail_lane {
     bool is_mutating; /* the frame in `out` carries a sequence number */
     uint8_t patience; /* calls left for which the interpreter's lock is given up before waiting */
     uint64_t id_last, seq_last;
-    struct crail_buf out; /* the request; kept whole until its reply is here, so that it can be sent again */
-    size_t out_sent;      /* 0 again where the connection ended and the namenode cannot have executed it */
+    uint64_t seq_given_up; /* of a request that may have been granted extents, which nobody has seen; 0: none */
+    struct crail_buf out;  /* the request; kept whole until its reply is here, so that it can be sent again */
+    size_t out_sent;       /* 0 again where the connection ended and the namenode cannot have executed it */
     struct crail_buf in;
     size_t in_at; /* where the next result starts */
     uint32_t grants_count;
@@ -145,7 +147,7 @@ void crail_lane_send_again(struct crail_lane *lane);
 /* Waits at most one tick of the kernel's clock (timeout_ns = 0) or timeout_ns. 0, -EINTR, -EAGAIN (nothing yet),
  * -EPIPE (as above; also for a reply that makes no sense). */
 int crail_lane_receive(struct crail_lane *lane, int64_t timeout_ns);
-/* The next result and its data, or NULL after the last. Valid until the next begin. */
+/* The next result and its data, or NULL after the last, and for one that makes no sense. Valid until the next begin. */
 const struct crail_result *crail_lane_result(struct crail_lane *lane, const void **data);
 
 /* Grants held ahead: takes one that fits `size` (no more than a quarter too large). */
@@ -192,6 +194,18 @@ void crail_io_restart(struct crail_io *io);
 void crail_io_end(struct crail_io *io);
 /* Has the lane a data connection to this server? */
 bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server);
+
+/* All that was written into the extent, and answered, is durable when this returns 0; in memory there is nothing to do.
+ * To be called for each extent before a COMMIT that promises it. CRAIL_NEED_SERVER, -EINTR, -EPIPE (the connection
+ * ended: once again), -ETIMEDOUT, or the negative status that the server gave. The caller closes the connection after a
+ * failure (crail_lane_data_drop). */
+int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, int64_t deadline_ns);
+void crail_lane_data_drop(struct crail_lane *lane, uint32_t server);
+
+/* What a data reply says: 0, a negated status, or -EPIPE for what is none. */
+static inline int crail_data_status(const struct crail_data_reply *r) {
+    return crail_is_answer(r->status) ? r->status : -EPIPE;
+}
 
 /* Takes a data connection out of the lane, -1 if it has none; gives one to it, false if it has one or no room. */
 int crail_lane_data_take(struct crail_lane *lane, uint32_t server);
@@ -241,7 +255,8 @@ struct crail_pipe {
     uint64_t out_sent; /* bytes of the present request with its data: 0 between requests */
     struct crail_data_reply reply;
     uint32_t in_got;
-    uint32_t writes; /* without their replies yet */
+    uint32_t writes;                          /* without their replies yet */
+    uint64_t write_at[CRAIL_PIPE_WRITES_MAX]; /* of the value: where each begins, by its id */
     uint32_t asks_first, asks_count;
     struct crail_pipe_ask asks[CRAIL_PIPE_ASKS];
     uint64_t read_end; /* of the latest read */
@@ -261,10 +276,12 @@ void crail_pipe_abort(struct crail_pipe *st);
 
 /* Each: 0; -EINTR (look at signals, then call again with the same arguments); -EPIPE; -ETIMEDOUT; the negative status
  * that a server gave. */
-/* `n` bytes into the extent, which the connection reaches. Returns while they are on their way: their reply, or that
- * of an earlier one, is what a failure may be about. */
-int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, const uint8_t *data,
-                     uint64_t n, int64_t deadline_ns);
+/* `n` bytes into the extent, which the connection reaches, from byte `at` of the value on. Returns while they are on
+ * their way: their reply, or that of an earlier one, is what a failure may be about. */
+int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, uint64_t at,
+                     const uint8_t *data, uint64_t n, int64_t deadline_ns);
+/* *until: of the first `size` bytes of the value, how many are there for sure, by the replies that are here. */
+int crail_pipe_arrived(struct crail_pipe *st, uint64_t size, uint64_t *until);
 /* Waits until no write is on its way. */
 int crail_pipe_settle(struct crail_pipe *st, int64_t deadline_ns);
 /* Bytes [at + *got, at + n) of the value; *got grows. CRAIL_NEED_SERVER: the next ones lie on another server. */

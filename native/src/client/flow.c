@@ -6,6 +6,8 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "crail/status.h"
+
 #define PARTS_MAX 64                  /* frames of one sendmsg */
 #define RECEIVE_BYTES_MIN (64u << 10) /* room for a receive: most replies need no second one */
 #define INPUT_BYTES_KEPT (1u << 20)   /* an empty input buffer is no larger */
@@ -338,14 +340,14 @@ const struct crail_result *crail_flow_next(const struct crail_result *r) {
     return (const void *)((const uint8_t *)(r + 1) + (((size_t)r->data_len + 7) & ~(size_t)7));
 }
 
-/* Do the results fill the reply exactly? */
+/* Do the results fill the reply exactly, and have they statuses? */
 static bool results_fit(const struct crail_frame *f) {
     const uint8_t *at = (const uint8_t *)(f + 1), *end = (const uint8_t *)f + f->size;
     for (uint32_t i = 0; i < f->count; i++) {
         if ((size_t)(end - at) < sizeof(struct crail_result))
             return false;
         const struct crail_result *r = (const void *)at;
-        if ((size_t)(end - at) - sizeof(*r) < (((size_t)r->data_len + 7) & ~(size_t)7))
+        if ((size_t)(end - at) - sizeof(*r) < (((size_t)r->data_len + 7) & ~(size_t)7) || !crail_is_answer(r->status))
             return false;
         at = (const void *)crail_flow_next(r);
     }

@@ -25,6 +25,8 @@
     X(io_run)                  \
     X(io_restart)              \
     X(io_end)                  \
+    X(io_flush)                \
+    X(lane_data_drop)          \
     X(pin_take)                \
     X(pin_release)             \
     X(client_ref)              \
@@ -54,6 +56,7 @@
     X(pipe_abort)              \
     X(pipe_write)              \
     X(pipe_settle)             \
+    X(pipe_arrived)            \
     X(pipe_read)               \
     X(pipe_ask)                \
     X(pipe_is_astray)          \

@@ -100,7 +100,7 @@ static int data_fd(const struct crail_lane *lane, uint32_t server) {
 
 /* After any failure in mid-transfer the stream has no known position: the connection ends, and with it whatever the
  * server was doing for us. */
-static void data_close(struct crail_lane *lane, uint32_t server) {
+void crail_lane_data_drop(struct crail_lane *lane, uint32_t server) {
     int fd = crail_lane_data_take(lane, server);
     if (fd < 0)
         return;
@@ -144,9 +144,9 @@ int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, i
     struct crail_lane *lane = number < CRAIL_CLIENT_LANES_MAX ? c->lanes[number] : NULL;
     if (lane) {
         assert(lane->checked_out);
-        data_close(lane, server);
+        crail_lane_data_drop(lane, server);
         if (lane->data_count == CRAIL_LANE_DATA_CONNECTIONS) /* of a server that may be gone for long */
-            data_close(lane, lane->data[0].server);
+            crail_lane_data_drop(lane, lane->data[0].server);
         data_add(lane, server, fd);
     }
     pthread_mutex_unlock(&c->lock);
@@ -248,8 +248,9 @@ static int take_reply(struct crail_io *io, int fd, uint64_t id, uint64_t n) {
         return rc;
     if (reply.magic != CRAIL_DATA_MAGIC || reply.id != id)
         return -EPIPE;
-    if (reply.status)
-        return reply.status;
+    rc = crail_data_status(&reply);
+    if (rc)
+        return rc;
     return reply.length == (io->is_write ? 0 : n) ? 0 : -EPIPE;
 }
 
@@ -284,6 +285,19 @@ static int tcp_write_piece(struct crail_io *io, uint32_t i, uint64_t within) {
     return rc;
 }
 
+int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, int64_t deadline_ns) {
+    struct crail_io io = {.client = lane->client, .lane = lane, .is_write = true, .deadline_ns = deadline_ns};
+    if (crail_client_find(lane->client, extent->server))
+        return 0;
+    int fd = data_fd(lane, extent->server);
+    if (fd < 0)
+        return CRAIL_NEED_SERVER;
+    struct crail_data_request q = {.magic = CRAIL_DATA_MAGIC, .code = CRAIL_DATA_FLUSH, .extent = *extent};
+    struct iovec part = {&q, sizeof(q)};
+    int rc = send_all(&io, fd, &part, 1, 0);
+    return rc ? rc : take_reply(&io, fd, q.id, 0);
+}
+
 /* ---- running ------------------------------------------------------------- */
 
 int crail_io_run(struct crail_io *io) {
@@ -309,7 +323,7 @@ int crail_io_run(struct crail_io *io) {
 void crail_io_restart(struct crail_io *io) {
     leave_slot(io);
     for (uint32_t i = 0; io->lane && i < io->extents_count; i++)
-        data_close(io->lane, io->extents[i].server);
+        crail_lane_data_drop(io->lane, io->extents[i].server);
     io->tcp_asked = io->done;
     io->was_restarted = true;
 }

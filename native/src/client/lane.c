@@ -123,7 +123,19 @@ void crail_lane_checkin(struct crail_lane *lane) {
     crail_client_unref(c);
 }
 
+/* The number of the request in `out`, if its reply may bring extents, else 0. */
+static uint64_t seq_of_grant(const struct crail_lane *lane) {
+    const struct crail_frame *f = (const struct crail_frame *)lane->out.data;
+    if (!lane->is_mutating || !lane->out.len || !f->magic || f->count != 1)
+        return 0;
+    const struct crail_op *op = (const struct crail_op *)(f + 1);
+    bool asks = op->code == CRAIL_OP_ALLOC || (op->code == CRAIL_OP_COMMIT && op->flags & CRAIL_OPF_GRANT_AGAIN);
+    return asks ? f->seq : 0;
+}
+
 void crail_lane_discard(struct crail_lane *lane) {
+    uint64_t seq = seq_of_grant(lane);
+    lane->seq_given_up = seq ? seq : lane->seq_given_up;
     disconnect(lane);
     lane->is_lost = true;
     crail_lane_begin(lane);
@@ -198,6 +210,7 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh, c
     lane->close_requests = 0;
     if (fresh) {
         lane->seq_last = 0;
+        lane->seq_given_up = 0; /* it went with its session */
         lane->is_lost = false;
         lane->grants_count = 0;
         data_disconnect(lane); /* their keys were of another life */
@@ -431,7 +444,7 @@ const struct crail_result *crail_lane_result(struct crail_lane *lane, const void
         return NULL;
     const struct crail_result *r = (const struct crail_result *)(lane->in.data + lane->in_at);
     size_t body = sizeof(*r) + (((size_t)r->data_len + 7) & ~(size_t)7);
-    if (lane->in.len - lane->in_at < body)
+    if (lane->in.len - lane->in_at < body || !crail_is_answer(r->status))
         return NULL;
     *data = r + 1;
     lane->in_at += body;

@@ -91,7 +91,7 @@ static int send_request(struct crail_pipe *st, const uint8_t *data, uint64_t byt
     while (st->out_sent < head + bytes) {
         uint64_t of_data = st->out_sent > head ? st->out_sent - head : 0;
         struct iovec part[2] = {{(uint8_t *)&st->request + st->out_sent, head - st->out_sent},
-                                {(void *)(uintptr_t)(data + of_data), bytes - of_data}};
+                                {bytes ? (void *)(uintptr_t)(data + of_data) : NULL, bytes - of_data}};
         bool is_head_sent = st->out_sent >= head;
         struct msghdr m = {.msg_iov = part + is_head_sent, .msg_iovlen = (bytes ? 2u : 1u) - is_head_sent};
         ssize_t n = sendmsg(st->fd, &m, MSG_NOSIGNAL);
@@ -144,8 +144,9 @@ static int confirm(struct crail_pipe *st, uint32_t left, int64_t deadline_ns) {
         if (st->reply.id != st->id - st->writes + 1 || st->reply.length)
             return -EPIPE;
         st->writes--;
-        if (st->reply.status)
-            return st->reply.status;
+        rc = crail_data_status(&st->reply);
+        if (rc)
+            return rc;
     }
     return 0;
 }
@@ -154,8 +155,19 @@ int crail_pipe_settle(struct crail_pipe *st, int64_t deadline_ns) {
     return confirm(st, 0, deadline_ns);
 }
 
-int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, const uint8_t *data,
-                     uint64_t n, int64_t deadline_ns) {
+int crail_pipe_arrived(struct crail_pipe *st, uint64_t size, uint64_t *until) {
+    int rc = confirm(st, CRAIL_PIPE_WRITES_MAX, 0);
+    *until = size;
+    for (uint32_t i = 0; i < st->writes; i++) {
+        uint64_t at = st->write_at[(st->id - i) % CRAIL_PIPE_WRITES_MAX];
+        if (at < *until)
+            *until = at;
+    }
+    return rc;
+}
+
+int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64_t within, uint64_t at,
+                     const uint8_t *data, uint64_t n, int64_t deadline_ns) {
     assert(crail_pipe_reaches(st, e->server) && !st->asks_count);
     int rc = st->out_sent ? 0 : confirm(st, CRAIL_PIPE_WRITES_MAX - 1, deadline_ns);
     if (rc)
@@ -164,6 +176,7 @@ int crail_pipe_write(struct crail_pipe *st, const struct crail_extent *e, uint64
     rc = send_request(st, data, n, deadline_ns);
     if (rc)
         return rc;
+    st->write_at[st->id % CRAIL_PIPE_WRITES_MAX] = at;
     st->writes++;
     atomic_fetch_add_explicit(&st->client->bytes_out, n, memory_order_relaxed);
     return 0;
@@ -211,8 +224,9 @@ static int receive_bytes(struct crail_pipe *st, uint8_t *to, uint64_t room, uint
             return rc;
         if (st->reply.id != first->id)
             return -EPIPE;
-        if (st->reply.status)
-            return st->reply.status;
+        rc = crail_data_status(&st->reply);
+        if (rc)
+            return rc;
         if (st->reply.length != first->bytes)
             return -EPIPE;
         first->is_begun = true;

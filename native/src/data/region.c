@@ -1,5 +1,6 @@
-/* Regions: the memory that clients map too, and its generations. Mapped on the caller's thread (touching gigabytes
- * takes seconds), entered into the list on the loop's; never unmapped before the loop has ended. */
+/* Regions: the memory that clients map too, or a place in a file, and their generations. Mapped and read on the
+ * caller's thread (touching gigabytes takes seconds), entered into the list on the loop's; never unmapped before the
+ * loop has ended. */
 #include "storage.h"
 
 #include "base/map.h"
@@ -98,6 +99,81 @@ out:
     return rc;
 }
 
+/* ---- in a file ---------------------------------------------------------------- */
+
+/* All zeros, as a mapping of its own: O_DIRECT wants it aligned. */
+static int map_generations(struct crail_region *r) {
+    void *at =
+        mmap(NULL, crail_generation_bytes(r->granules), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED)
+        return -errno;
+    r->generations = at;
+    size_t words = crail_generation_bytes(r->granules) / PAGE_BYTES / 64 + 1;
+    r->changed = calloc(words, sizeof(uint64_t));
+    r->being_written = calloc(words, sizeof(uint64_t));
+    return r->changed && r->being_written ? 0 : -ENOMEM;
+}
+
+static int read_generations(int fd, struct crail_region *r) {
+    uint8_t *to = (uint8_t *)r->generations;
+    for (size_t done = 0, bytes = crail_generation_bytes(r->granules); done < bytes;) {
+        ssize_t n = pread(fd, to + done, bytes - done, (off_t)(r->generations_at + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n ? -errno : -EINVAL;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+static void region_free(struct crail_region *r) {
+    if (r->memory) {
+        munmap(r->memory, memory_bytes(r->granules));
+        munmap(r->generations, generation_bytes(r->granules));
+    } else if (r->generations) {
+        munmap(r->generations, crail_generation_bytes(r->granules));
+    }
+    free(r->changed);
+    free(r->being_written);
+}
+
+/* Is it the file that we have, if we have one? */
+static bool is_our_file(const struct crail_storage *s, int fd) {
+    struct stat ours, given;
+    if (s->disk.fd < 0)
+        return true;
+    return fstat(s->disk.fd, &ours) == 0 && fstat(fd, &given) == 0 && ours.st_dev == given.st_dev &&
+           ours.st_ino == given.st_ino;
+}
+
+int crail_storage_region_add_file(crail_storage *s, int fd, uint64_t generations_at, uint64_t data_at,
+                                  uint32_t granules) {
+    struct crail_region r = {.granules = granules, .generations_at = generations_at, .data_at = data_at};
+    off_t end = lseek(fd, 0, SEEK_END); /* of a device, too */
+    if (end < 0)
+        return -errno;
+    if (granules == 0 || generations_at % CRAIL_GRANULE || data_at % CRAIL_GRANULE || !is_our_file(s, fd) ||
+        (uint64_t)end < data_at || (uint64_t)end - data_at < memory_bytes(granules))
+        return -EINVAL;
+    int rc = map_generations(&r);
+    if (rc == 0)
+        rc = read_generations(fd, &r);
+    if (rc == 0 && s->disk.fd < 0)
+        rc = crail_disk_open(s, fd);
+    if (rc == 0)
+        rc = crail_storage_call(s, on_region_add, &r);
+    if (rc < 0)
+        region_free(&r);
+    return rc;
+}
+
+int crail_storage_failed_fd(crail_storage *s) {
+    return s->disk.failed_fd;
+}
+
+/* ---- all of them ----------------------------------------------------------------- */
+
 struct region_call {
     uint32_t number;
     struct crail_region region;
@@ -128,10 +204,8 @@ bool crail_region_holds(const struct crail_storage *s, uint32_t region, uint32_t
 }
 
 void crail_regions_free(struct crail_storage *s) {
-    for (uint32_t i = 0; i < s->region_count; i++) {
-        munmap(s->regions[i].generations, generation_bytes(s->regions[i].granules));
-        munmap(s->regions[i].memory, memory_bytes(s->regions[i].granules));
-    }
+    for (uint32_t i = 0; i < s->region_count; i++)
+        region_free(&s->regions[i]);
     free(s->regions);
     s->regions = NULL;
     s->region_count = 0;

@@ -124,8 +124,10 @@ void crail_retire_free(struct crail_storage *s) {
     free(s->retire.look.named);
 }
 
-/* Adds the orders, once each. Room is reserved. False: an order contradicts one that waits. */
-static bool add_orders(struct crail_retire_state *r, const struct crail_retire *orders, uint32_t n) {
+/* Adds the orders, once each; in the list, `reserved` is the round that makes the generation durable. Room is reserved.
+ * False: an order contradicts one that waits. */
+static bool add_orders(struct crail_storage *s, const struct crail_retire *orders, uint32_t n) {
+    struct crail_retire_state *r = &s->retire;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t at = index_place(r, word_of(&orders[i]));
         if (r->index[at]) {
@@ -134,10 +136,12 @@ static bool add_orders(struct crail_retire_state *r, const struct crail_retire *
                 return false;
             if (known->generation < orders[i].generation)
                 known->generation = orders[i].generation;
+            known->reserved = crail_round_of(s, orders[i].region);
             continue;
         }
         assert(r->count < r->cap);
-        r->waiting[r->count++] = orders[i];
+        r->waiting[r->count] = orders[i];
+        r->waiting[r->count++].reserved = crail_round_of(s, orders[i].region);
         r->index[at] = r->count;
     }
     return true;
@@ -202,11 +206,12 @@ static int confirm_unnamed(struct crail_storage *s, uint32_t first, uint32_t n) 
     int rc = 0;
     for (uint32_t i = first; i < end; i++) {
         uint64_t word = word_of(&r->waiting[i]);
-        if (rc || r->look.named[look_place(r, word)]) {
+        if (rc || r->look.named[look_place(r, word)] || !crail_round_is_durable(s, r->waiting[i].reserved)) {
             move(r, kept++, i);
             continue;
         }
-        batch[done++] = r->waiting[i];
+        batch[done] = r->waiting[i];
+        batch[done++].reserved = 0;
         index_remove(r, word);
         s->stats.retires_confirmed++;
         if (done == CRAIL_RETIRES_MAX) {
@@ -309,6 +314,8 @@ static void raise_generations(struct crail_storage *s, const struct crail_retire
         /* Only this thread writes generations. */
         if (atomic_load_explicit(at, memory_order_relaxed) < orders[i].generation)
             atomic_store_explicit(at, orders[i].generation, memory_order_release);
+        /* Also one that was raised before: over a channel that ended before its round was durable, perhaps. */
+        crail_round_note(s, orders[i].region, orders[i].granule);
     }
 }
 
@@ -317,7 +324,7 @@ static int take_orders(struct crail_storage *s, const struct crail_retire *order
     for (uint32_t i = 0; i < n; i++)
         if (orders[i].reserved || !crail_region_holds(s, orders[i].region, orders[i].granule, orders[i].granules))
             return -EPROTO;
-    if (!add_orders(&s->retire, orders, n))
+    if (!add_orders(s, orders, n))
         return -EPROTO;
     s->stats.retires_ordered += n;
     raise_generations(s, orders, n);
@@ -359,6 +366,7 @@ static int take_frames(struct crail_storage *s, struct crail_channel *c) {
         return 0;
     memmove(c->in.bytes, c->in.bytes + at, c->in_len - at);
     c->in_len -= at;
+    crail_round_begin(s);
     rc = look(s, known, r->count - known);
     if (rc == 0 && r->count > known)
         set_due_soon(s);
@@ -395,10 +403,8 @@ static void channel_ready(struct crail_storage *s, struct crail_source *source, 
         channel_drop(s);
 }
 
-void crail_retire_tick(struct crail_storage *s, uint64_t now_ns) {
+static void tick(struct crail_storage *s, uint64_t now_ns) {
     struct crail_retire_state *r = &s->retire;
-    if (!r->due_ns || now_ns < r->due_ns)
-        return;
     assert(r->channel && r->count);
     if (s->orphan_count)
         crail_use_probe_orphans(s);
@@ -409,6 +415,17 @@ void crail_retire_tick(struct crail_storage *s, uint64_t now_ns) {
         channel_drop(s);
     else
         set_due_later(s, now_ns);
+}
+
+void crail_retire_tick(struct crail_storage *s, uint64_t now_ns) {
+    if (s->retire.due_ns && now_ns >= s->retire.due_ns)
+        tick(s, now_ns);
+}
+
+void crail_retire_round_done(struct crail_storage *s) {
+    uint64_t now = crail_clock_ns();
+    if (s->retire.channel && s->retire.count && now >= s->retire.rest_until_ns)
+        tick(s, now); /* else its time will come */
 }
 
 void crail_retire_close(struct crail_storage *s) {

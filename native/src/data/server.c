@@ -21,6 +21,8 @@
 
 const struct crail_storage_tuning crail_storage_tuning_default = {
     .stall_ns = 60000000000,
+    .keep_ns = 5000000000,
+    .buffers = 256,
     .connections_max = 16384,
 };
 
@@ -45,12 +47,17 @@ void crail_loop_watch(struct crail_storage *s, struct crail_source *source, uint
     source->watched = events;
 }
 
-void crail_loop_close(struct crail_storage *s, struct crail_source *source) {
+void crail_loop_shut(struct crail_storage *s, struct crail_source *source) {
     assert(source->fd >= 0);
     /* Deleted by name: the description may live on elsewhere, and epoll watches descriptions. */
     epoll_ctl(s->epoll_fd, EPOLL_CTL_DEL, source->fd, NULL);
     close(source->fd);
     source->fd = -1;
+}
+
+void crail_loop_close(struct crail_storage *s, struct crail_source *source) {
+    if (source->fd >= 0)
+        crail_loop_shut(s, source);
     source->next_dead = s->dead;
     s->dead = source;
 }
@@ -69,6 +76,8 @@ void crail_loop_arm(struct crail_storage *s) {
     uint64_t due = s->retire.due_ns;
     if (s->orphan_count && (!due || s->orphans_due_ns < due))
         due = s->orphans_due_ns;
+    if (s->disk.look_ns && (!due || s->disk.look_ns < due))
+        due = s->disk.look_ns;
     if (due == s->timer_ns)
         return;
     struct itimerspec t = {.it_value = {.tv_sec = (time_t)(due / 1000000000u), .tv_nsec = (long)(due % 1000000000u)}};
@@ -88,6 +97,7 @@ static void timer_ready(struct crail_storage *s, struct crail_source *source, ui
     crail_retire_tick(s, now);
     if (s->orphan_count && now >= s->orphans_due_ns)
         crail_use_probe_orphans(s);
+    crail_disk_tick(s, now);
     crail_loop_arm(s);
 }
 
@@ -132,20 +142,26 @@ static void wake_ready(struct crail_storage *s, struct crail_source *source, uin
 
 /* ---- the thread -------------------------------------------------------------------- */
 
+static void turn(struct crail_storage *s) {
+    struct epoll_event events[EVENTS_MAX];
+    int n = epoll_wait(s->epoll_fd, events, EVENTS_MAX, -1);
+    for (int i = 0; i < n; i++) {
+        struct crail_source *source = events[i].data.ptr;
+        if (source->fd >= 0)
+            source->ready(s, source, events[i].events);
+    }
+    crail_conns_run(s);
+    bury(s);
+}
+
 static void *loop(void *arg) {
     struct crail_storage *s = arg;
-    struct epoll_event events[EVENTS_MAX];
-    while (!s->stopping) {
-        int n = epoll_wait(s->epoll_fd, events, EVENTS_MAX, -1);
-        for (int i = 0; i < n; i++) {
-            struct crail_source *source = events[i].data.ptr;
-            if (source->fd >= 0)
-                source->ready(s, source, events[i].events);
-        }
-        bury(s);
-    }
+    while (!s->stopping)
+        turn(s);
     crail_retire_close(s);
     crail_conns_close(s);
+    crail_disk_drain(s);
+    assert(!s->conns);
     bury(s);
     return NULL;
 }
@@ -173,6 +189,7 @@ static void close_fd(int fd) {
 static void storage_free(struct crail_storage *s) {
     crail_use_tables_free(s);
     crail_regions_free(s);
+    crail_disk_free(s);
     crail_retire_free(s);
     free(s->table_copy);
     free(s->scratch);
@@ -205,6 +222,18 @@ static int take_buffers(struct crail_storage *s) {
     return s->scratch && s->table_copy ? crail_retire_init(s) : -ENOMEM;
 }
 
+/* There is none until a region lies on one. */
+static void init_disk(struct crail_disk *d) {
+    d->fd = d->wake.fd = d->failed_fd = -1;
+    pthread_mutex_init(&d->mutex, NULL);
+    pthread_cond_init(&d->wanted, NULL);
+    crail_list_init(&d->queue);
+    crail_list_init(&d->finished);
+    crail_list_init(&d->writes);
+    crail_list_init(&d->held);
+    crail_list_init(&d->waiting);
+}
+
 int crail_storage_start_tuned(const struct crail_storage_tuning *tuning, crail_storage **out) {
     struct crail_storage *s = calloc(1, sizeof(*s));
     if (!s)
@@ -215,6 +244,11 @@ int crail_storage_start_tuned(const struct crail_storage_tuning *tuning, crail_s
     pthread_cond_init(&s->mailbox.done, NULL);
     s->mailbox.last = &s->mailbox.first;
     s->next_handle = 1;
+    s->rounds.now = 1;
+    init_disk(&s->disk);
+    crail_list_init(&s->runnable);
+    crail_list_init(&s->flushing[0]);
+    crail_list_init(&s->flushing[1]);
     int rc = take_buffers(s);
     if (rc == 0)
         rc = open_sources(s);

@@ -6,7 +6,7 @@
  *
  * Tried: asking a writer's socket again after EAGAIN (4 to 30 times) and turns of 4 MiB: no gain that stood out of the
  * noise with client and loop on two processors. SO_RCVLOWAT for writes was tried unpinned only, without a verdict. */
-#include "storage.h"
+#include "conn.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -31,34 +31,35 @@
 #define KEEPALIVE_EVERY_S 10
 #define KEEPALIVE_PROBES 3
 
-enum conn_state {
-    CONN_HEAD = 0, /* receiving a request */
-    CONN_FILL,     /* receiving the bytes of a WRITE, into the region or (refused) nowhere */
-    CONN_SEND,     /* sending a reply, with the bytes of a READ */
-};
+void crail_conn_init(struct crail_conn *c, int fd,
+                     void (*ready)(struct crail_storage *s, struct crail_source *source, uint32_t events)) {
+    c->source = (struct crail_source){.fd = fd, .ready = ready};
+    crail_list_init(&c->run_link);
+    crail_list_init(&c->wait_link);
+    crail_list_init(&c->sync_link);
+}
 
-struct crail_conn {
-    struct crail_source source; /* first: the loop frees it */
-    struct crail_conn *next, **link;
-    enum conn_state state;
-    uint32_t head_done; /* bytes of `request` received, or of `reply` sent */
-    uint64_t word;      /* crail_use_word() of the extent being touched, or 0 */
-    uint64_t moved_ns;  /* when a byte of it moved last */
-    uint8_t *at;        /* next byte in the region; NULL: dropping */
-    uint64_t left;      /* bytes still to come or to go */
-    struct crail_data_request request;
-    struct crail_data_reply reply;
-};
-
-/* What a step says. */
-enum { STEP_ON = 1, STEP_WAIT = 0 /* else -errno: the connection is over */ };
-
-static void conn_close(struct crail_storage *s, struct crail_conn *c) {
+void crail_conn_end(struct crail_storage *s, struct crail_conn *c) {
+    assert(!c->jobs && crail_list_empty(&c->sync_link));
     *c->link = c->next;
     if (c->next)
         c->next->link = c->link;
-    s->stats.connections--;
     crail_loop_close(s, &c->source);
+}
+
+/* What was given to the disk cannot be called back: until it is through, the connection stays, without its socket, and
+ * names its extent. */
+static void conn_close(struct crail_storage *s, struct crail_conn *c) {
+    if (c->is_closing)
+        return;
+    crail_spool_drop(s, c);
+    s->stats.connections--;
+    if (c->jobs) {
+        c->is_closing = true;
+        crail_loop_shut(s, &c->source);
+    } else {
+        crail_conn_end(s, c);
+    }
 }
 
 /* ---- a request ---------------------------------------------------------------- */
@@ -74,12 +75,15 @@ static int admit(struct crail_storage *s, const struct crail_data_request *q) {
     if (!crail_region_holds(s, e->region, e->granule, e->granules) || q->length > bytes ||
         q->offset > bytes - q->length)
         return CRAIL_E_INVALID_ARGUMENT;
-    enum crail_rights right = q->code == CRAIL_DATA_READ ? CRAIL_RIGHT_READ : CRAIL_RIGHT_WRITE;
-    if (!crail_guard_on("key") || crail_extent_key(s->mac_key, e, right) == e->key)
-        return 0;
+    bool reads = q->code == CRAIL_DATA_READ;
+    enum crail_rights right = reads ? CRAIL_RIGHT_READ : CRAIL_RIGHT_WRITE;
     /* Who may write an extent may read it too: a file that is being changed is read back. */
-    bool is_writer = right == CRAIL_RIGHT_READ && crail_extent_key(s->mac_key, e, CRAIL_RIGHT_WRITE) == e->key;
-    return is_writer ? 0 : CRAIL_E_AUTH;
+    if (crail_guard_on("key") && crail_extent_key(s->mac_key, e, right) != e->key &&
+        !(reads && crail_extent_key(s->mac_key, e, CRAIL_RIGHT_WRITE) == e->key))
+        return CRAIL_E_AUTH;
+    if (s->regions[e->region].memory)
+        return 0;
+    return reads ? crail_spool_verdict(s, e) : crail_disk_status(s->disk.failed);
 }
 
 /* Slot, fence, generation: as crail_use_enter() does for those who map the region. */
@@ -97,10 +101,10 @@ static bool enter(struct crail_storage *s, struct crail_conn *c) {
     return false;
 }
 
-static void reply_begin(struct crail_conn *c, int status, uint64_t bytes) {
+void crail_conn_reply(struct crail_conn *c, int status, uint64_t bytes) {
     c->reply =
         (struct crail_data_reply){.magic = CRAIL_DATA_MAGIC, .status = -status, .id = c->request.id, .length = bytes};
-    c->state = CONN_SEND;
+    c->state = CRAIL_CONN_SEND;
     c->head_done = 0;
     c->left = bytes;
 }
@@ -108,26 +112,31 @@ static void reply_begin(struct crail_conn *c, int status, uint64_t bytes) {
 /* The whole request is there. 0 or -EPROTO. */
 static int request_begin(struct crail_storage *s, struct crail_conn *c) {
     const struct crail_data_request *q = &c->request;
-    if (q->magic != CRAIL_DATA_MAGIC || q->flags || (q->code != CRAIL_DATA_READ && q->code != CRAIL_DATA_WRITE))
+    if (q->magic != CRAIL_DATA_MAGIC || q->flags || q->code < CRAIL_DATA_READ || q->code > CRAIL_DATA_FLUSH ||
+        (q->code == CRAIL_DATA_FLUSH && q->length))
         return -EPROTO;
     int status = admit(s, q);
     if (status == 0 && !enter(s, c))
         status = CRAIL_E_STALE_LOCATION;
     c->at = NULL;
+    c->left = q->code == CRAIL_DATA_WRITE ? q->length : 0;
+    if (status == 0 && !s->regions[q->extent.region].memory) {
+        crail_spool_begin(s, c);
+        return 0;
+    }
     if (status == 0)
         c->at = s->regions[q->extent.region].memory + (uint64_t)q->extent.granule * CRAIL_GRANULE + q->offset;
     else
         s->stats.refused++;
     if (q->code == CRAIL_DATA_READ) {
-        reply_begin(c, status, status ? 0 : q->length);
+        crail_conn_reply(c, status, status ? 0 : q->length);
         return 0;
     }
-    c->reply.status = status; /* until reply_begin(): the verdict on what is being received */
-    c->left = q->length;
+    c->reply.status = status; /* until crail_conn_reply(): the verdict on what is being received */
     if (c->left)
-        c->state = CONN_FILL;
+        c->state = CRAIL_CONN_FILL;
     else
-        reply_begin(c, status, 0);
+        crail_conn_reply(c, status, 0);
     return 0;
 }
 
@@ -136,25 +145,28 @@ static void transfer_end(struct crail_storage *s, struct crail_conn *c) {
     if (c->reply.status == 0) {
         if (c->request.code == CRAIL_DATA_READ)
             s->stats.reads++;
-        else
+        else if (c->request.code == CRAIL_DATA_WRITE)
             s->stats.writes++;
+        else
+            s->stats.flushes++;
     }
     c->word = 0;
     c->at = NULL;
-    c->state = CONN_HEAD;
+    c->is_spooled = false;
+    c->state = CRAIL_CONN_HEAD;
     c->head_done = 0;
 }
 
 /* ---- the steps: one system call each ------------------------------------------------ */
 
-/* What recv() and send() leave: STEP_ON after progress. */
+/* What recv() and send() leave: CRAIL_STEP_ON after progress. */
 static int step_answer(ssize_t n) {
     if (n > 0)
-        return STEP_ON;
+        return CRAIL_STEP_ON;
     if (n == 0)
         return -ECONNRESET;
     if (errno == EAGAIN || errno == EINTR)
-        return errno == EINTR ? STEP_ON : STEP_WAIT;
+        return errno == EINTR ? CRAIL_STEP_ON : CRAIL_STEP_WAIT;
     return -errno;
 }
 
@@ -165,35 +177,57 @@ static int step_head(struct crail_storage *s, struct crail_conn *c) {
         c->head_done += (uint32_t)n;
         if (c->head_done == sizeof(c->request)) {
             int rc = request_begin(s, c);
-            return rc ? rc : STEP_ON;
+            return rc ? rc : CRAIL_STEP_ON;
         }
     }
     return step_answer(n);
+}
+
+/* Where the next bytes of a WRITE go, and how many. */
+static int room_for(struct crail_storage *s, struct crail_conn *c, uint8_t **to, uint64_t *room) {
+    if (c->is_spooled)
+        return crail_spool_room(s, c, to, room);
+    *to = c->at ? c->at : s->scratch;
+    *room = c->at || c->left < CRAIL_SCRATCH_BYTES ? c->left : CRAIL_SCRATCH_BYTES;
+    return CRAIL_STEP_ON;
 }
 
 static int step_fill(struct crail_storage *s, struct crail_conn *c, uint64_t *budget) {
-    uint64_t want = c->left < *budget ? c->left : *budget;
-    if (!c->at && want > CRAIL_SCRATCH_BYTES)
-        want = CRAIL_SCRATCH_BYTES;
-    ssize_t n = recv(c->source.fd, c->at ? c->at : s->scratch, want, MSG_DONTWAIT);
-    if (n > 0) {
-        s->stats.bytes_in += (uint64_t)n;
-        *budget -= (uint64_t)n;
-        c->left -= (uint64_t)n;
-        if (c->at)
-            c->at += n;
-        if (c->left == 0) {
-            c->word = 0; /* the bytes are in; the reply touches nothing */
-            reply_begin(c, c->reply.status, 0);
-        }
+    uint8_t *to;
+    uint64_t want;
+    int rc = room_for(s, c, &to, &want);
+    if (rc != CRAIL_STEP_ON)
+        return rc;
+    ssize_t n = recv(c->source.fd, to, want < *budget ? want : *budget, MSG_DONTWAIT);
+    if (n <= 0)
+        return step_answer(n);
+    s->stats.bytes_in += (uint64_t)n;
+    *budget -= (uint64_t)n;
+    c->left -= (uint64_t)n;
+    if (c->is_spooled) {
+        crail_spool_received(s, c, (uint64_t)n);
+        return CRAIL_STEP_ON;
     }
-    return step_answer(n);
+    if (c->at)
+        c->at += n;
+    if (c->left == 0) {
+        c->word = 0; /* the bytes are in; the reply touches nothing */
+        crail_conn_reply(c, c->reply.status, 0);
+    }
+    return CRAIL_STEP_ON;
 }
 
 static int step_send(struct crail_storage *s, struct crail_conn *c, uint64_t *budget) {
-    uint64_t head = sizeof(c->reply) - c->head_done;
-    uint64_t body = c->left < *budget ? c->left : *budget;
-    struct iovec part[2] = {{(uint8_t *)&c->reply + c->head_done, head}, {c->at, body}};
+    uint8_t *from = c->at;
+    uint64_t head = sizeof(c->reply) - c->head_done, body = c->left;
+    if (c->is_spooled && c->left) {
+        int rc = crail_spool_bytes(s, c, &from, &body);
+        if (rc != CRAIL_STEP_ON)
+            return rc;
+    }
+    if (body > *budget)
+        body = *budget;
+    struct iovec part[2] = {{(uint8_t *)&c->reply + c->head_done, head}, {from, body}};
     struct msghdr message = {.msg_iov = head ? part : part + 1, .msg_iovlen = (head ? 1u : 0u) + (body ? 1u : 0u)};
     ssize_t n = sendmsg(c->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n > 0) {
@@ -204,7 +238,10 @@ static int step_send(struct crail_storage *s, struct crail_conn *c, uint64_t *bu
             s->stats.bytes_out += of_body;
             *budget -= of_body;
             c->left -= of_body;
-            c->at += of_body;
+            if (c->is_spooled)
+                crail_spool_sent(s, c, of_body);
+            else
+                c->at += of_body;
         }
         if (c->head_done == sizeof(c->reply) && c->left == 0)
             transfer_end(s, c);
@@ -214,32 +251,51 @@ static int step_send(struct crail_storage *s, struct crail_conn *c, uint64_t *bu
 
 static int step(struct crail_storage *s, struct crail_conn *c, uint64_t *budget) {
     switch (c->state) {
-    case CONN_HEAD:
+    case CRAIL_CONN_HEAD:
         return step_head(s, c);
-    case CONN_FILL:
+    case CRAIL_CONN_FILL:
         return step_fill(s, c, budget);
-    case CONN_SEND:
+    case CRAIL_CONN_DISK:
+        return crail_spool_step(s, c);
+    case CRAIL_CONN_SEND:
         return step_send(s, c, budget);
     }
     assert(!"a connection is in one of its states");
     return -EPROTO;
 }
 
-static void conn_ready(struct crail_storage *s, struct crail_source *source, uint32_t events) {
-    (void)events; /* an error comes out of the next call on the socket */
-    struct crail_conn *c = (struct crail_conn *)source;
+static void conn_turn(struct crail_storage *s, struct crail_conn *c) {
     uint64_t budget = TURN_BYTES;
-    int rc = STEP_ON;
-    for (int i = 0; rc == STEP_ON && budget && i < STEPS_PER_TURN; i++)
+    int rc = CRAIL_STEP_ON;
+    for (int i = 0; rc == CRAIL_STEP_ON && budget && i < STEPS_PER_TURN; i++)
         rc = step(s, c, &budget);
     if (c->word && budget < TURN_BYTES)
         c->moved_ns = crail_clock_ns();
     if (rc == -EPROTO)
         s->stats.protocol_errors++;
+    c->is_paused = rc == CRAIL_STEP_PAUSE;
     if (rc < 0)
         conn_close(s, c);
+    else if (c->state == CRAIL_CONN_DISK && !c->is_paused) /* its turn is over before the socket was asked */
+        crail_list_push(&s->runnable, &c->run_link);
     else
-        crail_loop_watch(s, &c->source, c->state == CONN_SEND ? EPOLLOUT : EPOLLIN);
+        crail_loop_watch(s, &c->source, c->is_paused ? 0 : c->state == CRAIL_CONN_SEND ? EPOLLOUT : EPOLLIN);
+}
+
+static void conn_ready(struct crail_storage *s, struct crail_source *source, uint32_t events) {
+    struct crail_conn *c = (struct crail_conn *)source;
+    if (!c->is_paused)
+        conn_turn(s, c); /* an error comes out of the next call on the socket */
+    else if (events & (EPOLLHUP | EPOLLERR))
+        conn_close(s, c); /* nobody is there any more for what the disk will say */
+}
+
+void crail_conns_run(struct crail_storage *s) {
+    while (!crail_list_empty(&s->runnable)) {
+        struct crail_conn *c = CRAIL_LIST_OF(s->runnable.next, struct crail_conn, run_link);
+        crail_list_remove(&c->run_link);
+        conn_turn(s, c);
+    }
 }
 
 /* ---- coming and going ------------------------------------------------------------------ */
@@ -255,9 +311,19 @@ void crail_conns_see(struct crail_storage *s) {
     }
 }
 
+void crail_conns_press(struct crail_storage *s, uint64_t since_ns) {
+    for (struct crail_conn *c = s->conns, *next; c; c = next) {
+        next = c->next;
+        if (!c->is_closing && c->moved_ns < since_ns && crail_spool_keeps(c))
+            conn_close(s, c);
+    }
+}
+
 void crail_conns_close(struct crail_storage *s) {
-    while (s->conns)
-        conn_close(s, s->conns);
+    for (struct crail_conn *c = s->conns, *next; c; c = next) {
+        next = c->next;
+        conn_close(s, c);
+    }
 }
 
 /* A socketpair knows none of this, and does not need it. */
@@ -307,7 +373,7 @@ int crail_storage_data_attach(crail_storage *s, int fd) {
     struct crail_conn *c = calloc(1, sizeof(*c));
     int rc = -ENOMEM;
     if (c) {
-        c->source = (struct crail_source){.fd = fd, .ready = conn_ready};
+        crail_conn_init(c, fd, conn_ready);
         set_tcp_options(fd);
         rc = crail_storage_call(s, on_data_attach, c);
     }

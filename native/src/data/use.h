@@ -42,10 +42,16 @@ static inline uint64_t crail_use_word(uint32_t region, uint32_t granule) {
 /* In the test build each guard can be switched off by name, to show that the attack on it bites. */
 #ifdef CRAIL_TEST_GUARDS
 bool crail_guard_on(const char *name);
+/* What this thing that the disk is asked for fails with: -errno, or 0 (guards.c). */
+int crail_fault(const char *name);
 #else
 static inline bool crail_guard_on(const char *name) {
     (void)name;
     return true;
+}
+static inline int crail_fault(const char *name) {
+    (void)name;
+    return 0;
 }
 #endif
 

@@ -63,6 +63,10 @@ int crail_op_truncate(struct crail_call *c) {
     const struct crail_node *n = crail_node_at(c->m, w.node);
     if (size > CRAIL_INLINE_MAX || (n->extents && size))
         return CRAIL_E_INVALID_ARGUMENT; /* the bytes are not here */
+    if (size == n->size) {
+        crail_say(c, n);
+        return 0;
+    }
     uint64_t kept = n->extents ? 0 : n->size < size ? n->size : size;
     if (kept)
         memcpy(bytes, crail_value_bytes(c->m, n), kept);

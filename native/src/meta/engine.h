@@ -136,7 +136,6 @@ enum crail_hold_kind {
     CRAIL_HOLD_ITEM,
     CRAIL_HOLD_MEMBER,
     CRAIL_HOLD_APPEND,
-    CRAIL_HOLD_WATCH,
     CRAIL_HOLD_STREAM,
     CRAIL_HOLD_FOLLOW,
     CRAIL_HOLD_JOB,
@@ -542,7 +541,6 @@ crail_ref crail_expiry_first(const struct crail_meta *m); /* the node that expir
 /* What an operation's options say of a node's end, made ready before anything is changed. */
 struct crail_life {
     crail_ref spare; /* an extra for a node that has none, or 0 */
-    bool keep;       /* what was said before holds on */
 };
 
 /* Checks the options, the quotas (of `size` bytes at the end of the walk) and reserves. 0 or a status. */
@@ -578,8 +576,9 @@ crail_ref crail_job_around(const struct crail_meta *m, const struct crail_node *
 /* Do these more fit into `inner` and all around it, and these into `own`, unless that is among them? */
 bool crail_jobs_fit(const struct crail_meta *m, crail_ref inner, int64_t nodes, int64_t bytes, crail_ref own,
                     int64_t own_nodes, int64_t own_bytes);
-/* Does what moves from one place to another fit there? What is around both has it already. */
-bool crail_jobs_fit_move(const struct crail_meta *m, crail_ref from, crail_ref to, int64_t nodes, int64_t bytes);
+/* Does a node that moves into `to` fit there? What is around it now, or is its own job, has it already. */
+bool crail_jobs_fit_move(const struct crail_meta *m, const struct crail_node *n, crail_ref to, int64_t nodes,
+                         int64_t bytes);
 /* Charges `inner`, all around it, and the job that the node belongs to by its option. */
 void crail_jobs_charge(struct crail_meta *m, crail_ref inner, const struct crail_node *n, int64_t nodes, int64_t bytes);
 /* The node belongs to another job by its option (0: to none). The number is a living job's. */
@@ -719,6 +718,8 @@ static inline struct crail_stream *crail_stream_at(const struct crail_meta *m, c
 void crail_change_tell(struct crail_meta *m, enum crail_event_kind kind, const char *path, uint32_t len,
                        uint64_t version);
 void crail_change_tell_node(struct crail_meta *m, enum crail_event_kind kind, crail_ref ref);
+/* Of `count` directories that were made one in the other, the last of them being `dir` at this path. */
+void crail_change_tell_made(struct crail_meta *m, const char *path, uint32_t len, crail_ref dir, uint32_t count);
 /* A node whose path is at hand. */
 static inline void crail_changed(struct crail_meta *m, enum crail_event_kind kind, const char *path, uint32_t len,
                                  uint64_t version) {

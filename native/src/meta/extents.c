@@ -23,6 +23,8 @@ static bool is_striped(const struct crail_call *c) {
 
 static uint32_t take(struct crail_call *c, struct crail_run *runs) {
     uint64_t granules = granules_of(c->op->arg1);
+    if (crail_flag(c, CRAIL_OPF_IF_PLENTY))
+        return crail_runs_take_if_plenty(c->m, &c->options, granules, runs);
     if (is_striped(c))
         return crail_runs_take_striped(c->m, &c->options, granules, runs);
     return crail_runs_take(c->m, &c->options, granules, crail_flag(c, CRAIL_OPF_ONE_EXTENT) ? 1 : CRAIL_EXTENTS_MAX,
@@ -45,16 +47,36 @@ static void make_room(struct crail_call *c) {
     }
 }
 
+/* Where nothing else is said, a grant is looked for where the server is. */
+static void prefer_like(struct crail_call *c, uint64_t server) {
+    struct crail_options *o = &c->options;
+    const struct crail_server *sv = server <= UINT32_MAX ? crail_server_find(c->m, (uint32_t)server) : NULL;
+    if (!sv || o->flags & CRAIL_OPTION_STRICT)
+        return;
+    if (o->storage_class == CRAIL_CLASS_ANY)
+        o->storage_class = sv->storage_class;
+    if (!o->location)
+        o->location = sv->location;
+}
+
+static bool alloc_allowed(const struct crail_call *c) {
+    bool ahead = crail_flag(c, CRAIL_OPF_IF_PLENTY);
+    return c->op->arg1 && !(c->options.flags & ~CRAIL_OPTIONS_KNOWN) && !c->options.reserved &&
+           !(is_striped(c) && (ahead || crail_flag(c, CRAIL_OPF_ONE_EXTENT))) &&
+           !(ahead && crail_flag(c, CRAIL_OPF_WAIT));
+}
+
 int crail_op_alloc(struct crail_call *c) {
     struct crail_run runs[CRAIL_EXTENTS_MAX];
-    if (c->op->arg1 == 0 || c->options.flags & ~CRAIL_OPTIONS_KNOWN || c->options.reserved ||
-        (is_striped(c) && crail_flag(c, CRAIL_OPF_ONE_EXTENT)))
+    if (!alloc_allowed(c))
         return CRAIL_E_INVALID_ARGUMENT;
+    prefer_like(c, c->op->arg0);
     if (crail_session_reserve(c->m, c->s, CRAIL_EXTENTS_MAX))
         return CRAIL_E_NO_MEMORY;
     uint32_t n = take(c, runs);
     if (!n) {
-        make_room(c);
+        if (!crail_flag(c, CRAIL_OPF_IF_PLENTY))
+            make_room(c);
         return CRAIL_E_OUT_OF_SPACE;
     }
     crail_session_grant(c->m, c->s, runs, n);

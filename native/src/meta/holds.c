@@ -25,7 +25,6 @@ static const struct hold_rules kinds[CRAIL_HOLD_KINDS] = {
     [CRAIL_HOLD_ITEM] = {crail_item_hold_ended, NULL, true},
     [CRAIL_HOLD_MEMBER] = {crail_member_hold_ended, crail_member_hold_orphaned, true},
     [CRAIL_HOLD_APPEND] = {crail_append_ended, NULL, false},
-    [CRAIL_HOLD_WATCH] = {NULL, NULL, false},
     [CRAIL_HOLD_STREAM] = {crail_stream_ended, NULL, false},
     [CRAIL_HOLD_FOLLOW] = {crail_follow_ended, NULL, false},
     [CRAIL_HOLD_JOB] = {crail_job_hold_ended, NULL, true},

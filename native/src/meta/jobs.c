@@ -70,9 +70,11 @@ bool crail_jobs_fit(const struct crail_meta *m, crail_ref inner, int64_t nodes, 
     return !own || fits(crail_job_at(m, own), own_nodes, own_bytes);
 }
 
-bool crail_jobs_fit_move(const struct crail_meta *m, crail_ref from, crail_ref to, int64_t nodes, int64_t bytes) {
+bool crail_jobs_fit_move(const struct crail_meta *m, const struct crail_node *n, crail_ref to, int64_t nodes,
+                         int64_t bytes) {
+    crail_ref from = crail_job_around(m, n), own = n->extra ? record_of(m, crail_extra_at(m, n->extra)->job) : 0;
     for (crail_ref job = to; job; job = crail_job_at(m, job)->outer)
-        if (!is_around(m, from, job) && !fits(crail_job_at(m, job), nodes, bytes))
+        if (job != own && !is_around(m, from, job) && !fits(crail_job_at(m, job), nodes, bytes))
             return false;
     return true;
 }

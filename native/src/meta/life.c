@@ -1,9 +1,9 @@
 /* How nodes end by themselves: their time is over, their session is, space is short. (Jobs are in jobs.c.)
  *
  * What an operation's options say is checked and reserved before anything is changed (prepare), and noted in the
- * node's extra when it has its value (apply). A new version by PUT or COMMIT says everything anew; SETATTR adds;
- * what else changes a value (INCR, TRUNCATE, an append) keeps what was said, unless it brings options. A time to live
- * begins again with each. */
+ * node's extra when it has its value (apply). A new version by PUT or COMMIT says everything anew; SETATTR, and what
+ * edits a value that is there (INCR, TRUNCATE, an append, what comes with CRAIL_OPF_EDIT), adds to what was said. A
+ * time to live begins again with each. */
 #include "meta/engine.h"
 
 #define FLAGS_OF_LIFE \
@@ -18,13 +18,17 @@ struct wanted {
     uint64_t job;
 };
 
-static struct wanted wanted_of(const struct crail_call *c, const struct crail_extra *x, bool keep) {
+/* Does the operation say everything anew, or does it add to what was said? */
+static bool says_anew(const struct crail_op *op) {
+    bool publishes = op->code == CRAIL_OP_PUT || op->code == CRAIL_OP_COMMIT;
+    return publishes && !(op->flags & (CRAIL_OPF_APPEND | CRAIL_OPF_EDIT));
+}
+
+static struct wanted wanted_of(const struct crail_call *c, const struct crail_extra *x) {
     const struct crail_options *o = &c->options;
     struct wanted w = {0};
-    if (x && (keep || c->op->code == CRAIL_OP_SETATTR))
+    if (x && !says_anew(c->op))
         w = (struct wanted){x->options, x->ttl_ns, x->job};
-    if (keep)
-        return w;
     w.options |= o->flags & FLAGS_OF_LIFE;
     if (o->job)
         w.job = o->job;
@@ -33,12 +37,6 @@ static struct wanted wanted_of(const struct crail_call *c, const struct crail_ex
     if (!w.ttl_ns)
         w.options &= (uint16_t)~CRAIL_OPTION_TTL;
     return w;
-}
-
-/* Does the operation say everything anew? */
-static bool says_anew(const struct crail_op *op) {
-    bool append = op->code == CRAIL_OP_COMMIT && op->flags & CRAIL_OPF_APPEND;
-    return op->options_len || op->code == CRAIL_OP_PUT || (op->code == CRAIL_OP_COMMIT && !append);
 }
 
 static int options_allowed(const struct crail_call *c, const struct crail_extra *x, bool leaf) {
@@ -75,8 +73,8 @@ int crail_life_prepare(struct crail_call *c, int walked, const struct crail_walk
     const struct crail_node *n = w->node ? crail_node_at(m, w->node) : NULL;
     const struct crail_extra *x = n && n->extra ? crail_extra_at(m, n->extra) : NULL;
     bool leaf = n ? crail_node_is_leaf(n) : c->op->code != CRAIL_OP_MKDIR;
-    *life = (struct crail_life){.keep = !says_anew(c->op)};
-    struct wanted want = wanted_of(c, x, life->keep);
+    *life = (struct crail_life){0};
+    struct wanted want = wanted_of(c, x);
     int rc = options_allowed(c, x, leaf);
     if (rc)
         return rc;
@@ -206,8 +204,8 @@ void crail_life_apply(struct crail_call *c, crail_ref ref, struct crail_life *li
     if (!n->extra)
         return;
     struct crail_extra *x = crail_extra_at(m, n->extra);
-    struct wanted want = wanted_of(c, x, life->keep);
-    if (!life->keep && x->options & CRAIL_OPTION_SESSION &&
+    struct wanted want = wanted_of(c, x);
+    if (x->options & CRAIL_OPTION_SESSION &&
         (!(want.options & CRAIL_OPTION_SESSION) || c->options.flags & CRAIL_OPTION_SESSION)) {
         owner_leave(m, x);
         x->options &= (uint16_t)~CRAIL_OPTION_SESSION;

@@ -77,6 +77,9 @@ void crail_meta_prefetch(struct crail_meta *m, const struct crail_op *op, const 
 struct crail_meta_listener {
     void *ctx;
     void (*changed)(void *ctx, enum crail_event_kind kind, const char *path, uint32_t len, uint64_t version);
+    /* The last `count` names of the path are of directories that were made on the way to a node, which is told next.
+     * Their versions follow each other from `version` on. Instead of a PUT for each. */
+    void (*made)(void *ctx, const char *path, uint32_t len, uint32_t count, uint64_t version);
 };
 void crail_meta_listener_set(struct crail_meta *m, struct crail_meta_listener listener);
 /* +1, -1: it is called while the sum is above 0. */
@@ -109,7 +112,8 @@ struct crail_meta_place {
 int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *regions, uint32_t n,
                           const uint64_t *const *generations, struct crail_meta_place place, uint32_t *number);
 
-/* It lies elsewhere now, or its medium is another. -ENOENT for an unknown number, -EINVAL for no storage class. */
+/* It lies elsewhere now, or its medium is another. Storage class CRAIL_CLASS_ANY closes it: no grant comes from there,
+ * all else goes on. -ENOENT for an unknown number. */
 int crail_meta_server_place(struct crail_meta *m, uint32_t number, struct crail_meta_place place);
 
 enum crail_meta_server_state {

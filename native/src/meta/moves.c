@@ -29,7 +29,7 @@ static int borders_allow(const struct crail_meta *m, const struct crail_node *n,
     if (!leaf && (n->size || (n->extra && crail_extra_at(m, n->extra)->own_job)))
         return CRAIL_E_INVALID_ARGUMENT;
     int64_t bytes = leaf ? (int64_t)n->size - (int64_t)(old ? old->size : 0) : 0;
-    return crail_jobs_fit_move(m, from_job, to_job, !old, bytes) ? 0 : CRAIL_E_QUOTA_EXCEEDED;
+    return crail_jobs_fit_move(m, n, to_job, !old, bytes) ? 0 : CRAIL_E_QUOTA_EXCEEDED;
 }
 
 /* May `from` go to the end of the walk `to`? */

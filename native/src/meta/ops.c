@@ -41,21 +41,6 @@ int crail_leaf_find(struct crail_call *c, int *walked, struct crail_walk *w) {
     return crail_leaf_allowed(c, *walked, w);
 }
 
-/* Tells of the `made` directories that end with `dir`, from above. */
-static void tell_made(struct crail_meta *m, crail_ref dir, uint32_t made) {
-    char path[CRAIL_PATH_MAX];
-    crail_ref at[CRAIL_PATH_MAX / 2];
-    uint32_t len = crail_tree_path(m, dir, path);
-    for (uint32_t i = made; i--; dir = crail_node_at(m, dir)->parent) {
-        at[i] = dir;
-        len -= crail_node_at(m, dir)->name_len + 1u;
-    }
-    for (uint32_t i = 0; i < made; i++) {
-        len += crail_node_at(m, at[i])->name_len + 1u;
-        crail_change_tell(m, CRAIL_CHANGE_PUT, path, len, crail_node_at(m, at[i])->version);
-    }
-}
-
 crail_ref crail_node_make(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind) {
     uint32_t made = 0;
     if (walked && crail_tree_make_parents(c->m, c->path, c->op->path_len, w, c->now_ns, &made))
@@ -64,7 +49,7 @@ crail_ref crail_node_make(struct crail_call *c, int walked, struct crail_walk *w
     if (!ref)
         crail_tree_unmake(c->m, w->dir, made);
     else if (made && c->m->listening)
-        tell_made(c->m, w->dir, made);
+        crail_change_tell_made(c->m, c->path, (uint32_t)(w->name - c->path) - 1, w->dir, made);
     return ref;
 }
 
@@ -271,10 +256,12 @@ static const struct rule rules[] = {
     [CRAIL_OP_GET] = {crail_op_get, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
     [CRAIL_OP_STAT] = {op_stat, CRAIL_OPF_WAIT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_ABSENT, true, NO_DATA, false, NULL},
     [CRAIL_OP_LIST] = {NULL, 0, true, BYTES, false, crail_op_list},
-    [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS | CRAIL_OPF_QUEUE, true, BYTES, true, NULL},
-    [CRAIL_OP_COMMIT] = {crail_op_commit, PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND,
+    [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_EDIT, true, BYTES, true, NULL},
+    [CRAIL_OP_COMMIT] = {crail_op_commit,
+                         PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND | CRAIL_OPF_EDIT,
                          true, EXTENTS, true, NULL},
-    [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT | CRAIL_OPF_WAIT, false, NO_DATA, true, NULL},
+    [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT | CRAIL_OPF_WAIT | CRAIL_OPF_IF_PLENTY, false, NO_DATA,
+                        true, NULL},
     [CRAIL_OP_RELEASE] = {crail_op_release, 0, false, EXTENTS, false, NULL},
     [CRAIL_OP_MKDIR] = {op_mkdir, CRAIL_OPF_PARENTS | CRAIL_OPF_EXIST_OK, true, NO_DATA, true, NULL},
     [CRAIL_OP_RENAME] = {crail_op_rename, CRAIL_OPF_OVERWRITE, true, BYTES, false, NULL},

@@ -1,6 +1,6 @@
-/* Where grants come from: the servers that are up, in the order of how well they fit what was asked (class before
- * location), then of their storage class; those that fit alike take turns. Within one rank a contiguous run is looked
- * for first, then pieces; only what no single rank can give is gathered over all. */
+/* Where grants come from: the servers that are up, neither closed nor to be avoided, in the order of how well they fit
+ * what was asked (class before location), then of their storage class; those that fit alike take turns. Within one rank
+ * a contiguous run is looked for first, then pieces; only what no single rank can give is gathered over all. */
 #include "meta/engine.h"
 
 #define RANK_NONE UINT32_MAX
@@ -8,6 +8,8 @@
 #define RANK_OTHER_LOCATION 256u /* above every storage class */
 
 static uint32_t rank_of(const struct crail_server *sv, const struct crail_options *where) {
+    if (sv->storage_class == CRAIL_CLASS_ANY || sv->number == where->avoid)
+        return RANK_NONE;
     bool class_off = where->storage_class != CRAIL_CLASS_ANY && sv->storage_class != where->storage_class;
     bool location_off = where->location && sv->location != where->location;
     if (where->flags & CRAIL_OPTION_STRICT && (class_off || location_off))

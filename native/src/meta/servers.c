@@ -375,8 +375,8 @@ int crail_meta_server_add(struct crail_meta *m, const struct crail_meta_region *
 
 int crail_meta_server_place(struct crail_meta *m, uint32_t number, struct crail_meta_place place) {
     struct crail_server *sv = crail_server_find(m, number);
-    if (!sv || place.storage_class == CRAIL_CLASS_ANY)
-        return sv ? -EINVAL : -ENOENT;
+    if (!sv)
+        return -ENOENT;
     sv->storage_class = place.storage_class;
     sv->location = place.location;
     crail_server_touch(m, sv);

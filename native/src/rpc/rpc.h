@@ -172,6 +172,7 @@ struct crail_rpc_session {
     bool is_loaded; /* of an earlier life of the namenode */
     struct crail_list watches;
     uint32_t watches_count;
+    uint64_t watch_bytes;
 };
 
 /* ---- servers ------------------------------------------------------------- */

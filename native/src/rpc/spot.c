@@ -1,4 +1,7 @@
-/* Spots: the paths that somebody is interested in, and what a change does to them (wait.h). */
+/* Spots: the paths that somebody is interested in, and what a change does to them (wait.h).
+ *
+ * A spot has the text of its path from its parent on, of as many names as no other path branches off in. So a path
+ * that nobody shares is one spot, however deep, and there are at most twice as many spots as paths. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -10,40 +13,67 @@
 
 #define RECHECK_AT_ONCE 64u /* spots below something that went that are looked at within the change itself */
 #define RECHECK_SOME 16u
+#define MADE_EVENTS_MAX 128u /* of one change that makes directories */
 
 /* ---- finding ------------------------------------------------------------- */
 
 static uint32_t hash_of(const struct crail_rpc_waits *w, const struct crail_rpc_spot *parent, const char *name,
                         uint32_t len) {
-    uint64_t h = crail_siphash(w->key, name, len) ^ (parent->item.hash * 0x9e3779b97f4a7c15u);
+    uint64_t h = crail_siphash(w->key, name, len) ^ ((uintptr_t)parent * 0x9e3779b97f4a7c15u);
     return (uint32_t)(h ^ h >> 32);
 }
 
-static struct crail_rpc_spot *find(const struct crail_rpc_waits *w, const struct crail_rpc_spot *parent,
-                                   const char *name, uint32_t len, uint32_t hash) {
+/* Length of the name that a text ("/a/b") begins with. */
+static uint32_t first_name(const char *text, uint32_t len) {
+    assert(len > 1 && text[0] == '/');
+    const char *slash = memchr(text + 1, '/', len - 1);
+    return slash ? (uint32_t)(slash - text) - 1 : len - 1;
+}
+
+static uint32_t hash_of_text(const struct crail_rpc_waits *w, const struct crail_rpc_spot *parent, const char *text,
+                             uint32_t len) {
+    return hash_of(w, parent, text + 1, first_name(text, len));
+}
+
+static bool ends_name(const char *text, uint32_t len, uint32_t at) {
+    return at == len || text[at] == '/';
+}
+
+/* Bytes of the whole names that both texts begin with. */
+static uint32_t common(const char *a, uint32_t a_len, const char *b, uint32_t b_len) {
+    uint32_t n = a_len < b_len ? a_len : b_len, at = 0;
+    while (at < n && a[at] == b[at])
+        at++;
+    while (!(ends_name(a, a_len, at) && ends_name(b, b_len, at)))
+        at--;
+    return at;
+}
+
+/* The child whose text begins with the same name as `rest`, and *same: bytes of the whole names that agree. If that is
+ * all of its text, the path leads to it or past it; if it is all of `rest`, the path ends there or on the way. */
+static struct crail_rpc_spot *child_towards(const struct crail_rpc_waits *w, const struct crail_rpc_spot *at,
+                                            const char *rest, uint32_t len, uint32_t *same) {
+    uint32_t hash = hash_of_text(w, at, rest, len);
     for (struct crail_table_item *i = crail_table_find(&w->spots, hash); i; i = crail_table_again(i)) {
         struct crail_rpc_spot *s = CRAIL_TABLE_OF(i, struct crail_rpc_spot, item);
-        if (s->parent == parent && s->name_len == len && memcmp(s->name, name, len) == 0)
+        if (s->parent != at)
+            continue;
+        *same = common(s->text, s->text_len, rest, len);
+        if (*same)
             return s;
     }
     return NULL;
 }
 
-/* The next component of a path: *p stands before its slash, and behind it afterwards. False at the end. */
-static bool next_name(const char **p, const char *end, const char **name, uint32_t *len) {
-    if (end - *p <= 1) /* nothing, or the slash of the root */
-        return false;
-    *name = *p + 1;
-    const char *slash = memchr(*name, '/', (size_t)(end - *name));
-    *p = slash ? slash : end;
-    *len = (uint32_t)(*p - *name);
-    return true;
+/* A path is its text, but the root's is none. */
+static uint32_t text_len_of(uint32_t path_len) {
+    return path_len > 1 ? path_len : 0;
 }
 
 uint32_t crail_rpc_spot_path(const struct crail_rpc_spot *spot, char *out) {
     uint32_t len = 0;
     for (const struct crail_rpc_spot *s = spot; s->parent; s = s->parent)
-        len += s->name_len + 1u;
+        len += s->text_len;
     assert(len <= CRAIL_PATH_MAX);
     if (!len) {
         out[0] = '/';
@@ -51,33 +81,26 @@ uint32_t crail_rpc_spot_path(const struct crail_rpc_spot *spot, char *out) {
     }
     uint32_t at = len;
     for (const struct crail_rpc_spot *s = spot; s->parent; s = s->parent) {
-        at -= s->name_len;
-        memcpy(out + at, s->name, s->name_len);
-        out[--at] = '/';
+        at -= s->text_len;
+        memcpy(out + at, s->text, s->text_len);
     }
     return len;
 }
 
 /* ---- made and freed ------------------------------------------------------ */
 
-static uint32_t bytes_of(uint32_t name_len) {
-    return (uint32_t)sizeof(struct crail_rpc_spot) + name_len;
-}
-
-/* One that nobody refers to yet, but whose parent does not go any more. */
-static struct crail_rpc_spot *make(struct crail_rpc_waits *w, struct crail_rpc_spot *parent, const char *name,
-                                   uint32_t len, uint32_t hash) {
-    struct crail_rpc_spot *s = calloc(1, bytes_of(len));
+/* One in no list and no table, that nobody refers to. */
+static struct crail_rpc_spot *make(const char *text, uint32_t len) {
+    struct crail_rpc_spot *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
-    s->item.hash = hash;
-    if (parent && crail_table_insert(&w->spots, &s->item)) {
+    s->text = malloc(len ? len : 1);
+    if (!s->text) {
         free(s);
         return NULL;
     }
-    s->parent = parent;
-    s->name_len = (uint8_t)len;
-    memcpy(s->name, name, len);
+    memcpy(s->text, text, len);
+    s->text_len = (uint16_t)len;
     crail_list_init(&s->children);
     crail_list_init(&s->sibling);
     crail_list_init(&s->recheck);
@@ -88,26 +111,98 @@ static struct crail_rpc_spot *make(struct crail_rpc_waits *w, struct crail_rpc_s
         crail_list_init(&line->woken);
         line->spot = s;
     }
-    if (parent) {
-        crail_list_push(&parent->children, &s->sibling);
-        parent->refs++;
-    }
     return s;
+}
+
+/* One in no list and no table any more. */
+static void spot_free(struct crail_rpc_spot *s) {
+    assert(!s->log && !s->cursor && crail_list_empty(&s->recheck));
+    for (int i = 0; i < CRAIL_RPC_LINES; i++) {
+        crail_list_remove(&s->line[i].mark);
+        crail_list_remove(&s->line[i].woken);
+        assert(crail_list_empty(&s->line[i].waiters));
+    }
+    free(s->text);
+    free(s);
+}
+
+static struct crail_rpc_spot *make_child(struct crail_rpc_waits *w, struct crail_rpc_spot *parent, const char *text,
+                                         uint32_t len) {
+    struct crail_rpc_spot *s = make(text, len);
+    if (!s)
+        return NULL;
+    s->item.hash = hash_of_text(w, parent, text, len);
+    if (crail_table_insert(&w->spots, &s->item)) {
+        spot_free(s);
+        return NULL;
+    }
+    s->parent = parent;
+    crail_list_push(&parent->children, &s->sibling);
+    parent->refs++;
+    return s;
+}
+
+/* `s` in the place of `old`, which leaves it: the same parent, the same first name. */
+static void take_place(struct crail_rpc_waits *w, struct crail_rpc_spot *s, struct crail_rpc_spot *old) {
+    crail_table_remove(&w->spots, &old->item);
+    s->item.hash = old->item.hash;
+    int rc = crail_table_insert(&w->spots, &s->item);
+    assert(!rc); /* it has buckets */
+    (void)rc;
+    s->parent = old->parent;
+    crail_list_push(&old->sibling, &s->sibling); /* before it */
+    crail_list_remove(&old->sibling);
+}
+
+/* A spot on the way to `s`, behind the first `len` bytes of its text. NULL without memory. */
+static struct crail_rpc_spot *split(struct crail_rpc_waits *w, struct crail_rpc_spot *s, uint32_t len) {
+    assert(len < s->text_len && s->text[len] == '/');
+    struct crail_rpc_spot *middle = make(s->text, len);
+    if (!middle)
+        return NULL;
+    take_place(w, middle, s);
+    s->text_len = (uint16_t)(s->text_len - len);
+    memmove(s->text, s->text + len, s->text_len);
+    char *less = realloc(s->text, s->text_len);
+    s->text = less ? less : s->text;
+    s->item.hash = hash_of_text(w, middle, s->text, s->text_len);
+    int rc = crail_table_insert(&w->spots, &s->item);
+    assert(!rc);
+    (void)rc;
+    s->parent = middle;
+    crail_list_push(&middle->children, &s->sibling);
+    middle->refs = 1;
+    return middle;
+}
+
+/* Nobody needs this spot but its only child, whose text takes its own in. Without memory for that it stays. */
+static void join(struct crail_rpc_waits *w, struct crail_rpc_spot *spot) {
+    struct crail_rpc_spot *child = CRAIL_LIST_OF(spot->children.next, struct crail_rpc_spot, sibling);
+    assert(spot->refs == 1 && child->parent == spot && spot->children.next == spot->children.prev);
+    char *text = realloc(spot->text, (size_t)spot->text_len + child->text_len);
+    if (!text)
+        return;
+    memcpy(text + spot->text_len, child->text, child->text_len);
+    free(child->text);
+    child->text = text;
+    child->text_len = (uint16_t)(spot->text_len + child->text_len);
+    spot->text = NULL;
+    crail_table_remove(&w->spots, &child->item);
+    take_place(w, child, spot);
+    spot_free(spot);
 }
 
 void crail_rpc_spot_unref(crail_namenode *nn, struct crail_rpc_spot *spot) {
     struct crail_rpc_waits *w = &nn->waits;
     while (spot) {
         assert(spot->refs);
-        if (--spot->refs)
+        if (--spot->refs) {
+            if (spot->refs == 1 && spot->parent && !crail_list_empty(&spot->children))
+                join(w, spot);
             return;
-        struct crail_rpc_spot *parent = spot->parent;
-        assert(!spot->log && !spot->cursor && crail_list_empty(&spot->children));
-        for (int i = 0; i < CRAIL_RPC_LINES; i++) {
-            crail_list_remove(&spot->line[i].mark);
-            crail_list_remove(&spot->line[i].woken);
-            assert(crail_list_empty(&spot->line[i].waiters));
         }
+        struct crail_rpc_spot *parent = spot->parent;
+        assert(crail_list_empty(&spot->children));
         crail_list_remove(&spot->sibling);
         if (parent) {
             crail_table_remove(&w->spots, &spot->item);
@@ -115,38 +210,43 @@ void crail_rpc_spot_unref(crail_namenode *nn, struct crail_rpc_spot *spot) {
             w->root = NULL;
             crail_meta_listen(nn->meta, -1);
         }
-        free(spot);
+        spot_free(spot);
         spot = parent; /* its child was a reference */
     }
 }
 
+/* The next spot on the way, made where there is none. NULL without memory. */
+static struct crail_rpc_spot *next_towards(struct crail_rpc_waits *w, struct crail_rpc_spot *at, const char *rest,
+                                           uint32_t len, uint32_t *made) {
+    uint32_t same;
+    struct crail_rpc_spot *child = child_towards(w, at, rest, len, &same);
+    if (child && same == child->text_len)
+        return child;
+    struct crail_rpc_spot *s = child ? split(w, child, same) : make_child(w, at, rest, len);
+    *made += s ? (uint32_t)sizeof *s + s->text_len : 0;
+    return s;
+}
+
 struct crail_rpc_spot *crail_rpc_spot_get(crail_namenode *nn, const char *path, uint32_t len, uint32_t *made) {
     struct crail_rpc_waits *w = &nn->waits;
-    const char *p = path, *end = path + len, *name;
-    uint32_t n;
     *made = 0;
     if (!w->root) {
-        w->root = make(w, NULL, "", 0, 0);
+        w->root = make("", 0);
         if (!w->root)
             return NULL;
         crail_meta_listen(nn->meta, 1);
     }
     struct crail_rpc_spot *at = w->root;
-    at->refs++;
-    while (next_name(&p, end, &name, &n)) {
-        uint32_t hash = hash_of(w, at, name, n);
-        struct crail_rpc_spot *child = find(w, at, name, n, hash);
-        if (!child) {
-            child = make(w, at, name, n, hash);
-            *made += child ? bytes_of(n) : 0;
-        }
-        if (child)
-            child->refs++;
-        crail_rpc_spot_unref(nn, at);
-        if (!child)
+    for (uint32_t left = text_len_of(len); left; left -= at->text_len) {
+        struct crail_rpc_spot *next = next_towards(w, at, path + len - left, left, made);
+        if (!next) {
+            at->refs++; /* one that was made for this goes again */
+            crail_rpc_spot_unref(nn, at);
             return NULL;
-        at = child;
+        }
+        at = next;
     }
+    at->refs++;
     return at;
 }
 
@@ -178,7 +278,7 @@ static void cursor_set(crail_namenode *nn, struct crail_rpc_spot *top, struct cr
         crail_rpc_spot_unref(nn, from);
 }
 
-static void recheck_begin(crail_namenode *nn, struct crail_rpc_spot *top, enum crail_rpc_recheck kind) {
+static void recheck_begin(crail_namenode *nn, struct crail_rpc_spot *top, enum crail_rpc_recheck kind, bool itself) {
     bool is_going = top->cursor != NULL;
     if (!is_going) {
         top->refs++;
@@ -190,19 +290,27 @@ static void recheck_begin(crail_namenode *nn, struct crail_rpc_spot *top, enum c
         top->recheck_kind = CRAIL_RPC_RECHECK_UNSURE;
     }
     top->recheck_since = nn->waits.changes;
+    top->recheck_itself = itself; /* else it was told of the change, and needs no more */
     cursor_set(nn, top, top);
+}
+
+/* The one behind the cursor in the order of a walk from above; NULL after the last. */
+static struct crail_rpc_spot *recheck_next(struct crail_rpc_spot *top) {
+    struct crail_rpc_spot *at = top->cursor;
+    if (top->recheck_itself) {
+        top->recheck_itself = false;
+        return top;
+    }
+    if (!crail_list_empty(&at->children))
+        return CRAIL_LIST_OF(at->children.next, struct crail_rpc_spot, sibling);
+    while (at != top && at->sibling.next == &at->parent->children)
+        at = at->parent;
+    return at == top ? NULL : CRAIL_LIST_OF(at->sibling.next, struct crail_rpc_spot, sibling);
 }
 
 /* True if all is looked at: `top` may be gone then. */
 static bool recheck_step(crail_namenode *nn, struct crail_rpc_spot *top) {
-    struct crail_rpc_spot *at = top->cursor;
-    if (crail_list_empty(&at->children)) {
-        while (at != top && at->sibling.next == &at->parent->children)
-            at = at->parent;
-        at = at == top ? NULL : CRAIL_LIST_OF(at->sibling.next, struct crail_rpc_spot, sibling);
-    } else {
-        at = CRAIL_LIST_OF(at->children.next, struct crail_rpc_spot, sibling);
-    }
+    struct crail_rpc_spot *at = recheck_next(top);
     if (!at) {
         struct crail_rpc_spot *last = top->cursor;
         top->cursor = NULL;
@@ -228,19 +336,27 @@ void crail_rpc_recheck_some(crail_namenode *nn) {
 
 /* ---- changes ------------------------------------------------------------- */
 
-static void below(crail_namenode *nn, struct crail_rpc_spot *spot, enum crail_event_kind kind) {
-    if (crail_list_empty(&spot->children))
+/* Something came or went with all below it: at the spot, which was told, or on the way to it. */
+static void below(crail_namenode *nn, struct crail_rpc_spot *spot, enum crail_event_kind kind, bool itself) {
+    if (!itself && crail_list_empty(&spot->children))
         return;
     if (kind == CRAIL_CHANGE_PUT) {
-        recheck_begin(nn, spot, CRAIL_RPC_RECHECK_CAME);
+        recheck_begin(nn, spot, CRAIL_RPC_RECHECK_CAME, itself);
         return;
     }
     /* What they were told last is enough to know what to tell now: so where they are few, no later change comes
      * between. */
-    recheck_begin(nn, spot, CRAIL_RPC_RECHECK_GONE);
+    recheck_begin(nn, spot, CRAIL_RPC_RECHECK_GONE, itself);
     for (uint32_t i = 0; i < RECHECK_AT_ONCE; i++)
         if (recheck_step(nn, spot))
             return;
+}
+
+static void note_there(struct crail_rpc_spot *spot, bool is_there, uint64_t version) {
+    if (!spot->log)
+        return;
+    spot->log->is_there = is_there;
+    spot->log->version = version;
 }
 
 /* The engine's listener. Kind 0: no event, but those who wait there should look again. */
@@ -248,25 +364,93 @@ static void changed(void *ctx, enum crail_event_kind kind, const char *path, uin
     crail_namenode *nn = ctx;
     struct crail_rpc_waits *w = &nn->waits;
     struct crail_rpc_spot *at = w->root;
-    const char *p = path, *end = path + len, *name;
-    uint32_t n;
+    uint32_t left = text_len_of(len), same;
     w->changes++;
-    while (at) {
+    for (;;) {
         if (at->log && kind)
             crail_rpc_log_add(nn, at, kind, version, path, len);
-        if (!next_name(&p, end, &name, &n))
+        if (!left)
             break;
-        at = find(w, at, name, n, hash_of(w, at, name, n));
+        struct crail_rpc_spot *child = child_towards(w, at, path + len - left, left, &same);
+        if (!child)
+            return;
+        if (same < child->text_len) {
+            if (same == left && kind)
+                below(nn, child, kind, true);
+            return;
+        }
+        at = child;
+        left -= same;
     }
-    if (!at)
-        return;
-    if (at->log && kind) {
-        at->log->is_there = kind == CRAIL_CHANGE_PUT;
-        at->log->version = version;
-    }
+    if (kind)
+        note_there(at, kind == CRAIL_CHANGE_PUT, version);
     wake_spot(nn, at);
     if (kind)
-        below(nn, at, kind);
+        below(nn, at, kind, false);
+}
+
+/* ---- directories made above a node --------------------------------------- */
+
+/* They are the names of a path behind its first `above` bytes. A change that makes thousands of them, under as many
+ * watches, would tell millions of events: from MADE_EVENTS_MAX on a watch is told to look for itself. */
+struct made {
+    const char *path;
+    uint32_t len, above, count;
+    uint64_t version; /* of the first; the next ones follow */
+    uint32_t events;  /* told so far */
+};
+
+static uint32_t names_in(const char *text, uint32_t len) {
+    uint32_t n = 0;
+    for (const char *end = text + len; (text = memchr(text, '/', (size_t)(end - text))); text++)
+        n++;
+    return n;
+}
+
+/* Events for a watched spot at the first `at` bytes of the path. `before`: how many of the directories are above it. */
+static void tell_made(crail_namenode *nn, struct crail_rpc_spot *spot, struct made *m, uint32_t at, uint32_t before) {
+    uint32_t end = at > m->above ? at - 1 : m->above; /* somewhere in the name before the first to be told */
+    uint32_t n = m->count - before;
+    if (m->events + n > MADE_EVENTS_MAX) {
+        crail_rpc_log_add(nn, spot, CRAIL_CHANGE_RESYNC, 0, at ? m->path : "/", at ? at : 1);
+        return;
+    }
+    m->events += n;
+    for (uint64_t version = m->version + before; end < m->len; version++) {
+        const char *slash = memchr(m->path + end + 1, '/', m->len - end - 1);
+        end = slash ? (uint32_t)(slash - m->path) : m->len;
+        crail_rpc_log_add(nn, spot, CRAIL_CHANGE_PUT, version, m->path, end);
+    }
+}
+
+/* The engine's listener for directories that were made on the way to a node. They are empty: what lies below them in
+ * other places is as absent as before, and needs no recheck. */
+static void made(void *ctx, const char *path, uint32_t len, uint32_t count, uint64_t version) {
+    crail_namenode *nn = ctx;
+    struct crail_rpc_waits *w = &nn->waits;
+    struct crail_rpc_spot *at = w->root;
+    struct made m = {path, len, len, count, version, 0};
+    uint32_t done = 0, names = 0, same; /* bytes of the path, and directories in them */
+    for (uint32_t i = 0; i < count; i++)
+        m.above = (uint32_t)((const char *)memrchr(path, '/', m.above) - path);
+    w->changes++;
+    for (;;) {
+        bool is_made = done > m.above;
+        if (at->log)
+            tell_made(nn, at, &m, done, is_made ? names - 1 : 0);
+        if (is_made) {
+            note_there(at, true, version + names - 1);
+            wake_spot(nn, at);
+        }
+        if (done == len)
+            return;
+        at = child_towards(w, at, path + done, len - done, &same);
+        if (!at || same < at->text_len)
+            return;
+        uint32_t from = done > m.above ? done : m.above;
+        done += same;
+        names += done > from ? names_in(path + from, done - from) : 0;
+    }
 }
 
 /* ---- start and end ------------------------------------------------------- */
@@ -278,7 +462,7 @@ int crail_rpc_waits_init(crail_namenode *nn) {
         crail_list_init(lists[i]);
     if (getrandom(w->key, sizeof w->key, 0) != sizeof w->key)
         return -errno;
-    crail_meta_listener_set(nn->meta, (struct crail_meta_listener){.ctx = nn, .changed = changed});
+    crail_meta_listener_set(nn->meta, (struct crail_meta_listener){.ctx = nn, .changed = changed, .made = made});
     return 0;
 }
 

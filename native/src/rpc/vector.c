@@ -123,7 +123,7 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
  * is on its way back. That is what lets a small store be overwritten for ever. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
-    if (op->code != CRAIL_OP_ALLOC || v->count != 1)
+    if (op->code != CRAIL_OP_ALLOC || v->count != 1 || op->flags & CRAIL_OPF_IF_PLENTY)
         return false;
     const struct crail_result *r = (const void *)(v->reply->data + result_at);
     bool said = op->flags & CRAIL_OPF_WAIT;

@@ -14,6 +14,7 @@
 #include "rpc/rpc.h"
 
 #define TRIES_TO_CLOCK 8u
+#define TRY_BYTES 512u      /* so many bytes of path count as one more try */
 #define SERVE_NS_MIN 20000u /* waiters go on under any load */
 
 /* ---- by id --------------------------------------------------------------- */
@@ -373,9 +374,13 @@ static struct slice slice_of(const crail_namenode *nn) {
     return (struct slice){least < nn->turn_end_ns ? nn->turn_end_ns : least, TRIES_TO_CLOCK};
 }
 
-static bool is_over(struct slice *s) {
-    if (--s->left)
+/* After work at a path of so many bytes: a long one takes as long as many short ones. */
+static bool is_over(struct slice *s, uint32_t path_len) {
+    uint32_t weight = 1 + path_len / TRY_BYTES;
+    if (s->left > weight) {
+        s->left -= weight;
         return false;
+    }
     s->left = TRIES_TO_CLOCK;
     return crail_clock_ns() >= s->end_ns;
 }
@@ -387,9 +392,10 @@ void crail_rpc_wait_deadlines(crail_namenode *nn) {
     struct slice slice = slice_of(nn);
     while (crail_rpc_waits_deadline(nn) <= nn->now_ns) {
         struct crail_rpc_waiter *waiter = w->heap[0];
+        uint32_t path_len = waiter->op.path_len;
         if (try(nn, waiter) != ANSWERED) /* it may have been woken and not had its turn yet */
             answer(nn, waiter, CRAIL_E_DEADLINE);
-        if (is_over(&slice))
+        if (is_over(&slice, path_len))
             return;
     }
 }
@@ -407,6 +413,7 @@ static void line_rest(crail_namenode *nn, struct crail_rpc_line *line) {
 static void line_serve(crail_namenode *nn, struct crail_rpc_line *line, struct slice *slice) {
     struct crail_rpc_spot *spot = line->spot;
     bool is_queue = line == &spot->line[CRAIL_RPC_LINE_TAKE];
+    uint32_t path_len = 0;
     spot->refs++;
     do {
         struct crail_list *next = line->mark.next;
@@ -414,13 +421,21 @@ static void line_serve(crail_namenode *nn, struct crail_rpc_line *line, struct s
             line_rest(nn, line);
             break;
         }
+        struct crail_rpc_waiter *waiter = CRAIL_LIST_OF(next, struct crail_rpc_waiter, of_line);
         crail_list_push(next->next, &line->mark); /* behind it */
-        if (try(nn, CRAIL_LIST_OF(next, struct crail_rpc_waiter, of_line)) == WAITS && is_queue) {
+        path_len = waiter->op.path_len;
+        if (try(nn, waiter) == WAITS && is_queue) {
             line_rest(nn, line);
             break;
         }
-    } while (!is_over(slice));
+    } while (!is_over(slice, path_len));
     crail_rpc_spot_unref(nn, spot);
+}
+
+/* They go before those of the party that had no try since they were parked the last time, and came later. */
+static void unpark(crail_namenode *nn, struct crail_rpc_party *p) {
+    crail_list_splice(&p->parked, &nn->waits.retries);
+    crail_list_splice(&nn->waits.retries, &p->parked);
 }
 
 /* Sends some of what a connection has to take. False: there is no more, or it takes no more for now. */
@@ -438,7 +453,7 @@ static bool party_flush(crail_namenode *nn, struct crail_rpc_party *p) {
     if (how == CRAIL_RPC_SENT_ALL && p->out.cap > CRAIL_RPC_LARGE_BYTES)
         crail_buf_free(&p->out);
     if (backlog(p) <= CRAIL_RPC_LATE_BYTES)
-        crail_list_splice(&nn->waits.retries, &p->parked);
+        unpark(nn, p);
     bool deaf = c->ring || !(c->end.armed & EPOLLIN); /* a bell that rang meanwhile was not heeded */
     if (how == CRAIL_RPC_SENT_ALL && c->lane->state == CRAIL_RPC_LANE_IDLE && deaf)
         crail_rpc_lane_move(nn, c->lane, CRAIL_RPC_LANE_READY); /* so that it listens again */
@@ -467,7 +482,7 @@ static void serve_leaving(crail_namenode *nn, struct slice *slice) {
         } else {
             forget(nn, CRAIL_LIST_OF(p->waiters.next, struct crail_rpc_waiter, of_party));
         }
-        if (is_over(slice))
+        if (is_over(slice, 0))
             return;
     }
 }
@@ -475,8 +490,10 @@ static void serve_leaving(crail_namenode *nn, struct slice *slice) {
 static void serve_woken(crail_namenode *nn, struct slice *slice) {
     struct crail_rpc_waits *w = &nn->waits;
     while (!crail_list_empty(&w->retries)) {
-        try(nn, CRAIL_LIST_OF(w->retries.next, struct crail_rpc_waiter, retry));
-        if (is_over(slice))
+        struct crail_rpc_waiter *waiter = CRAIL_LIST_OF(w->retries.next, struct crail_rpc_waiter, retry);
+        uint32_t path_len = waiter->op.path_len;
+        try(nn, waiter);
+        if (is_over(slice, path_len))
             return;
     }
     while (!crail_list_empty(&w->woken)) {

@@ -1,9 +1,9 @@
 /* Requests that wait, and watches: what somebody is interested in, by path.
  *
- * A *spot* is a path that somebody waits at or watches, or one above such a path: a sparse copy of the tree of names.
- * The engine tells each change (crail_meta_listener); from the root of the spots down along the path every watched
- * spot notes an event, and the spot of the path itself wakes those who wait there. If something went or came with all
- * that is below it, the spots below are looked at too, later and in slices (a *recheck*).
+ * A *spot* is a path that somebody waits at or watches, or one above where such paths part: a sparse copy of the tree
+ * of names. The engine tells each change (crail_meta_listener); from the root of the spots down along the path every
+ * watched spot notes an event, and the spot of the path itself wakes those who wait there. If something went or came
+ * with all that is below it, the spots below are looked at too, later and in slices (a *recheck*).
  *
  * At a spot, requests stand in *lines*, in the order of their arrival. A line that was woken is gone through in slices
  * of the loop: each request is executed again and either answered or left standing. A *party* is what one connection
@@ -24,8 +24,11 @@
 #define CRAIL_RPC_WAITER_BYTES_MAX (64u << 20) /* likewise, with the spots made for them */
 #define CRAIL_RPC_LATE_BYTES (256u << 10)      /* a connection with so much to take is asked for patience */
 #define CRAIL_RPC_WATCHES_MAX 1024u            /* of one session */
-#define CRAIL_RPC_LOG_CHUNK_BYTES (16u << 10)
-#define CRAIL_RPC_LOG_CHUNKS_MAX 64u /* of one watched path: 1 MiB of events */
+#define CRAIL_RPC_WATCH_BYTES_MAX \
+    (16u << 20)                           /* likewise, with their spots and the events that they have still to read */
+#define CRAIL_RPC_CHUNK_BYTES_FIRST 1024u /* of events; each next one is twice as large... */
+#define CRAIL_RPC_CHUNK_BYTES_MAX (16u << 10) /* ... up to this */
+#define CRAIL_RPC_LOG_BYTES_MAX (1u << 20)    /* of the chunks of one watched path */
 #define CRAIL_RPC_NEXT_BYTES (64u << 10)
 #define CRAIL_RPC_NEXT_EVENTS 1024u
 
@@ -59,46 +62,53 @@ enum crail_rpc_recheck {
 };
 
 struct crail_rpc_spot {
-    struct crail_table_item item;  /* in waits.spots, by parent and name */
+    struct crail_table_item item;  /* in waits.spots, by parent and first name */
     struct crail_rpc_spot *parent; /* NULL: the root */
     struct crail_list children, sibling;
     uint32_t refs; /* waiters, watches, children, rechecks, and whoever is just looking at it */
+    uint16_t text_len;
+    bool recheck_itself; /* it is to be looked at, too, and before those below */
+    char *text;          /* its path from its parent on: "/a/b". Two children begin with different names */
     struct crail_rpc_line line[CRAIL_RPC_LINES];
     struct crail_rpc_log *log;     /* of its events; NULL: not watched */
     struct crail_list recheck;     /* in waits.rechecks while there is a cursor */
     struct crail_rpc_spot *cursor; /* of the recheck of all below: the spot looked at last; NULL: none is going on */
     enum crail_rpc_recheck recheck_kind;
     uint64_t recheck_since; /* number of the change that asked for it */
-    uint8_t name_len;
-    char name[];
 };
 
 /* The events at one path and below it, in the order of time. All watches of the path read the same log. */
 struct crail_rpc_chunk {
     struct crail_list link;
+    uint64_t serial;  /* in its log */
     uint64_t first;   /* number of its first event */
     uint32_t readers; /* watches whose next event is in here, or will be */
-    uint32_t len;
-    uint8_t bytes[CRAIL_RPC_LOG_CHUNK_BYTES]; /* struct crail_event ... */
+    uint32_t len, cap;
+    _Alignas(8) uint8_t bytes[]; /* struct crail_event ... */
 };
 
 struct crail_rpc_log {
     struct crail_list chunks;
-    uint32_t chunks_count;
-    uint32_t watches;
-    uint64_t last;        /* number of the last event */
-    uint64_t last_change; /* number of the change that it told */
-    bool is_there;        /* the node of this very path, as far as we were told... */
-    uint64_t version;     /* ... and its version */
+    struct crail_list watches;       /* that which went on in its reading longest ago is the first... */
+    struct crail_rpc_session *payer; /* ... and its session was charged with the chunks when the last one came */
+    uint32_t bytes;                  /* of all chunks */
+    uint64_t serial;                 /* of the last chunk */
+    uint64_t last;                   /* number of the last event */
+    uint64_t last_change;            /* number of the change that it told */
+    bool is_there;                   /* the node of this very path, as far as we were told... */
+    uint64_t version;                /* ... and its version */
 };
 
 struct crail_rpc_watch {
     struct crail_list link; /* in its session's list */
+    struct crail_list of_log;
+    struct crail_rpc_session *session;
     uint64_t token;
     struct crail_rpc_spot *spot;
+    uint32_t bytes;                /* charged to its session, beside the log */
     uint64_t seen;                 /* number of the last event that arrived */
     struct crail_rpc_chunk *chunk; /* where the next one is or will be, as long as the log has that chunk */
-    uint64_t chunk_first;
+    uint64_t chunk_serial;
 };
 
 /* ---- waiters ------------------------------------------------------------- */

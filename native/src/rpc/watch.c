@@ -3,7 +3,10 @@
  *
  * NEXT names the last event that arrived, and gets those after it: so a lost reply loses nothing. A chunk of the log
  * goes when no watch has an event in it left, or when the log is too long; a watch that still had some there has lost
- * them, and its next answer begins with RESYNC. */
+ * them, and its next answer begins with RESYNC.
+ *
+ * Memory is charged to sessions. A watch pays for its spot, whoever else stands there; a log is paid for by who is last
+ * in reading it. A session that has used up its bytes gets no further watch, and its logs grow no longer. */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -24,30 +27,65 @@ static struct crail_rpc_chunk *youngest(struct crail_rpc_log *log) {
     return crail_list_empty(&log->chunks) ? NULL : chunk_at(log->chunks.prev);
 }
 
+/* ---- whose bytes they are -------------------------------------------------- */
+
+/* Another number of bytes, and another payer (NULL at the log's end). */
+static void log_charge(struct crail_rpc_log *log, struct crail_rpc_session *payer, uint32_t bytes) {
+    if (log->payer) {
+        assert(log->payer->watch_bytes >= log->bytes);
+        log->payer->watch_bytes -= log->bytes;
+    }
+    log->bytes = bytes;
+    log->payer = payer;
+    if (payer)
+        payer->watch_bytes += bytes;
+    assert(payer || !bytes);
+}
+
+static struct crail_rpc_session *laggard(const struct crail_rpc_log *log) {
+    if (crail_list_empty(&log->watches))
+        return NULL;
+    return CRAIL_LIST_OF(log->watches.next, struct crail_rpc_watch, of_log)->session;
+}
+
+/* What a watch of this path costs at most: its log, its spot, and the one where its path parts from others. */
+static uint32_t watch_bytes(uint32_t path_len) {
+    return (uint32_t)(sizeof(struct crail_rpc_watch) + sizeof(struct crail_rpc_log) + sizeof(struct crail_rpc_chunk) +
+                      2 * sizeof(struct crail_rpc_spot)) +
+           2 * path_len;
+}
+
+/* ---- chunks ---------------------------------------------------------------- */
+
 static void chunk_free(struct crail_rpc_log *log, struct crail_rpc_chunk *chunk) {
+    log_charge(log, log->payer, log->bytes - chunk->cap);
     crail_list_remove(&chunk->link);
-    log->chunks_count--;
     free(chunk);
 }
 
 /* The last chunk stays: readers that have all of it wait there for more. */
 static void trim(struct crail_rpc_log *log) {
-    while (log->chunks_count > 1 && !oldest(log)->readers)
+    while (oldest(log) != youngest(log) && !oldest(log)->readers)
         chunk_free(log, oldest(log));
 }
 
-static struct crail_rpc_chunk *chunk_add(struct crail_rpc_log *log) {
-    struct crail_rpc_chunk *chunk = malloc(sizeof *chunk);
+static bool fits(const struct crail_rpc_log *log, uint32_t bytes) {
+    return log->bytes + bytes <= CRAIL_RPC_LOG_BYTES_MAX &&
+           (!log->payer || log->payer->watch_bytes + bytes <= CRAIL_RPC_WATCH_BYTES_MAX);
+}
+
+/* One for `bytes` of events, after the oldest ones where there is no room. NULL without memory. */
+static struct crail_rpc_chunk *chunk_add(struct crail_rpc_log *log, uint32_t bytes) {
+    log_charge(log, laggard(log), log->bytes);
+    while (oldest(log) && !fits(log, bytes))
+        chunk_free(log, oldest(log));
+    struct crail_rpc_chunk *chunk = fits(log, bytes) ? malloc(sizeof *chunk + bytes) : NULL;
     if (!chunk)
         return NULL;
-    chunk->first = log->last + 1;
-    chunk->readers = 0;
-    chunk->len = 0;
+    *chunk = (struct crail_rpc_chunk){.serial = ++log->serial, .first = log->last + 1, .cap = bytes};
     crail_list_init(&chunk->link);
     crail_list_push(&log->chunks, &chunk->link);
-    log->chunks_count++;
-    if (log->chunks_count > CRAIL_RPC_LOG_CHUNKS_MAX)
-        chunk_free(log, oldest(log));
+    log_charge(log, log->payer, log->bytes + bytes);
     return chunk;
 }
 
@@ -55,6 +93,18 @@ static void log_empty(struct crail_rpc_log *log) {
     while (oldest(log))
         chunk_free(log, oldest(log));
 }
+
+/* The chunk that has room for an event: the last one, or one twice as large. */
+static struct crail_rpc_chunk *chunk_with(struct crail_rpc_log *log, uint32_t event_bytes) {
+    struct crail_rpc_chunk *last = youngest(log);
+    if (last && last->cap - last->len >= event_bytes)
+        return last;
+    uint32_t bytes = last && last->cap ? 2 * last->cap : CRAIL_RPC_CHUNK_BYTES_FIRST;
+    bytes = bytes > CRAIL_RPC_CHUNK_BYTES_MAX ? CRAIL_RPC_CHUNK_BYTES_MAX : bytes;
+    return chunk_add(log, bytes < event_bytes ? event_bytes : bytes);
+}
+
+/* ---- events ---------------------------------------------------------------- */
 
 static uint32_t event_bytes(uint32_t path_len) {
     return crail_pad8((uint32_t)sizeof(struct crail_event) + path_len);
@@ -70,11 +120,8 @@ static void event_put(uint8_t *to, enum crail_event_kind kind, uint64_t version,
 void crail_rpc_log_add(crail_namenode *nn, struct crail_rpc_spot *spot, enum crail_event_kind kind, uint64_t version,
                        const char *path, uint32_t len) {
     struct crail_rpc_log *log = spot->log;
-    struct crail_rpc_chunk *chunk = youngest(log);
     uint32_t bytes = event_bytes(len);
-    _Static_assert(sizeof(struct crail_event) + CRAIL_PATH_MAX <= CRAIL_RPC_LOG_CHUNK_BYTES, "one fits");
-    if (!chunk || chunk->len + bytes > sizeof chunk->bytes)
-        chunk = chunk_add(log);
+    struct crail_rpc_chunk *chunk = chunk_with(log, bytes);
     log->last++;
     log->last_change = nn->waits.changes;
     if (chunk) {
@@ -146,7 +193,7 @@ static bool has_lost_some(const struct crail_rpc_watch *w) {
 /* The chunk that it stands in; NULL if the log has dropped that, or there is none. */
 static struct crail_rpc_chunk *place(const struct crail_rpc_watch *w) {
     const struct crail_rpc_chunk *first = oldest(w->spot->log);
-    return w->chunk && first && w->chunk_first >= first->first ? w->chunk : NULL;
+    return w->chunk && first && w->chunk_serial >= first->serial ? w->chunk : NULL;
 }
 
 static void leave_chunk(struct crail_rpc_watch *w) {
@@ -167,7 +214,7 @@ static void enter_chunk(struct crail_rpc_watch *w) {
     while (chunk_at(l)->first > w->seen + 1)
         l = l->prev;
     w->chunk = chunk_at(l);
-    w->chunk_first = w->chunk->first;
+    w->chunk_serial = w->chunk->serial;
     w->chunk->readers++;
 }
 
@@ -178,6 +225,7 @@ static void saw(struct crail_rpc_watch *w, uint64_t seen) {
     w->seen = seen;
     enter_chunk(w);
     trim(w->spot->log);
+    crail_list_push(&w->spot->log->watches, &w->of_log);
 }
 
 /* ---- begin and end ------------------------------------------------------- */
@@ -187,13 +235,28 @@ static int log_make(crail_namenode *nn, struct crail_rpc_spot *spot, const char 
     if (!log)
         return CRAIL_E_NO_MEMORY;
     crail_list_init(&log->chunks);
-    if (!chunk_add(log)) { /* the first: so every watch has a place */
+    crail_list_init(&log->watches);
+    if (!chunk_add(log, 0)) { /* the first, for no event yet: so every watch has a place */
         free(log);
         return CRAIL_E_NO_MEMORY;
     }
     log->is_there = look_up(nn, path, len, &log->version) == 0;
     spot->log = log;
     return 0;
+}
+
+static void log_leave(struct crail_rpc_spot *spot, struct crail_rpc_watch *w) {
+    struct crail_rpc_log *log = spot->log;
+    leave_chunk(w);
+    trim(log);
+    crail_list_remove(&w->of_log);
+    if (crail_list_empty(&log->watches)) {
+        log_empty(log);
+        free(log);
+        spot->log = NULL;
+    } else {
+        log_charge(log, laggard(log), log->bytes);
+    }
 }
 
 static int watch_make(crail_namenode *nn, struct crail_rpc_session *s, uint64_t token, const char *path, uint32_t len) {
@@ -207,13 +270,17 @@ static int watch_make(crail_namenode *nn, struct crail_rpc_session *s, uint64_t 
         return CRAIL_E_NO_MEMORY;
     }
     crail_list_init(&w->link);
+    crail_list_init(&w->of_log);
     w->token = token;
     w->spot = spot;
+    w->session = s;
     w->seen = spot->log->last;
+    w->bytes = watch_bytes(len);
     enter_chunk(w);
-    spot->log->watches++;
+    crail_list_push(&spot->log->watches, &w->of_log);
     crail_list_push(&s->watches, &w->link);
     s->watches_count++;
+    s->watch_bytes += w->bytes;
     nn->stats.watches++;
     return 0;
 }
@@ -222,14 +289,9 @@ static void end(crail_namenode *nn, struct crail_rpc_session *s, struct crail_rp
     struct crail_rpc_spot *spot = w->spot;
     crail_list_remove(&w->link);
     s->watches_count--;
+    s->watch_bytes -= w->bytes;
     nn->stats.watches--;
-    leave_chunk(w);
-    trim(spot->log);
-    if (--spot->log->watches == 0) {
-        log_empty(spot->log);
-        free(spot->log);
-        spot->log = NULL;
-    }
+    log_leave(spot, w);
     crail_rpc_line_wake(nn, &spot->line[CRAIL_RPC_LINE_NEXT]); /* who waits for it learns that it is gone */
     crail_rpc_spot_unref(nn, spot);
     free(w);
@@ -238,6 +300,7 @@ static void end(crail_namenode *nn, struct crail_rpc_session *s, struct crail_rp
 void crail_rpc_watches_end(crail_namenode *nn, struct crail_rpc_session *s) {
     while (!crail_list_empty(&s->watches))
         end(nn, s, CRAIL_LIST_OF(s->watches.next, struct crail_rpc_watch, link));
+    assert(!s->watch_bytes);
 }
 
 /* ---- operations ---------------------------------------------------------- */
@@ -264,8 +327,9 @@ static int begin(crail_namenode *nn, struct crail_rpc_session *s, const struct c
         bool same = len == op->path_len && memcmp(its, path, len) == 0;
         return same ? 0 : CRAIL_E_INVALID_ARGUMENT;
     }
-    if (s->watches_count >= CRAIL_RPC_WATCHES_MAX)
-        return CRAIL_E_NO_MEMORY;
+    if (s->watches_count >= CRAIL_RPC_WATCHES_MAX ||
+        s->watch_bytes + watch_bytes(op->path_len) > CRAIL_RPC_WATCH_BYTES_MAX)
+        return CRAIL_E_QUOTA_EXCEEDED;
     return watch_make(nn, s, op->arg0, path, op->path_len);
 }
 

@@ -49,24 +49,11 @@ class DramTier:
         self.folder = private_folder(folder)
         self._memory_folder = private_folder(memory_folder) if memory_folder else folder
         self._sizes = region_sizes(dram, region_max)
-        self._lock = self._take_lock()
+        self._lock = lock_folder(self.folder)
         self._tables = 0
         self.server = ""
         self.incarnation = 0
         self.registered = False  # has a namenode ever known this memory?
-
-    def _take_lock(self) -> int:
-        fd = os.open(
-            os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise ExistsError(
-                f"another storage server runs in {self.folder}", hint="give each its own --dir"
-            ) from None
-        return fd
 
     # -- what is there -------------------------------------------------------------------------
 
@@ -190,7 +177,7 @@ class DramTier:
                 except InvalidArgumentError:
                     if _is_locked(path):
                         raise
-                    _remove(path)  # whoever made it died before it was whole
+                    remove_file(path)  # whoever made it died before it was whole
 
     def new_table_path(self) -> str:
         """The name of another use table. An earlier process may have had our pid, in a container
@@ -221,17 +208,17 @@ class DramTier:
     # -- the end -------------------------------------------------------------------------------
 
     def _unlink(self) -> None:
-        _remove(os.path.join(self.folder, "state.json"))
+        remove_file(os.path.join(self.folder, "state.json"))
         for folder in {self.folder, self._memory_folder}:
             for name in os.listdir(folder):
                 if MEMORY.fullmatch(name):
-                    _remove(os.path.join(folder, name))
+                    remove_file(os.path.join(folder, name))
 
     def remove(self) -> None:
         """Removes all that we have made, and the folders unless others have files there."""
         self._unlink()
         for name in ("state.json.new", "shm.sock", "lock"):
-            _remove(os.path.join(self.folder, name))
+            remove_file(os.path.join(self.folder, name))
         for folder in {self.folder, self._memory_folder}:
             try:
                 os.rmdir(folder)
@@ -243,6 +230,19 @@ class DramTier:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def lock_folder(folder: str) -> int:
+    """The lock on a server's folder, as a descriptor. Raises ExistsError."""
+    fd = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise ExistsError(
+            f"another storage server runs in {folder}", hint="give each its own --dir"
+        ) from None
+    return fd
 
 
 def region_sizes(dram: int, region_max: int) -> list[int]:
@@ -283,7 +283,8 @@ def _make(path: str, size: int) -> None:
         os.close(fd)
 
 
-def _remove(path: str) -> None:
+def remove_file(path: str) -> None:
+    """Removes it if it is there."""
     try:
         os.unlink(path)
     except FileNotFoundError:
