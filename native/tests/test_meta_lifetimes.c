@@ -318,7 +318,7 @@ static void what_is_pinned_on_its_way_does_not_keep_others_from_going(void) {
 static void options_that_make_no_sense_are_refused_and_change_nothing(void) {
     struct kit k;
     kit_open(&k, 64 << 20);
-    WANT(put_with(&k, FLAGS(1 << 5), "/a", "x"), E(INVALID_ARGUMENT));
+    WANT(put_with(&k, FLAGS(1 << 15), "/a", "x"), E(INVALID_ARGUMENT));
     WANT(put_with(&k, (struct crail_options){.reserved = 1}, "/a", "x"), E(INVALID_ARGUMENT));
     WANT(put_with(&k, (struct crail_options){.flags = CRAIL_OPTION_TTL, .ttl_ns = UINT64_MAX}, "/a", "x"),
          E(INVALID_ARGUMENT));

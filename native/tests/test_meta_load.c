@@ -425,7 +425,7 @@ static void a_row_of_which_a_bit_is_wrong_is_none(void) {
         char why[256];
         for (uint32_t n = 0; n < sizeof(value); n++)
             value[n] = kit_random(&seed, 3) ? 0 : (uint8_t)kit_random(&seed, 8);
-        enum crail_table table = (enum crail_table)(CRAIL_TABLE_NODE + kit_random(&seed, 5));
+        enum crail_row_table table = (enum crail_row_table)(CRAIL_TABLE_NODE + kit_random(&seed, 5));
         assert(crail_row_append(&b, table, false, &key, kit_random(&seed, 2) ? 8 : 4, value, kit_random(&seed, 160)) ==
                0);
         assert(crail_row_check(b.data, b.len, &row) == 0);
