@@ -69,17 +69,12 @@ static void damage_is_found_by_the_check(void) {
     struct {
         void *at;
         uint8_t flip;
-    } damage[] = {{&root->size, 1},
-                  {&dir->parent, 1},
-                  {&dir->hash, 4},
-                  {&dir->name, 1},
+    } damage[] = {{&root->size, 1},        {&dir->parent, 1},
+                  {&dir->hash, 4},         {&dir->name, 1},
                   {&rec->next + 1, 1}, /* its state */
-                  {&rec->len, 1},
-                  {&k.m->nodes, 1},
-                  {&k.m->inline_bytes, 1},
-                  {&k.m->arena.bytes_used, 16},
-                  {&k.m->names.count, 1},
-                  {&k.m->servers[0]->count[CRAIL_COUNT_FREE], 1}};
+                  {&rec->len, 1},          {&k.m->nodes, 1},
+                  {&k.m->inline_bytes, 1}, {&k.m->arena.bytes_used, 16},
+                  {&k.m->names.count, 1},  {&k.m->servers[0]->count[CRAIL_COUNT_FREE], 1}};
     for (size_t i = 0; i < sizeof(damage) / sizeof(damage[0]); i++) {
         *(uint8_t *)damage[i].at ^= damage[i].flip;
         if (crail_meta_check(k.m, why, sizeof(why)) != -EUCLEAN) {

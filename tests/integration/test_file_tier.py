@@ -88,7 +88,7 @@ def test_more_than_memory_holds_comes_back(store):
 
 
 def test_status_shows_the_tier(store):
-    servers = store.status()["servers"]
+    servers = sorted(store.status()["servers"], key=lambda s: str(s["tier"]))
     assert [(s["tier"], s["storage_class"], s["state"]) for s in servers] == [
         ("dram", 0, "up"),
         ("file", 2, "up"),
@@ -97,7 +97,9 @@ def test_status_shows_the_tier(store):
 
 
 def test_an_earlier_namenode_is_forgotten_with_what_it_knew(tmp_path):
-    with crailpy.LocalCluster(servers=1, tiers=("file",), capacity="8MiB", dir=tmp_path) as cluster:
+    with crailpy.LocalCluster(
+        servers=1, tiers=("file",), capacity="8MiB", dir=tmp_path, durability="none"
+    ) as cluster:
         with cluster.connect() as store:
             store.put("/v", b"1" * MIB)
             before = store.status()["servers"][0]["incarnation"]
@@ -227,7 +229,7 @@ def test_the_command_serves_a_file_and_finds_it_again(tmp_path, ephemeral):
 
 def test_two_servers_do_not_share_a_file(tmp_path):
     with crailpy.LocalCluster(servers=1, tiers=("file",), capacity="4MiB", dir=tmp_path) as cluster:
-        path = os.path.join(cluster.folder, "storage-0.data")
+        path = os.path.join(cluster.folder, "files", "storage-0.data")
         done = subprocess.run(
             storage("--path", path, "--namenode", cluster.address, "--dir", tmp_path / "dir"),
             capture_output=True, text=True, timeout=60,

@@ -35,8 +35,9 @@ static inline int crail_buf_append_padded(struct crail_buf *b, const void *data,
     int rc = crail_buf_reserve(b, padded);
     if (rc)
         return rc;
-    if (n)
-        memcpy(b->data + b->len, data, n);
+    if (!n)
+        return 0; /* perhaps there is no memory yet */
+    memcpy(b->data + b->len, data, n);
     memset(b->data + b->len + n, 0, padded - n);
     b->len += padded;
     return 0;
