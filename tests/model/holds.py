@@ -89,7 +89,7 @@ class Whole(Machine):
         if not handles:
             return
         handle = handles[index % len(handles)]
-        number, _ = self.model.shares[handle]
+        number, *_ = self.model.shares[handle]
         observed = self.client(number).call("let_go", handle)
         expected = self.outcome(self.model, Call("close_job", (handle,)))
         self.count("close_job", expected)

@@ -192,7 +192,7 @@ class Machine(RuleBasedStateMachine):
             if isinstance(argument, There):
                 return self.there(number, argument.index, argument.kind)
             if isinstance(argument, Share):
-                shares = [h for h, (client, _) in self.model.shares.items() if client == number]
+                shares = list(self.model.shares_of(number))
                 return shares[argument.index % len(shares)] if shares else None
             if isinstance(argument, VersionOf):
                 return replace(argument, path=placed(argument.path))
@@ -342,10 +342,14 @@ class Machine(RuleBasedStateMachine):
         late = late or number in self.session_paths or self.model.has_holds(number)
         for watch in self.model.watches.values():
             watch.may_resync |= watch.client == number
+        shares = self.model.shares_of(number)
         if late:
             self.until_gone(number)
             self.model.session_ends(number)
+            self.nothing_is_wrong()  # jobs that end by this have ended, before it is back in them
         assert client.call("exists", "/")[0] == "ok" or CLIENTS[number].get("namespace")
+        if late:
+            self.model.takes_again(shares)
 
     def last_words(self, number: int) -> None:
         """Called before a client closes."""

@@ -203,7 +203,7 @@ class Namespace:
     def __init__(self) -> None:
         self.versions = Versions()
         self.root = Node(DIRECTORY, self.versions.new())
-        self.shares: dict[int, tuple[int, Job]] = {}  # in jobs, by handle: whose, in which
+        self.shares: dict[int, tuple[int, Job, str]] = {}  # in jobs, by handle: whose, which, where
         self.watches: dict[int, Watch] = {}  # by handle
         self.objects: dict[bytes, Any] = {}  # that were put, by their bytes
         self._groups = 0  # of events
@@ -726,10 +726,21 @@ class Namespace:
         job.quota_bytes = quota_bytes or job.quota_bytes
         job.quota_nodes = quota_nodes or job.quota_nodes
         job.shares.add(handle)
-        self.shares[handle] = (client, job)
+        self.shares[handle] = (client, job, path)
+
+    def shares_of(self, client: int) -> dict[int, tuple[int, Job, str]]:
+        return {handle: share for handle, share in self.shares.items() if share[0] == client}
+
+    def takes_again(self, shares: dict[int, tuple[int, Job, str]]) -> None:
+        """A client that lost its session takes them again, where they were and still are."""
+        for handle, (client, job, path) in shares.items():
+            node = self.find(path)
+            if node is not None and node.job is job:
+                job.shares.add(handle)
+                self.shares[handle] = (client, job, path)
 
     def close_job(self, handle: int) -> None:
-        _, job = self.shares.pop(handle)
+        _, job, _ = self.shares.pop(handle)
         job.shares.discard(handle)
         if not job.shares and not job.ended:
             self._end_job(job)
@@ -751,7 +762,7 @@ class Namespace:
     def _job(self, handle: int | None) -> Job | None:
         if handle is None:
             return None
-        _, job = self.shares[handle]
+        _, job, _ = self.shares[handle]
         if job.ended:
             raise Refused("NotFoundError")
         return job
@@ -859,7 +870,7 @@ class Namespace:
 
     def has_holds(self, client: int) -> bool:
         """Has it anything that goes back, or goes, with its session?"""
-        shares = any(owner == client for owner, _ in self.shares.values())
+        shares = any(owner == client for owner, *_ in self.shares.values())
         return shares or any(node.taken and node.taken[0] == client for _, node in self.nodes())
 
     def session_ends(self, owner: int) -> None:
@@ -872,8 +883,8 @@ class Namespace:
                 node.taken = None
             if node.owner == owner and self.find(path) is node:
                 self.rmtree(path)
-        for handle in [handle for handle, (client, _) in self.shares.items() if client == owner]:
-            _, job = self.shares.pop(handle)
+        for handle in [handle for handle, (client, *_) in self.shares.items() if client == owner]:
+            _, job, _ = self.shares.pop(handle)
             job.shares.discard(handle)
             if not job.shares and job.ttl == SHORT_TTL:
                 self._end_job(job)
