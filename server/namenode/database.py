@@ -174,6 +174,7 @@ class Database:
             self.open()
             self.commit(dict(superblock.items()))
             self.close()
+            native.failpoint("state-made")
             os.rename(self.path, final)
         finally:
             self.path = final
@@ -208,10 +209,12 @@ class Database:
         with self._env.begin(write=True) as txn:
             for key in gone:
                 txn.delete(key)
+            native.failpoint("commit-begun")
             if puts:
                 with txn.cursor() as cursor:
                     cursor.putmulti(puts)
             self.rows = txn.stat()["entries"]
+            native.failpoint("commit-put")
 
     def close(self) -> None:
         """May be called twice."""

@@ -72,7 +72,9 @@ class Fsck:
         finally:
             fresh.close()
         kept = f"{path}.damaged-{number}"
+        native.failpoint("repair-written")
         os.rename(path, kept)
+        native.failpoint("repair-kept")
         os.rename(fresh.path, path)
         return kept
 

@@ -196,9 +196,11 @@ class Persister:
 
     def _first(self) -> None:
         self._make()
+        native.failpoint("bounds-new")
         error = self._commit()
         if error is not None:
             raise error
+        native.failpoint("bounds-committed")
 
     def _run(self) -> None:
         pause = RETRY_FIRST
@@ -228,6 +230,7 @@ class Persister:
 
     def _make(self) -> None:
         cut = self._core.cut_make()
+        native.failpoint("cut-made")
         if cut is not None:
             rows.merge(self._kept, cut.rows)
             self._kept_epoch = cut.epoch
@@ -243,6 +246,7 @@ class Persister:
             self._fail(error)
             self._core.cut_done(self._kept_epoch, False)
             return error
+        native.failpoint("committed")
         self.commit_seconds = time.monotonic() - start
         if self.failure is not None:
             log.warning("commits succeed again")

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "base/rows.h"
 #include "rpc/rpc.h"
 
@@ -82,6 +83,7 @@ static int load(crail_namenode *nn, void *args) {
         if (!rc)
             at += row->size;
     }
+    crail_failpoint("load-rows");
     nn->excused_ns += crail_clock_ns() - from;
     return rc;
 }
@@ -159,6 +161,7 @@ static int load_end(crail_namenode *nn, void *args) {
     int rc = begin(nn);
     if (!rc)
         rc = crail_meta_load_end(nn->meta, &report, rows->why, rows->why_size);
+    crail_failpoint("load-linked");
     if (!rc)
         rc = load_lanes(nn, rows->loaded);
     rows->loaded->nodes = report.nodes;
