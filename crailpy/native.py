@@ -117,7 +117,9 @@ def _no_failpoint(name: str) -> None:
 
 
 def _failpoint(name: str) -> None:
-    check(lib.crail_test_failpoint(name.encode()))
+    rc = lib.crail_test_failpoint(name.encode())
+    if rc:
+        raise OSError(-rc, "a failpoint", name)
 
 
 failpoint = _failpoint if test_guards() and "CRAILPY_FAILPOINTS" in environ else _no_failpoint

@@ -632,20 +632,21 @@ class World:
         return Death(first, time.monotonic(), self.durability == "group")
 
     def await_death(self, name: str) -> Death:
-        """Waits until a process has died at the failpoint that is armed."""
+        """Waits until a process has died at the failpoint that is armed, and disarms it."""
 
         def died() -> bool:
             self.fail_early()
             return bool(self.dead())
 
+        def hits() -> list[Hit]:
+            pids = {server.pid for server in self.servers}
+            return [hit for hit in self.switch.hits() if hit.name == name and hit.pid in pids]
+
         until(died, PATIENCE)
-        seen = time.monotonic()
-        hits = [hit for hit in self.switch.hits() if hit.name == name]
-        pids = {server.pid: server for server in self.dead()}
-        assert hits and hits[-1].pid in pids, (name, hits, pids)
-        dead = pids[hits[-1].pid]
-        loses = self.durability == "group" and dead is self.cluster.namenode
-        return Death(hits[-1].when, seen, loses)
+        self.switch.disarm()  # another one may have passed it meanwhile
+        until(lambda: {hit.pid for hit in hits()} == {server.pid for server in self.dead()})
+        loses = self.durability == "group" and not self.cluster.namenode.alive
+        return Death(min(hit.when for hit in hits()), time.monotonic(), loses)
 
     def compare(self, name: str, death: Death) -> None:
         """All run again: what there is, against what was acknowledged."""
@@ -680,5 +681,6 @@ class World:
         for client in self.clients:
             client.is_over.set()
         self.open()
+        self.store.close()
         self.cluster.close()
         self._patch.undo()

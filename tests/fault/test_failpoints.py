@@ -143,7 +143,6 @@ def test_nothing_acknowledged_is_lost_or_done_twice(world, seed, name, action, t
             calls.append(Call(connect_anew, world))
     death = world.await_death(name)
     world.close()
-    world.switch.disarm()
     if node in world.dead():
         assert offline_fsck(world) == []
     death = Death(first or death.first, time.monotonic(), death.loses or first is not None)
