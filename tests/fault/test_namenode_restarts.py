@@ -184,15 +184,17 @@ def test_another_memory_under_the_same_name_is_said_and_what_was_there_is_lost()
 
 def test_a_server_that_dies_while_it_tells_what_it_has_starts_over():
     """Also the namenode: whoever dies, the next attempt counts."""
-    with crailpy.LocalCluster(dram="512MiB", durability="sync") as cluster:
-        with cluster.connect(timeout=30) as store:
-            store.put("/kept", VALUE)
-            rng = random.Random(5)
-            for _ in range(6):
-                restart(cluster.namenode)
-                threading.Event().wait(rng.uniform(0, 0.05))
-                restart(cluster.servers[0])
-            assert store.get("/kept") == VALUE
-            store.put("/more", VALUE)
-            assert store.get("/more") == VALUE
-            assert store.check() is None
+    with (
+        crailpy.LocalCluster(dram="512MiB", durability="sync") as cluster,
+        cluster.connect(timeout=30) as store,
+    ):
+        store.put("/kept", VALUE)
+        rng = random.Random(5)
+        for _ in range(6):
+            restart(cluster.namenode)
+            threading.Event().wait(rng.uniform(0, 0.05))
+            restart(cluster.servers[0])
+        assert store.get("/kept") == VALUE
+        store.put("/more", VALUE)
+        assert store.get("/more") == VALUE
+        assert store.check() is None

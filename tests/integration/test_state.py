@@ -330,4 +330,5 @@ def test_what_up_has_on_disk_outlives_the_death_of_all_its_processes(tmp_path):
 
 def test_a_disk_for_up_needs_a_folder():
     done = subprocess.run([*CRAILPY, "up", "--file=1GiB"], capture_output=True, text=True)
-    assert done.returncode == 1 and "give --dir" in done.stderr, done
+    assert done.returncode == 1
+    assert "give --dir" in done.stderr
