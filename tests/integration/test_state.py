@@ -6,7 +6,9 @@ import json
 import os
 import random
 import resource
+import select
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -285,3 +287,48 @@ def test_a_read_only_folder_is_refused(state):
             load(state)
     finally:
         os.chmod(state, 0o700)
+
+
+def up(folder):
+    """`crailpy up` with a disk; its process, address, and those of its servers."""
+    words = ["up", "--dir", folder, "--dram=16MiB", "--file=64MiB", "--port=0", "--json"]
+    process = subprocess.Popen([*CRAILPY, *words], stdout=subprocess.PIPE, text=True)
+    with process.stdout:
+        facts = json.loads(process.stdout.readline())
+    return process, facts["address"], facts["pids"]
+
+
+def test_what_up_has_on_disk_outlives_the_death_of_all_its_processes(tmp_path):
+    value = random.Random(1).randbytes(3 << 20)
+    process, address, pids = up(tmp_path)
+    try:
+        with crailpy.connect(address) as store:
+            store.put("/disk", value, tier="file", strict=True, durability="sync")
+            store.put("/memory", value, tier="dram", strict=True)
+            store.put("/node", b"small", durability="sync")
+        pidfds = [os.pidfd_open(pid) for pid in pids]
+        for pid in [process.pid, *pids]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        for fd in pidfds:
+            select.select([fd], [], [], 10)
+            os.close(fd)
+        done = subprocess.run([*CRAILPY, "fsck", "--dir", tmp_path], capture_output=True, text=True)
+        assert done.returncode == 0, done
+        process, address, pids = up(tmp_path)
+        with crailpy.connect(address) as store:
+            assert store.get("/disk") == value
+            assert store.get("/node") == b"small"
+            with pytest.raises(errors.DataLostError):
+                store.get("/memory")
+            store.put("/memory", value)
+            assert store.get("/memory") == value
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_disk_for_up_needs_a_folder():
+    done = subprocess.run([*CRAILPY, "up", "--file=1GiB"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "give --dir" in done.stderr

@@ -442,8 +442,13 @@ class Namespace:
                 value[argument:] = bytes(max(0, argument - len(value)))
                 dirty = True
         if dirty and fate == "close":
-            self._check_leaf(node, [])
-            self._admit(path, node, [], len(value), node.member_of)
+            try:
+                self._check_leaf(node, [])
+                self._admit(path, node, [], len(value), node.member_of)
+            except Refused:
+                if made:
+                    self.delete(path)
+                raise
             self._change(path, node, bytes(value))
             node.was_streamed = True
         elif made and fate != "close":

@@ -201,7 +201,7 @@ struct crail_rpc_server {
     uint32_t state; /* enum crail_meta_server_state */
     uint64_t granules;
     uint32_t region_granules[CRAIL_RPC_REGIONS_MAX]; /* of a loaded one */
-    bool is_awaited; /* of an earlier life, and has not said yet what it holds */
+    bool is_awaited;                                 /* of an earlier life, and has not said yet what it holds */
     void *description;
     uint32_t description_size;
     struct crail_rpc_channel *channel;
@@ -274,7 +274,7 @@ struct crail_namenode {
     struct crail_meta *meta;
     struct crail_rpc_tuning tuning;
     uint64_t recovery_until_ns; /* after a load: so long servers of the earlier life are waited for */
-    uint64_t grace_ns[2]; /* of sessions far away, and on this host */
+    uint64_t grace_ns[2];       /* of sessions far away, and on this host */
     int epoll_fd;
     struct crail_rpc_endpoint timer; /* a timerfd: set far more rarely than the loop turns */
     uint64_t timer_at;               /* what it is set to, UINT64_MAX: not */
