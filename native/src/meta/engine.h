@@ -227,7 +227,7 @@ struct crail_cut {
     uint64_t words;             /* of bits, in each */
     uint64_t epoch, durable;
     uint64_t removed, moved; /* the epochs in which something was last taken from its place, and put in another one */
-    uint64_t at; /* the word of `cutting` where to go on */
+    uint64_t at;             /* the word of `cutting` where to go on */
     struct crail_buf *rows;
     size_t rows_begin;
     uint8_t phase;   /* enum cut_phase */
