@@ -152,13 +152,13 @@ class Session:
         timeout = max(0.001, deadline - time.monotonic())
         if self._unix and not no_unix:
             return hello.connect_unix(self._unix, timeout)
-        error: OSError | None = None
+        why = ""  # not the error: that would hold this frame, and with it the caller's views
         for host, port in self.address.hosts:
             try:
                 return hello.connect_tcp(host, port, timeout)
-            except OSError as e:
-                error = e
-        raise ConnectionError(str(error)) from error
+            except OSError as error:
+                why = str(error)
+        raise ConnectionError(why)
 
     def _say(self, sock: socket.socket, deadline: float, fields: dict[str, Any]) -> dict[str, Any]:
         """One hello; closes the socket unless it is accepted."""

@@ -282,7 +282,7 @@ def _namenode_of(address: str) -> tuple[str, int] | str:
 
 def up(options: argparse.Namespace) -> int:
     """A whole store on this machine, until Ctrl-C."""
-    from crailpy.errors import CrailError
+    from crailpy.errors import CrailError, InvalidArgumentError
 
     from .local import LocalCluster
 
@@ -292,9 +292,13 @@ def up(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, end)
     try:
         settings = settings_of(options)
+        if options.file and not options.dir:
+            raise InvalidArgumentError("--file: in which folder?", hint="give --dir")
         with LocalCluster(
             dram=settings.dram,
             servers=options.servers,
+            tiers=("dram", "file") if options.file else None,
+            capacity=options.file or 0,
             dir=options.dir,
             durability=settings.durability or ("group" if options.dir else "none"),
             port=settings.port,
@@ -305,7 +309,7 @@ def up(options: argparse.Namespace) -> int:
             if options.json:
                 print(json.dumps({"address": cluster.address, "pids": pids}), flush=True)
             else:
-                print(_welcome(cluster.address, settings), flush=True)
+                print(_welcome(cluster.address, settings, options.file), flush=True)
             # Waits for the first to end, or for a signal.
             fds = [os.pidfd_open(pid) for pid in pids]
             ended = select.select(fds, [], [])[0]
@@ -318,14 +322,17 @@ def up(options: argparse.Namespace) -> int:
         return 1
 
 
-def _welcome(address: str, settings: Settings) -> str:
-    from crailpy.units import format_size
+def _welcome(address: str, settings: Settings, file: str | None) -> str:
+    from crailpy.units import format_size, parse_size
 
     from_here = "" if address == "crail://127.0.0.1:9060" else f'"{address}"'
     flag = f" --address {address}" if from_here else ""
+    room = f"{format_size(settings.dram)} of memory"
+    if file:
+        room += f" and {format_size(parse_size(file))} of disk"
     return "\n".join(
         (
-            f"crailpy {address}, {format_size(settings.dram)} of memory. Ctrl-C ends it. Try:",
+            f"crailpy {address}, {room}. Ctrl-C ends it. Try:",
             f"  crailpy put{flag} README.md /readme",
             f"  crailpy ls{flag} -l /",
             f"  python -c 'import crailpy; s = crailpy.connect({from_here});"
@@ -360,12 +367,15 @@ def fsck(options: argparse.Namespace) -> int:
 def _fsck_folder(options: argparse.Namespace) -> dict[str, Any]:
     from .namenode.fsck import Fsck
 
-    check = Fsck(options.dir)
+    of_up = os.path.join(options.dir, "namenode")  # the folder that `crailpy up` was given
+    check = Fsck(of_up if os.path.isdir(of_up) else options.dir)
     try:
         ok = check.check()
         report = check.report()
         report["verdict"] = f"{report['rows']} rows, {'all is well' if ok else 'it is damaged'}"
-        if not ok and options.repair:
+        if not check.repairable:
+            report["verdict"] += " and cannot be repaired"
+        elif not ok and options.repair:
             report["kept"] = check.repair()
             report["ok"] = True
             report["verdict"] = f"repaired, {report['rows']} rows; the old file is {report['kept']}"
@@ -427,6 +437,9 @@ def register(subparsers: Any) -> None:
     p = add("up", up, "run a whole store on this machine; Ctrl-C ends it")
     p.add_argument("--dram", help="memory for values, as 1GiB (the default)")
     p.add_argument("--dir", help="folder of the store's state; without one nothing outlives it")
+    p.add_argument(
+        "--file", metavar="SIZE", help="as much of the disk for values too, in DIR: they outlive it"
+    )
     p.add_argument("--durability", help="sync, group (the default with --dir) or none")
     p.add_argument("--port", type=int, help="port of the namenode (default 9060); 0: any")
     p.add_argument("--servers", type=int, default=1, help="storage servers (default 1)")
@@ -445,7 +458,7 @@ def register(subparsers: Any) -> None:
     )
 
     p = add("fsck", fsck, "check a namenode's state; 1 if something is wrong")
-    p.add_argument("--dir", help="state folder of a namenode that does not run")
+    p.add_argument("--dir", help="state folder of a store or namenode that does not run")
     p.add_argument("--address", help="of a namenode that runs (default: as the clients find it)")
     p.add_argument("--token", help="the cluster's secret (better: $CRAILPY_TOKEN)")
     p.add_argument("--repair", action="store_true", help="drop what is damaged, by name")

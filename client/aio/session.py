@@ -183,15 +183,15 @@ class AsyncSession:
             return await channel.connect(
                 self._unix, fields, token=self.token, timeout=HELLO_TIMEOUT
             )
-        error: OSError | None = None
+        why = ""  # not the error, which would hold this frame
         for host in self.address.hosts:
             try:
                 return await channel.connect(host, fields, token=self.token, timeout=HELLO_TIMEOUT)
-            except OSError as e:
-                if isinstance(e, CrailError):
+            except OSError as error:
+                if isinstance(error, CrailError):
                     raise
-                error = e
-        raise ConnectionError(str(error)) from error
+                why = str(error)
+        raise ConnectionError(why)
 
     def _enter(self, reply: dict[str, Any]) -> None:
         """A new session. A namenode that was started anew counts its servers anew: what we know by

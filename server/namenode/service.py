@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import logging
 import os
@@ -27,6 +28,7 @@ from crailpy.errors import (
 
 from ..reception import Reception, Visit, check_exposure, private_folder
 from ..threads import Threads
+from .database import GRANTS, damaged
 from .members import Member, Members
 from .persist import Persister, State
 from .recovery import Recovery
@@ -111,13 +113,18 @@ class NamenodeService:
             self._state = state = await self._threads.run(lambda: State(self._folder or ""))
             superblock = await self._threads.run(state.superblock)
             self.cluster, self._key = superblock.cluster, superblock.key
-        self._core = native.Namenode(
-            arena_bytes_max=self.settings.arena_max,
-            session_grace=self.settings.session_grace,
-            mac_key=self._key,
-            durability=self.durability,
-            grants=self._state.grants if self._state else None,
-        )
+        try:
+            self._core = native.Namenode(
+                arena_bytes_max=self.settings.arena_max,
+                session_grace=self.settings.session_grace,
+                mac_key=self._key,
+                durability=self.durability,
+                grants=self._state.grants if self._state else None,
+            )
+        except OSError as error:
+            if self._state is None or error.errno != errno.EUCLEAN:
+                raise
+            raise damaged(self._state.folder.join(GRANTS), "it is no grant map") from None
         self._members = Members(self._core)
         asyncio.get_running_loop().add_reader(self._core.event_fd(), self._on_events)
         if self._state is not None:

@@ -75,6 +75,7 @@ PLANS = {
     "recovered-heard": Plan("return", 2),
     "repair-written": Plan("alone"),
     "repair-kept": Plan("alone"),
+    "repair-placed": Plan("alone"),
     "generations-raised": Plan("load", 4),
     "retire-confirmed": Plan("load", 4),
     "round-written": Plan("load", 3),
@@ -89,6 +90,7 @@ PLANS = {
 }
 REACHED = [(name, action) for name in names() for action in PLANS[name].actions]
 IN_CLUSTER = [(n, a) for n, a in REACHED if PLANS[n].how in ("load", "session", "start", "return")]
+REPAIRS = ["repair-written", "repair-kept", "repair-placed"]
 OF_CLIENT = [name for name, plan in PLANS.items() if plan.how == "client"]
 
 hits: Counter[str] = Counter()
@@ -307,7 +309,7 @@ def fsck(folder: Path, *flags: str, env: dict[str, str] | None = None) -> tuple[
     return done.returncode, json.loads(done.stdout) if done.stdout else None
 
 
-@pytest.mark.parametrize("name", ["repair-written", "repair-kept"])
+@pytest.mark.parametrize("name", REPAIRS)
 def test_a_repair_that_is_killed_leaves_the_old_state_or_the_new_one(damaged, tmp_path, name):
     switch = Switch(tmp_path)
     switch.arm(f"{name}=kill")
@@ -349,7 +351,7 @@ def test_ordinary_builds_have_no_failpoints():
 
 def test_every_failpoint_was_hit(capsys):
     everything = {"sync", "group", "client-sync", "client-group", "state"}
-    everything |= {"repair-written", "repair-kept"}
+    everything |= set(REPAIRS)
     if finished != everything:
         pytest.skip(f"not all of this file has run: {sorted(everything - finished)}")
     assert set(hits) == set(names())

@@ -140,7 +140,8 @@ typedef struct {
     const void *rows[2]; /* to be applied in this order; valid until crail_namenode_cut_done() */
     uint64_t bytes[2];
 } crail_namenode_cut;
-/* Makes a cut and waits until it is written: 1; 0: nothing has changed. -EBUSY: the last one is not done; -ENOMEM. */
+/* Makes a cut and waits until it is written: 1; 0: nothing has changed. One that is not done is given again. -ENOMEM,
+ * -ETIMEDOUT. */
 int crail_namenode_cut_make(crail_namenode *nn, crail_namenode_cut *out);
 /* The cut of this epoch is durable, or it is not, and its rows are kept for another try: until then no change is
  * acknowledged. A cut that failed may be reported again. -EINVAL. */

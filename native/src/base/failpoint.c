@@ -66,7 +66,8 @@ static const char *const names[] = {
     "recover-sent",     /* a part of the live runs goes out to a server that asked for them */
     "recovered-heard",  /* RECOVERED: all of it is here, and the tree knows nothing of it */
     "repair-written",   /* fsck --repair: the new database is whole, beside the old one */
-    "repair-kept",      /* fsck --repair: the old one has its other name, the new one not yet its own */
+    "repair-kept",      /* fsck --repair: the old one has another name, too */
+    "repair-placed",    /* fsck --repair: the new one has its place */
     /* the storage server's loop */
     "generations-raised", /* of the orders of a frame; none is confirmed */
     "retire-confirmed",   /* confirmations are to go out */

@@ -234,7 +234,8 @@ int crail_attachment_enter(struct crail_attachment *a, const struct crail_extent
     pthread_mutex_unlock(&a->slots_lock);
     if (rc)
         return rc;
-    if (!crail_use_enter(a->use, i, e->region, e->granule, e->granules, e->generation, a->region[e->region].generations)) {
+    if (!crail_use_enter(a->use, i, e->region, e->granule, e->granules, e->generation,
+                         a->region[e->region].generations)) {
         crail_attachment_leave(a, i);
         return -CRAIL_E_STALE_LOCATION;
     }

@@ -41,8 +41,7 @@ static void raise(struct crail_storage *s, uint32_t region, uint32_t first, uint
     if (!n || !crail_guard_on("retire-generation"))
         return;
     for (uint32_t g = first; g < first + n; g++) /* only this thread writes generations */
-        atomic_store_explicit(&r->generations[g],
-                              atomic_load_explicit(&r->generations[g], memory_order_relaxed) + 1,
+        atomic_store_explicit(&r->generations[g], atomic_load_explicit(&r->generations[g], memory_order_relaxed) + 1,
                               memory_order_release);
     for (uint64_t g = first; g < (uint64_t)first + n; g += GENERATIONS_PER_PAGE - g % GENERATIONS_PER_PAGE)
         crail_round_note(s, region, (uint32_t)g);
@@ -140,8 +139,7 @@ static bool stretch_of(const struct crail_storage *s, const struct sweep *w, uin
     if (!word)
         return false;
     uint32_t region = (uint32_t)((word - 1) >> 32), granule = (uint32_t)(word - 1);
-    if (!crail_region_holds(s, region, granule, 1) ||
-        find((struct crail_stretch *)w->live, w->live_n, region, granule))
+    if (!crail_region_holds(s, region, granule, 1) || find((struct crail_stretch *)w->live, w->live_n, region, granule))
         return false;
     uint32_t next = first_behind(w->live, w->live_n, region, granule), end = s->regions[region].granules;
     if (next < w->live_n && w->live[next].region == region)
@@ -259,8 +257,9 @@ static bool is_plain(const struct crail_storage *s, const struct crail_stretch *
     for (uint32_t i = 0; i < n; i++) {
         if (!crail_region_holds(s, live[i].region, live[i].granule, live[i].granules))
             return false;
-        if (i && (by_place(&live[i - 1], &live[i]) >= 0 ||
-                  (live[i].region == live[i - 1].region && live[i].granule - live[i - 1].granule < live[i - 1].granules)))
+        if (i &&
+            (by_place(&live[i - 1], &live[i]) >= 0 ||
+             (live[i].region == live[i - 1].region && live[i].granule - live[i - 1].granule < live[i - 1].granules)))
             return false;
     }
     return true;

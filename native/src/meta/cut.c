@@ -160,6 +160,14 @@ uint64_t crail_meta_epoch(const struct crail_meta *m) {
     return m->cut ? m->cut->epoch : 0;
 }
 
+uint64_t crail_meta_removed(const struct crail_meta *m) {
+    return m->cut ? m->cut->removed : 0;
+}
+
+uint64_t crail_meta_moved(const struct crail_meta *m) {
+    return m->cut ? m->cut->moved : 0;
+}
+
 uint64_t crail_meta_changed(const struct crail_meta *m) {
     return m->cut ? m->cut->changed.count + m->cut->sessions_n + m->cut->servers_n : 0;
 }
