@@ -202,6 +202,7 @@ struct crail_rpc_server {
     uint64_t granules;
     uint32_t region_granules[CRAIL_RPC_REGIONS_MAX]; /* of a loaded one */
     bool is_awaited;                                 /* of an earlier life, and has not said yet what it holds */
+    uint64_t back_until_ns;                          /* it went away, and is waited for */
     void *description;
     uint32_t description_size;
     struct crail_rpc_channel *channel;
@@ -490,7 +491,7 @@ int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
  * one behind the other. */
 int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
                                const struct crail_retire *busy, uint32_t busy_n, uint32_t *lost);
-/* Until when a server of an earlier life is waited for; 0: none is, any more. */
+/* Until when one is waited for that was there before: in an earlier life, or a moment ago. 0: none is. */
 uint64_t crail_rpc_servers_awaited(const crail_namenode *nn);
 /* Takes the descriptor in any case. */
 int crail_rpc_server_channel(crail_namenode *nn, uint32_t number, int fd);
