@@ -658,15 +658,16 @@ class World:
         self.deaths.append(death)
 
     def finish(self) -> None:
-        """The last comparison; then all is removed, and every granule is free."""
+        """The clients end, and with them what they hold; the last comparison; then all is removed,
+        and every granule is free."""
         self.settle()
-        for scenario in self.scenarios:
-            scenario.finish(self.store, self.deaths)
         for client in self.clients:
             client.is_over.set()
         self.open()
         for client in self.clients:
             client.join(PATIENCE)
+        for scenario in self.scenarios:
+            scenario.finish(self.store, self.deaths)
         self.store.rmtree("/fp")
 
         def is_free() -> bool:
