@@ -19,7 +19,7 @@ from crailpy import native
 from crailpy.errors import CrailError, NotFoundError
 
 from . import rows
-from .database import SUPER, Database, Folder, Reading, Superblock
+from .database import SUPER, Database, Folder, Reading, Superblock, Table
 
 DROPS_MAX = 10000  # rows that do not fit together; beyond that it is no state
 ARENA_MAX = 64 << 30
@@ -68,7 +68,7 @@ class Fsck:
             os.unlink(fresh.path)
         fresh.open()
         try:
-            fresh.commit(dict(self._rows))
+            fresh.commit([Table(self._rows)])
         finally:
             fresh.close()
         kept = f"{path}.damaged-{number}"

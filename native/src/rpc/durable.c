@@ -315,15 +315,15 @@ struct done {
 static int cut_done(crail_namenode *nn, void *args) {
     struct crail_rpc_durable *d = &nn->durable;
     struct done *done = args;
-    if (done->epoch != d->epoch || d->cut == CRAIL_RPC_CUT_WRITING)
+    if (done->epoch != d->epoch || d->cut != CRAIL_RPC_CUT_GIVEN)
         return -EINVAL;
-    d->cut = CRAIL_RPC_CUT_NONE;
     d->failing = !done->ok;
+    if (!done->ok)
+        return 0;
+    d->cut = CRAIL_RPC_CUT_NONE;
     done->rows = d->rows;
     done->lanes = d->lanes;
     d->rows = d->lanes = (struct crail_buf){0};
-    if (!done->ok)
-        return 0;
     d->done = d->epoch;
     d->done_version = d->version;
     d->cut_ns = 0;
