@@ -7,8 +7,8 @@ ClosedError.
 
 from __future__ import annotations
 
+from itertools import chain
 from os import close, getpid
-from struct import Struct
 
 from crailpy import _hot, _native, errors
 from crailpy._hot import AsyncLane as AsyncLane
@@ -131,12 +131,7 @@ def row_is_whole(row: bytes) -> bool:
     return int(lib.crail_row_verify(room, len(row))) == 0
 
 
-#: What crail_rows_order() says of a row, by table: its key, where it begins and ends. Those of the
-#: superblock are texts.
-_PLACES = {
-    table: Struct(f"<{size}s{16 - size}xQQ") for table, size in enumerate((0, 9, 9, 13, 5, 16))
-}
-_TEXTS = 5
+_KEY_BYTES = (0, 9, 9, 13, 5, 0)  # in the database, by table; 0: it is a text
 _new_unzeroed = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -146,7 +141,7 @@ class Rows:
     where they are none."""
 
     def __init__(self, data: Any) -> None:
-        self._data = memoryview(data)
+        self._data = data
         at = ffi.from_buffer("char[]", data)
         room = _checked_rows(lib.crail_rows_count(at, len(at)))
         counts = ffi.new("crail_row_counts *")
@@ -155,31 +150,23 @@ class Rows:
         except MemoryError:
             raise NoMemoryError from None
         _checked_rows(lib.crail_rows_order(at, len(at), places, room, counts))
-        self._places = memoryview(ffi.buffer(places))
+        self._places = ffi.buffer(places)
         self._kept, self._gone = list(counts.kept), list(counts.gone)
 
-    def puts(self) -> Iterator[tuple[bytes, memoryview]]:
+    def puts(self) -> Iterator[tuple[bytes, bytes]]:
         """(key in the database, row) of those that are kept."""
-        data = self._data
-        for key, begin, end in self._of(0, self._kept):
-            yield key, data[begin:end]
+        return self._of(0, self._kept, keys_only=False)
 
     def gone(self) -> Iterator[bytes]:
         """The keys of those that are gone."""
-        for key, _, _ in self._of(sum(self._kept), self._gone):
-            yield key
+        return self._of(sum(self._kept), self._gone, keys_only=True)
 
-    def _of(self, first: int, counts: list[int]) -> Iterator[tuple[bytes, int, int]]:
-        for table, count in enumerate(counts):
-            if not count:
-                continue
-            place = _PLACES[table]
-            found = place.iter_unpack(self._places[first * place.size :][: count * place.size])
+    def _of(self, first: int, counts: list[int], *, keys_only: bool) -> Iterator[Any]:
+        each = []
+        for count, key_bytes in zip(counts, _KEY_BYTES, strict=True):
+            each.append(_hot.Rows(self._data, self._places, first, count, key_bytes, keys_only))
             first += count
-            if table == _TEXTS:
-                yield from ((key.rstrip(b"\0"), begin, end) for key, begin, end in found)
-            else:
-                yield from found
+        return chain.from_iterable(each)
 
 
 def _checked_rows(rc: int) -> int:

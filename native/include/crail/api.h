@@ -40,7 +40,7 @@ typedef struct {
     uint32_t kept[6], gone[6];
 } crail_row_counts;
 /* Whole rows at an address divisible by 8, in the order of the database: those that are kept, then those that are gone;
- * of several with one key the last one only. There is room for `room` of them: -ENOSPC. -EUCLEAN. */
+ * of several with one key the last one only. There is room for `room` of them: -ENOSPC. -EUCLEAN, -ENOMEM. */
 int crail_rows_order(const void *rows, uint64_t bytes, crail_row_place *out, uint64_t room, crail_row_counts *counts);
 /* How many rows these are: the room that they need, at most. -EUCLEAN. */
 int64_t crail_rows_count(const void *rows, uint64_t bytes);

@@ -61,57 +61,76 @@ static int key_of(const struct crail_row *r, crail_row_place *p) {
     return 0;
 }
 
-static uint64_t word(const uint8_t *at) {
-    uint64_t w;
-    memcpy(&w, at, sizeof w);
-    return __builtin_bswap64(w);
+/* Puts them in order of byte `i` of their keys, without `bits`; those that are alike stay as they are. */
+static void pass(const crail_row_place *from, crail_row_place *to, uint64_t n, uint32_t i, uint8_t bits) {
+    uint64_t starts[256] = {0}, at = 0;
+    for (uint64_t k = 0; k < n; k++)
+        starts[from[k].key[i] & ~bits]++;
+    for (uint32_t v = 0; v < 256; v++) {
+        uint64_t count = starts[v];
+        starts[v] = at;
+        at += count;
+    }
+    for (uint64_t k = 0; k < n; k++)
+        to[starts[from[k].key[i] & ~bits]++] = from[k];
 }
 
-static int compare_keys(const crail_row_place *a, const crail_row_place *b, uint64_t mask) {
-    uint64_t x = word(a->key) & mask, y = word(b->key) & mask;
-    if (x == y)
-        x = word(a->key + 8), y = word(b->key + 8);
-    return (x > y) - (x < y);
+/* In which bytes their keys differ. */
+static void differences(const crail_row_place *places, uint64_t n, uint8_t *differ) {
+    uint64_t first[2], word[2], found[2] = {0};
+    memcpy(first, places[0].key, sizeof first);
+    for (uint64_t k = 1; k < n; k++) {
+        memcpy(word, places[k].key, sizeof word);
+        found[0] |= word[0] ^ first[0];
+        found[1] |= word[1] ^ first[1];
+    }
+    memcpy(differ, found, sizeof found);
 }
 
-/* Rows of one key, gone or kept, are neighbours, the last one behind the others. */
-static int by_key(const void *a, const void *b) {
-    const crail_row_place *p = a, *q = b;
-    int order = compare_keys(p, q, ~((uint64_t)GONE << 56));
-    return order ? order : (p->begin > q->begin) - (p->begin < q->begin);
+/* By key, byte after byte; rows of one key, gone or kept, in the order in which they lie. */
+static void sort(crail_row_place *out, crail_row_place *spare, uint64_t n) {
+    crail_row_place *from = out, *to = spare;
+    uint8_t differ[sizeof out->key];
+    if (!n)
+        return;
+    differences(out, n, differ);
+    for (uint32_t i = sizeof differ; i-- > 0;) {
+        if (!differ[i])
+            continue;
+        pass(from, to, n, i, i ? 0 : GONE);
+        crail_row_place *swap = from;
+        from = to;
+        to = swap;
+    }
+    if (from != out)
+        memcpy(out, from, n * sizeof *out);
 }
 
 static bool is_replaced(const crail_row_place *p, const crail_row_place *end) {
-    return p + 1 < end && compare_keys(p, p + 1, ~((uint64_t)GONE << 56)) == 0;
+    return p + 1 < end && (p[0].key[0] & ~GONE) == (p[1].key[0] & ~GONE) &&
+           memcmp(p[0].key + 1, p[1].key + 1, sizeof p->key - 1) == 0;
 }
 
-/* Those that are kept go to the front. Those that are gone are few, or all there is: they are put in order behind. */
-static int by_fate(const void *a, const void *b) {
-    return compare_keys(a, b, ~0ull);
-}
-
-static uint64_t split(crail_row_place *out, uint64_t n, crail_row_counts *counts) {
-    uint64_t left = 0;
-    bool is_mixed = false;
-    for (crail_row_place *p = out; p < out + n; p++) {
+/* Those that are kept, then those that are gone; of one key the last one. */
+static void split(crail_row_place *out, crail_row_place *spare, uint64_t n, crail_row_counts *counts) {
+    uint64_t kept = 0, gone = 0;
+    *counts = (crail_row_counts){0};
+    for (const crail_row_place *p = out; p < out + n; p++) {
+        bool is_gone = p->key[0] & GONE;
+        uint8_t table = p->key[0] & (uint8_t)~GONE;
         if (is_replaced(p, out + n))
             continue;
-        bool gone = p->key[0] & GONE;
-        (gone ? counts->gone : counts->kept)[p->key[0] & ~GONE]++;
-        is_mixed |= gone;
-        out[left++] = *p;
+        (is_gone ? counts->gone : counts->kept)[table]++;
+        crail_row_place *to = is_gone ? spare + gone++ : out + kept++;
+        *to = *p;
+        to->key[0] = table;
     }
-    if (is_mixed)
-        qsort(out, left, sizeof *out, by_fate);
-    for (crail_row_place *p = out; p < out + left; p++)
-        p->key[0] &= (uint8_t)~GONE;
-    return left;
+    memcpy(out + kept, spare, gone * sizeof *out);
 }
 
 int crail_row_order(const uint8_t *rows, uint64_t bytes, crail_row_place *out, uint64_t room,
                     crail_row_counts *counts) {
     uint64_t n = 0;
-    bool is_sorted = true;
     for (uint64_t at = 0; at < bytes; n++) {
         const struct crail_row *r = row_at(rows, bytes, at);
         if (!r)
@@ -122,11 +141,12 @@ int crail_row_order(const uint8_t *rows, uint64_t bytes, crail_row_place *out, u
             return -EUCLEAN;
         out[n].begin = at;
         out[n].end = at += r->size;
-        is_sorted = is_sorted && (!n || by_key(out + n - 1, out + n) < 0);
     }
-    if (!is_sorted)
-        qsort(out, n, sizeof *out, by_key);
-    *counts = (crail_row_counts){0};
-    split(out, n, counts);
+    crail_row_place *spare = malloc((n ? n : 1) * sizeof *spare);
+    if (!spare)
+        return -ENOMEM;
+    sort(out, spare, n);
+    split(out, spare, n, counts);
+    free(spare);
     return 0;
 }

@@ -18,6 +18,8 @@
 
 #define LANES_TO_CLOCK 8u
 #define WRITE_MS_MAX 60000u
+#define ROWS_KEPT_BYTES (16u << 20)  /* of memory for rows, from one cut to the next: it need not be touched anew */
+#define HEAP_KEPT_BYTES (32 << 20)   /* likewise of what a commit takes for its pages */
 #define BOUNDS_AHEAD ((uint64_t)1 << 32) /* of each counter; more than commits may lag */
 
 /* ---- who waits for the next cut -------------------------------------------- */
@@ -312,6 +314,17 @@ struct done {
     struct crail_buf rows, lanes; /* of the cut, for the caller to free: to unmap megabytes holds the loop */
 };
 
+/* The memory that is not worth keeping for the next cut. */
+static struct crail_buf let_go(struct crail_buf *b) {
+    struct crail_buf large = {0};
+    if (b->cap > ROWS_KEPT_BYTES) {
+        large = *b;
+        *b = (struct crail_buf){0};
+    }
+    b->len = 0;
+    return large;
+}
+
 static int cut_done(crail_namenode *nn, void *args) {
     struct crail_rpc_durable *d = &nn->durable;
     struct done *done = args;
@@ -321,9 +334,8 @@ static int cut_done(crail_namenode *nn, void *args) {
     if (!done->ok)
         return 0;
     d->cut = CRAIL_RPC_CUT_NONE;
-    done->rows = d->rows;
-    done->lanes = d->lanes;
-    d->rows = d->lanes = (struct crail_buf){0};
+    done->rows = let_go(&d->rows);
+    done->lanes = let_go(&d->lanes);
     d->done = d->epoch;
     d->done_version = d->version;
     d->cut_ns = 0;
@@ -425,8 +437,10 @@ int crail_rpc_durable_init(crail_namenode *nn, uint32_t kind, int grants_fd) {
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         crail_list_init(lists[i]);
     d->kind = kind;
-    if (kind != CRAIL_DURABILITY_NONE)
-        mallopt(M_MMAP_THRESHOLD, 1 << 20); /* so that the rows of a cut grow by remapping, not by copies */
+    if (kind != CRAIL_DURABILITY_NONE) {
+        mallopt(M_MMAP_THRESHOLD, 4 << 20); /* so that the rows of a cut grow by remapping, not by copies */
+        mallopt(M_TRIM_THRESHOLD, HEAP_KEPT_BYTES);
+    }
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
