@@ -134,7 +134,7 @@ class NamenodeService:
                 self._members.load(number, kind, description)
             log.info("%s: %s", state.folder.path, state.loaded)
             self._persister = Persister(
-                self._core, state.database, interval=self.settings.group_interval
+                self._core, state, interval=self.settings.group_interval
             )
             await self._persister.start()
 

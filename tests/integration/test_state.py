@@ -17,7 +17,7 @@ import pytest
 import crailpy
 from crailpy import errors, native
 from crailpy.server.namenode import rows
-from crailpy.server.namenode.database import Database
+from crailpy.server.namenode.database import Database, Table
 from crailpy.server.namenode.persist import State
 
 from .kit import Call
@@ -79,7 +79,7 @@ def change_row(path, key, change):
     database.open()
     with database._env.begin() as txn:
         row = txn.get(key)
-    database.commit({key: change(row)})
+    database.commit([Table({key: change(row)})])
     database.close()
 
 
@@ -299,7 +299,7 @@ def test_rows_that_contradict_each_other_are_repaired(state):
     with database._env.begin() as txn:
         row = txn.get(key)
     copy = native.row_make(rows.NODE, other, rows.value_of(row))
-    database.commit({rows.key_of(rows.NODE, other): copy})
+    database.commit([Table({rows.key_of(rows.NODE, other): copy})])
     database.close()
     nodes = NODES
     with pytest.raises(errors.ChecksumError):
