@@ -224,10 +224,10 @@ def test_a_flush_that_fails_says_so(cluster, disks):
         pipe.write(extents, 0, VALUE[:MIB], None, False)
         pipe.settle(None)
         pipe.close()
-        store._hot.flush(extents, None)
+        store._hot.flush("/x", extents, None)
         disks.fail(server, "disk-sync", errno.EIO)
         with pytest.raises(errors.DataLostError):
-            store._hot.flush(extents, None)
+            store._hot.flush("/x", extents, None)
 
 
 def test_a_disk_that_stands_still_is_waited_for_up_to_the_deadline(cluster, disks):
