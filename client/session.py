@@ -285,10 +285,11 @@ class Session:
             sock.close()
             self._unix = reply["redirect"]
             return None
+        self.durability = reply.get("durability", "none")
+        self.core.promise(self.durability == "sync")
         if not session:
             self._enter_cluster(reply.get("cluster", ""))
             self._key = reply["session_key"]
-            self.durability = reply.get("durability", "none")
             self.number = reply["session"]
         return sock, reply["session"], fds
 
@@ -349,7 +350,7 @@ class Session:
         else:
             sock = hello.connect_tcp(about["host"], about["port"], timeout)
         self._say(sock, deadline, self._credentials("data") | {"number": server})
-        self.core.server_tcp(server, lane, sock.detach())
+        self.core.server_tcp(server, lane, sock.detach(), about["tier"] not in MAPPED_TIERS)
 
     def _credentials(self, role: str) -> dict[str, Any]:
         return {"role": role, "session": self.number, "session_key": self._key}

@@ -607,10 +607,15 @@ class ClientHandle(_Handle):
         )
         self._writable.add(server)
 
-    def server_tcp(self, server: int, lane: int, fd: int) -> None:
-        """Gives a lane a data connection. Takes the descriptor in any case."""
+    def server_tcp(self, server: int, lane: int, fd: int, is_disk: bool) -> None:
+        """Gives a lane a data connection. Takes the descriptor in any case. `is_disk`: what is
+        written there is durable once it was flushed."""
         pointer = self._open_or_close(fd)
-        check(lib.crail_client_server_tcp(pointer, server, lane, fd), server=server)
+        check(lib.crail_client_server_tcp(pointer, server, lane, fd, is_disk), server=server)
+
+    def promise(self, is_sync: bool) -> None:
+        """What the cluster promises of a change whose call does not say."""
+        check(lib.crail_client_promise(self._open, is_sync))
 
     def stats(self) -> dict[str, int]:
         """The fields of crail_client_stats."""

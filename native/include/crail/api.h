@@ -271,10 +271,14 @@ int crail_client_server_shm(crail_client *c, uint32_t server, uint32_t regions, 
                             const int *generation_fds, const uint32_t *granules, int use_fd);
 /* The same regions, open for writing: needed before the first put. */
 int crail_client_server_writable(crail_client *c, uint32_t server, uint32_t regions, const int *region_fds);
-/* A data connection of one lane to a server over TCP. Takes the descriptor. */
-int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t lane, int fd);
+/* A data connection of one lane to a server over TCP. Takes the descriptor. `is_disk`: what is written there is durable
+ * once it was flushed. */
+int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t lane, int fd, int is_disk);
 /* This server is known and neither shm nor tcp can reach it at the moment: calls get CRAIL_E_UNAVAILABLE. */
 int crail_client_server_drop(crail_client *c, uint32_t server);
+
+/* What the cluster promises of a change whose call does not say: is it sync? */
+int crail_client_promise(crail_client *c, int is_sync);
 
 int crail_client_stats_read(crail_client *c, crail_client_stats *out);
 /* The table of functions that the hot door is bound to (struct crail_hot_table of native/src/client/hot.h). */
