@@ -85,7 +85,7 @@ class AsyncSession:
         self.number = 0
         self.cluster = ""
         self.durability = "none"  # of what lies with the namenode
-        self.established = False
+        self.is_known = False  # has anybody ever been there?
         self.closed = False
         self.on_new_session: list[Callable[[], None]] = []
         self._key = b""
@@ -153,7 +153,7 @@ class AsyncSession:
                 no_unix = True
                 continue
             if found:
-                self.established = True
+                self.is_known = True
                 return found
         raise UnavailableError(f"no session to be had at {self.address.text}")
 
@@ -170,6 +170,7 @@ class AsyncSession:
         if "redirect" in reply:
             sock.close()
             self._unix = reply["redirect"]
+            self.is_known = True
             return None
         self.durability = reply.get("durability", "none")
         if not session:

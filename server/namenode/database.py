@@ -216,6 +216,7 @@ class Database:
             self.open(new=True)
             self.commit([Table(dict(superblock.items()))])
             self.close()
+            native.failpoint("state-made")
             os.rename(self.path, final)
         finally:
             self.path = final
@@ -243,8 +244,10 @@ class Database:
         with self._env.begin(write=True) as txn, txn.cursor() as cursor:
             for change in changes:
                 deque(map(txn.delete, change.gone()), maxlen=0)
+                native.failpoint("commit-begun")
                 cursor.putmulti(change.puts())
             self.rows = txn.stat()["entries"]
+            native.failpoint("commit-put")
 
     def close(self) -> None:
         """May be called twice."""

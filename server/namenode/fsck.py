@@ -83,8 +83,11 @@ class Fsck:
         finally:
             fresh.close()
         kept = f"{path}.damaged-{number}"
+        native.failpoint("repair-written")
         os.link(path, kept)  # at no time is there none
+        native.failpoint("repair-kept")
         os.replace(fresh.path, path)
+        native.failpoint("repair-placed")
         if self._without_grants:
             grants = self.folder.join(GRANTS)
             os.replace(grants, f"{grants}.damaged-{number}")

@@ -16,6 +16,8 @@ int crail_api_version(void);
 const char *crail_status_name(int status);
 /* Is this build the test build whose guards can be switched off (CRAILPY_TEST_GUARDS_OFF)? */
 int crail_test_guards(void);
+/* A failpoint of a process that does not pass it in C (base/failpoint.c): 0, or -errno when it is told to fail. */
+int crail_test_failpoint(const char *name);
 /* What stands for a location class of this name in struct crail_options: never 0, the same everywhere. */
 uint32_t crail_location(const char *name, uint32_t len);
 uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size);

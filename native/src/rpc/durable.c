@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "base/rows.h"
 #include "rpc/rpc.h"
 
@@ -250,7 +251,9 @@ static int cut_begin(crail_namenode *nn, void *args) {
         return 1;
     if (!crail_meta_changed(nn->meta) && crail_list_empty(&d->changed) && !d->gone.len && d->epoch)
         return 0;
-    int rc = make_room(nn);
+    int rc = crail_failpoint_error("cut-asked");
+    if (!rc)
+        rc = make_room(nn);
     uint64_t epoch = crail_meta_epoch(nn->meta);
     d->rows.len = 0;
     if (!rc)
@@ -258,7 +261,9 @@ static int cut_begin(crail_namenode *nn, void *args) {
     if (rc)
         return rc;
     d->epoch = epoch;
+    crail_failpoint("bounds-before");
     write_bounds(nn);
+    crail_failpoint("bounds-after");
     rc = crail_buf_append_padded(&d->lanes, d->gone.data, d->gone.len);
     assert(rc == 0); /* there is room */
     d->gone.len = 0;
@@ -273,6 +278,7 @@ static int cut_begin(crail_namenode *nn, void *args) {
     pthread_mutex_lock(&d->lock);
     d->is_wanted = d->is_written = false;
     pthread_mutex_unlock(&d->lock);
+    crail_failpoint("cut-begun");
     return 1;
 }
 
@@ -350,6 +356,7 @@ static int cut_done(crail_namenode *nn, void *args) {
     d->done_version = d->version;
     d->cut_ns = 0;
     nn->stats.cuts++;
+    crail_failpoint("durable-noted");
     crail_meta_durable_up_to(nn->meta, d->done);
     nn->changed = true; /* what waited for it comes due */
     crail_rpc_lanes_wake(nn, &d->wait_commit);
