@@ -10,7 +10,7 @@ import random
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 
 import crailpy
@@ -169,8 +169,12 @@ class Load:
         return any(f.done() and f.exception() is not None for _, f in self._futures)
 
     def results(self, timeout: float) -> list[tuple[str, int]]:
-        """What they did. Raises what one of them raised."""
-        return [(name, future.result(timeout)) for name, future in self._futures]
+        """What they did. Raises what the first of them raised."""
+        wait([future for _, future in self._futures], timeout, FIRST_EXCEPTION)
+        for _, future in self._futures:
+            if future.done() and future.exception() is not None:
+                future.result()
+        return [(name, future.result(0)) for name, future in self._futures]
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
