@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import crailpy
 import crailpy.aio
@@ -200,4 +200,8 @@ class Load:
         return [(name, future.result(0)) for name, future in self._futures]
 
     def close(self) -> None:
+        """After a failure the others are not waited for."""
+        if not all(future.done() for _, future in self._futures):
+            for child in active_children():
+                child.kill()
         self._pool.shutdown(cancel_futures=True)

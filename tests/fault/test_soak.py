@@ -31,11 +31,9 @@ PAUSES = (0.3, 3.0)  # seconds between two kills
 VICTIMS = 2  # clients that are killed, at any time
 PATIENCE = 100.0  # seconds for the last call of each
 QUIET = 40.0  # seconds until all is as it was
-LATEST = (
-    2.25  # seconds before a kill that `group` may take back: the interval, and a commit under load
-)
-# What a server may have more than when it had done nothing yet: the namenode, that of the DRAM tier,
-# and that of the file tier, which has up to 64 MiB of buffers for its disk.
+LATEST = 2.25  # seconds before a kill that it may take back: the interval, a commit under load
+# What a server may have more than when it had done nothing yet: the namenode, the DRAM tier's, and
+# the file tier's, which has up to 64 MiB of buffers for its disk.
 PRIVATE_MORE = (32 << 20, 32 << 20, 96 << 20)
 THREADS_MORE = 3
 MIB = 1 << 20
