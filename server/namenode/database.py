@@ -19,9 +19,10 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from struct import Struct
-from typing import Any
+from typing import Any, Protocol
 
 import lmdb
 
@@ -154,6 +155,31 @@ class Folder:
             self._lock = -1
 
 
+class Changes(Protocol):
+    """What a commit does, in the order of the keys; no key is put and gone."""
+
+    def puts(self) -> Iterator[tuple[bytes, Any]]:
+        """(key, row) of the rows that are written."""
+
+    def gone(self) -> Iterator[bytes]:
+        """The keys of rows that are deleted."""
+
+
+class Table:
+    """Changes of which there are few: rows by their keys."""
+
+    def __init__(self, rows: Mapping[bytes, bytes]) -> None:
+        self._rows = rows
+
+    def puts(self) -> Iterator[tuple[bytes, bytes]]:
+        """As in Changes."""
+        return iter(sorted(self._rows.items()))
+
+    def gone(self) -> Iterator[bytes]:
+        """As in Changes."""
+        return iter(())
+
+
 class Database:
     """The LMDB file, for writing: one thread uses it from open() to close()."""
 
@@ -188,26 +214,24 @@ class Database:
             if os.path.exists(self.path):
                 os.unlink(self.path)
             self.open(new=True)
-            self.commit(dict(superblock.items()))
+            self.commit([Table(dict(superblock.items()))])
             self.close()
+            native.failpoint("state-made")
             os.rename(self.path, final)
         finally:
             self.path = final
         sync_folder(os.path.dirname(final))
         self.open()
 
-    def commit(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """One transaction: a row, or None where it goes. All of it is durable afterwards, or
-        nothing of it was done. Raises OSError, ChecksumError."""
-        ordered = sorted(changes.items())
-        puts = [(key, row) for key, row in ordered if row is not None]
-        gone = [key for key, row in ordered if row is None]
+    def commit(self, changes: Sequence[Changes]) -> None:
+        """One transaction. All of it is durable afterwards, or nothing of it was done. Raises
+        OSError, ChecksumError."""
         try:
             if self._env is None:
                 self.open()
             while True:
                 try:
-                    self._apply(puts, gone)
+                    self._apply(changes)
                     return
                 except lmdb.MapFullError:
                     size = self._env.info()["map_size"]
@@ -216,14 +240,14 @@ class Database:
             self.close()  # whatever state it is in: opened anew, it is as the last commit left it
             raise _explain(error, self.path) from error
 
-    def _apply(self, puts: list[tuple[bytes, bytes]], gone: list[bytes]) -> None:
-        with self._env.begin(write=True) as txn:
-            for key in gone:
-                txn.delete(key)
-            if puts:
-                with txn.cursor() as cursor:
-                    cursor.putmulti(puts)
+    def _apply(self, changes: Sequence[Changes]) -> None:
+        with self._env.begin(write=True) as txn, txn.cursor() as cursor:
+            for change in changes:
+                deque(map(txn.delete, change.gone()), maxlen=0)
+                native.failpoint("commit-begun")
+                cursor.putmulti(change.puts())
             self.rows = txn.stat()["entries"]
+            native.failpoint("commit-put")
 
     def close(self) -> None:
         """May be called twice."""

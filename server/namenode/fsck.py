@@ -20,7 +20,7 @@ from crailpy import native
 from crailpy.errors import CrailError, NotFoundError
 
 from . import rows
-from .database import GRANTS, SUPER, Database, Folder, Reading, Superblock, sync_folder
+from .database import GRANTS, SUPER, Database, Folder, Reading, Superblock, Table, sync_folder
 
 DROPS_MAX = 10000  # rows that do not fit together; beyond that it is no state
 ARENA_MAX = 64 << 30
@@ -79,12 +79,15 @@ class Fsck:
             os.unlink(fresh.path)
         fresh.open(new=True)
         try:
-            fresh.commit(dict(self._rows))
+            fresh.commit([Table(self._rows)])
         finally:
             fresh.close()
         kept = f"{path}.damaged-{number}"
+        native.failpoint("repair-written")
         os.link(path, kept)  # at no time is there none
+        native.failpoint("repair-kept")
         os.replace(fresh.path, path)
+        native.failpoint("repair-placed")
         if self._without_grants:
             grants = self.folder.join(GRANTS)
             os.replace(grants, f"{grants}.damaged-{number}")

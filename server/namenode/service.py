@@ -134,7 +134,7 @@ class NamenodeService:
                 self._members.load(number, kind, description)
             log.info("%s: %s", state.folder.path, state.loaded)
             self._persister = Persister(
-                self._core, state.database, interval=self.settings.group_interval
+                self._core, state, interval=self.settings.group_interval
             )
             await self._persister.start()
 
@@ -179,7 +179,9 @@ class NamenodeService:
             session = self._open_session()
             # Else a crash would leave its changes with nobody. Where commits fail it goes on: then
             # no change is acknowledged either.
+            native.failpoint("session-made")
             await self._settled()
+            native.failpoint("session-durable")
         else:
             session = visit.number("session", 64)
             self._check_key(session, request.get("session_key"))
@@ -240,8 +242,10 @@ class NamenodeService:
             if member is None:
                 return {"fresh": True}
             member.channel = channel
+            native.failpoint("register-begun")
             if not await self._settled():  # its number is for ever
                 raise UnavailableError("the registration cannot be kept at the moment")
+            native.failpoint("register-durable")
             recovery = Recovery(sum(member.registration.regions)) if member.is_awaited else None
             return {
                 "number": member.number,
@@ -259,6 +263,7 @@ class NamenodeService:
             first = message.get("first")
             if not isinstance(first, int) or not 0 <= first < 1 << 32:
                 raise ProtocolError(f"live: first is {first!r}")
+            native.failpoint("recover-sent")
             return {"runs": zlib.compress(self._core.server_live(awaited()[0].number, first), 1)}
 
         async def recovered(message: dict[str, Any]) -> None:
@@ -268,6 +273,7 @@ class NamenodeService:
                 return
             if awaited() != (server, stream):
                 raise ProtocolError("registered again meanwhile")
+            native.failpoint("recovered-heard")
             self._members.recovered(server, stream.generations, stream.busy)
             recovery = None
 

@@ -17,7 +17,7 @@ import pytest
 import crailpy
 from crailpy import errors, native
 from crailpy.server.namenode import rows
-from crailpy.server.namenode.database import Database
+from crailpy.server.namenode.database import Database, Table
 from crailpy.server.namenode.persist import State
 
 from .kit import Call
@@ -79,7 +79,7 @@ def change_row(path, key, change):
     database.open()
     with database._env.begin() as txn:
         row = txn.get(key)
-    database.commit({key: change(row)})
+    database.commit([Table({key: change(row)})])
     database.close()
 
 
@@ -216,12 +216,12 @@ def test_a_database_that_went_away_is_not_made_anew_by_a_commit(state):
     database.open()
     database.close()
     os.rename(path, path + ".away")
-    row = dict([rows.super_row("test", b"x")])
+    row = Table(dict([rows.super_row("test", b"x")]))
     with pytest.raises(FileNotFoundError):
-        database.commit(row)
+        database.commit([row])
     assert not os.path.exists(path)
     os.rename(path + ".away", path)
-    database.commit(row)
+    database.commit([row])
     database.close()
     assert load(state) >= NODES
 
@@ -299,7 +299,7 @@ def test_rows_that_contradict_each_other_are_repaired(state):
     with database._env.begin() as txn:
         row = txn.get(key)
     copy = native.row_make(rows.NODE, other, rows.value_of(row))
-    database.commit({rows.key_of(rows.NODE, other): copy})
+    database.commit([Table({rows.key_of(rows.NODE, other): copy})])
     database.close()
     nodes = NODES
     with pytest.raises(errors.ChecksumError):
@@ -354,7 +354,7 @@ def test_what_cannot_be_repaired_is_said_to_be_damaged_still(state):
     short = native.row_make(rows.SESSION, key, b"shrt")
     database = Database(os.path.join(state, "metadata.mdb"))
     database.open()
-    database.commit({rows.key_of(rows.SESSION, key): short})
+    database.commit([Table({rows.key_of(rows.SESSION, key): short})])
     database.close()
     before = raw(state)
     code, report = fsck(state, "--repair")

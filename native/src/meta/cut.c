@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "crail/rows.h"
 
 #define TOMBS_PER_LOOK 64u
@@ -457,9 +458,11 @@ static bool step_once(struct crail_meta *m) {
 
 bool crail_meta_cut_step(struct crail_meta *m, uint64_t budget_ns) {
     uint64_t start = crail_clock_ns();
-    while (step_once(m))
+    while (step_once(m)) {
+        crail_failpoint("cut-step");
         if (crail_clock_ns() - start >= budget_ns)
             return true;
+    }
     return false;
 }
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "rpc/rpc.h"
 
 #define EVICT_SLACK_NS 1000000 /* the engine goes by another clock */
@@ -143,6 +144,7 @@ static bool reply(crail_namenode *nn, struct crail_rpc_lane *lane, const struct 
         crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_DURABLE);
         return false;
     }
+    crail_failpoint("reply");
     nn->stats.requests++;
     crail_rpc_crowd_count(nn, lane);
     return sent(nn, lane, crail_rpc_conn_send(nn, lane->conn, b->data, b->len));
