@@ -87,6 +87,7 @@ struct crail_rpc_vector {
     bool bye;                     /* the session wishes to end */
     uint64_t needs;               /* the epoch that must be durable before its reply goes out; 0: none */
     uint64_t space_until;         /* 0: did not yet wait for memory */
+    uint64_t space_epoch;         /* memory comes back when that is durable; 0: none does */
     struct crail_buf *reply;
 };
 
