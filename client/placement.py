@@ -105,6 +105,12 @@ def avoiding(options: bytes, server: int) -> bytes:
     return whole[:_AVOID_AT] + avoid + whole[_AVOID_AT + len(avoid) :]
 
 
+def is_sync(options: bytes, durability: str) -> bool:
+    """Is what is made so durable when it is answered? `durability`: of the cluster."""
+    said = _OPTIONS.unpack(options)[3] & (_DURABLE["sync"] | _DURABLE["group"]) if options else 0
+    return said == _DURABLE["sync"] if said else durability == "sync"
+
+
 PLAIN = _OPTIONS.pack(0, 0, 0, 0, _ANY, 1, 0)
 
 

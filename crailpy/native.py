@@ -8,7 +8,7 @@ ClosedError.
 from __future__ import annotations
 
 from itertools import chain
-from os import close, getpid
+from os import close, environ, getpid
 
 from crailpy import _hot, _native, errors
 from crailpy._hot import AsyncLane as AsyncLane
@@ -111,6 +111,21 @@ def location_number(location: str) -> int:
 def test_guards() -> bool:
     """Is this the test build whose guards can be switched off?"""
     return bool(lib.crail_test_guards())
+
+
+def _no_failpoint(name: str) -> None:
+    """Does nothing."""
+
+
+def _failpoint(name: str) -> None:
+    rc = lib.crail_test_failpoint(name.encode())
+    if rc:
+        raise OSError(-rc, "a failpoint", name)
+
+
+failpoint = _failpoint if test_guards() and "CRAILPY_FAILPOINTS" in environ else _no_failpoint
+"""A place where the test build can be made to die, to wait or to fail, by its name in
+native/src/base/failpoint.c (docs/TESTING.md). Raises OSError where it is told to fail."""
 
 
 # ---- rows of the namenode's database (native/include/crail/rows.h) -----------------------------
@@ -607,10 +622,15 @@ class ClientHandle(_Handle):
         )
         self._writable.add(server)
 
-    def server_tcp(self, server: int, lane: int, fd: int) -> None:
-        """Gives a lane a data connection. Takes the descriptor in any case."""
+    def server_tcp(self, server: int, lane: int, fd: int, is_disk: bool) -> None:
+        """Gives a lane a data connection. Takes the descriptor in any case. `is_disk`: what is
+        written there is durable once it was flushed."""
         pointer = self._open_or_close(fd)
-        check(lib.crail_client_server_tcp(pointer, server, lane, fd), server=server)
+        check(lib.crail_client_server_tcp(pointer, server, lane, fd, is_disk), server=server)
+
+    def promise(self, is_sync: bool) -> None:
+        """What the cluster promises of a change whose call does not say."""
+        check(lib.crail_client_promise(self._open, is_sync))
 
     def stats(self) -> dict[str, int]:
         """The fields of crail_client_stats."""

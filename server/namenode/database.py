@@ -97,6 +97,15 @@ def damaged(path: str, what: str) -> ChecksumError:
     )
 
 
+def sync_folder(path: str) -> None:
+    """Makes the names in a folder durable. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 class Folder:
     """A state folder, locked for this process until close(). Raises OSError, ExistsError where
     another process works on it."""
@@ -123,11 +132,17 @@ class Folder:
         return self.join(FILE)
 
     def is_new(self) -> bool:
-        """Was nothing ever kept here?"""
-        try:
-            return os.stat(self.database).st_size == 0
-        except FileNotFoundError:
-            return True
+        """Was nothing ever kept here? Raises ChecksumError where it was, and is gone: the grant map
+        grows when the database is there."""
+        if os.path.exists(self.database):
+            return False
+        grants = self.join(GRANTS)
+        if os.path.exists(grants) and os.path.getsize(grants):
+            raise ChecksumError(
+                f"{self.database} is missing, and {GRANTS} says that it was there",
+                hint="put it back; a new cluster begins in an empty folder",
+            )
+        return True
 
     def open_grants(self) -> int:
         """A descriptor of the grant map."""
@@ -174,9 +189,10 @@ class Database:
         self.rows = 0
         """How many there are."""
 
-    def open(self) -> None:
-        """Raises OSError, ChecksumError."""
-        size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
+    def open(self, *, new: bool = False) -> None:
+        """Raises OSError, also where there is none and it is not `new`: LMDB would make one;
+        ChecksumError."""
+        size = 0 if new else os.path.getsize(self.path)
         try:
             self._env = lmdb.open(
                 self.path,
@@ -197,17 +213,14 @@ class Database:
         try:
             if os.path.exists(self.path):
                 os.unlink(self.path)
-            self.open()
+            self.open(new=True)
             self.commit([Table(dict(superblock.items()))])
             self.close()
+            native.failpoint("state-made")
             os.rename(self.path, final)
         finally:
             self.path = final
-        folder = os.open(os.path.dirname(final), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(os.path.dirname(final))
         self.open()
 
     def commit(self, changes: Sequence[Changes]) -> None:
@@ -231,8 +244,10 @@ class Database:
         with self._env.begin(write=True) as txn, txn.cursor() as cursor:
             for change in changes:
                 deque(map(txn.delete, change.gone()), maxlen=0)
+                native.failpoint("commit-begun")
                 cursor.putmulti(change.puts())
             self.rows = txn.stat()["entries"]
+            native.failpoint("commit-put")
 
     def close(self) -> None:
         """May be called twice."""
@@ -270,6 +285,7 @@ class Reading:
         command = [sys.executable, "-m", "crailpy.server.namenode.reader", self.path]
         process = subprocess.Popen(
             command + ["--salvage"] * salvage,
+            process_group=0,  # Ctrl-C is ours alone
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

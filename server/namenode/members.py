@@ -6,7 +6,7 @@ One that returns with another incarnation has lost its old memory, for ever; so 
 other incarnation of its id is let in.
 
 Those that an earlier life of the namenode knew are down until they return. Then they are told what
-they have to keep, and are up when they have said what they hold (docs/adr/0004-durable-metadata.md).
+they have to keep, and are up when they have said what they hold: docs/adr/0004-durable-metadata.md.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Core(Protocol):
     ) -> None: ...
     def server_set(self, number: int, state: int) -> None: ...
     def server_stats(self, number: int) -> dict[str, int]: ...
-    def server_recovered(
-        self, number: int, generations: bytes | bytearray, busy: bytes
-    ) -> int: ...
+    def server_recovered(self, number: int, generations: bytes | bytearray, busy: bytes) -> int: ...
 
 
 class Member:

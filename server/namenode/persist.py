@@ -210,9 +210,11 @@ class Persister:
 
     def _first(self) -> None:
         self._make()
+        native.failpoint("bounds-new")
         error = self._commit()
         if error is not None:
             raise error
+        native.failpoint("bounds-committed")
 
     def _run(self) -> None:
         pause = RETRY_FIRST
@@ -242,6 +244,7 @@ class Persister:
 
     def _make(self) -> None:
         self._cut = self._core.cut_make()
+        native.failpoint("cut-made")
 
     def _commit(self) -> Exception | None:
         cut = self._cut
@@ -255,6 +258,7 @@ class Persister:
             self._fail(error)
             self._core.cut_done(cut.epoch, False)
             return error
+        native.failpoint("committed")
         self.commit_seconds = time.monotonic() - start
         if self.failure is not None:
             log.warning("commits succeed again")

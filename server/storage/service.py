@@ -230,6 +230,7 @@ class StorageService:
         self._core.identity(number, key)
         self.number, self._key = number, key
         await self._threads.run(self.tier.remember_registered)
+        native.failpoint("registered")
         if reply.get("recover"):
             await self._recover(link)
         await self._open_channel()
@@ -257,6 +258,7 @@ class StorageService:
                 timeout=RECOVER_TIMEOUT,
             )
             data = following
+        native.failpoint("recovered-told")
         log.info("recovered: %d runs kept, %d busy", len(live) // RUN_BYTES, len(busy) // RUN_BYTES)
 
     def _recovered(self, core: native.Storage, busy: bytes) -> Iterator[bytes]:

@@ -63,7 +63,8 @@ def small(address: str, seed: int, until: float, may_lose: bool) -> int:
                 continue
             assert zlib.crc32(found.encode()) == int(crc)
             number = int(found.split()[1])
-            assert found.startswith(f"{key} ") and number <= last[key]
+            assert found.startswith(f"{key} ")
+            assert number <= last[key]
             assert may_lose or number == last[key]
     return done
 

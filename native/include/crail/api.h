@@ -16,6 +16,8 @@ int crail_api_version(void);
 const char *crail_status_name(int status);
 /* Is this build the test build whose guards can be switched off (CRAILPY_TEST_GUARDS_OFF)? */
 int crail_test_guards(void);
+/* A failpoint of a process that does not pass it in C (base/failpoint.c): 0, or -errno when it is told to fail. */
+int crail_test_failpoint(const char *name);
 /* What stands for a location class of this name in struct crail_options: never 0, the same everywhere. */
 uint32_t crail_location(const char *name, uint32_t len);
 uint64_t crail_mac(const uint8_t *key16, const void *data, uint64_t size);
@@ -153,7 +155,8 @@ typedef struct {
     const void *rows[2]; /* no key is in both; valid until crail_namenode_cut_done() says that they are durable */
     uint64_t bytes[2];
 } crail_namenode_cut;
-/* Makes a cut and waits until it is written: 1; 0: nothing has changed. -EBUSY: the last one is not done; -ENOMEM. */
+/* Makes a cut and waits until it is written: 1; 0: nothing has changed. One that is not done is given again. -ENOMEM,
+ * -ETIMEDOUT. */
 int crail_namenode_cut_make(crail_namenode *nn, crail_namenode_cut *out);
 /* The cut of this epoch is durable; or it is not, and there is to be another try: until that is reported no change is
  * acknowledged. -EINVAL. */
@@ -270,10 +273,14 @@ int crail_client_server_shm(crail_client *c, uint32_t server, uint32_t regions, 
                             const int *generation_fds, const uint32_t *granules, int use_fd);
 /* The same regions, open for writing: needed before the first put. */
 int crail_client_server_writable(crail_client *c, uint32_t server, uint32_t regions, const int *region_fds);
-/* A data connection of one lane to a server over TCP. Takes the descriptor. */
-int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t lane, int fd);
+/* A data connection of one lane to a server over TCP. Takes the descriptor. `is_disk`: what is written there is durable
+ * once it was flushed. */
+int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t lane, int fd, int is_disk);
 /* This server is known and neither shm nor tcp can reach it at the moment: calls get CRAIL_E_UNAVAILABLE. */
 int crail_client_server_drop(crail_client *c, uint32_t server);
+
+/* What the cluster promises of a change whose call does not say: is it sync? */
+int crail_client_promise(crail_client *c, int is_sync);
 
 int crail_client_stats_read(crail_client *c, crail_client_stats *out);
 /* The table of functions that the hot door is bound to (struct crail_hot_table of native/src/client/hot.h). */

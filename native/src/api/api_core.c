@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/ring.h"
 #include "base/rows.h"
 #include "base/siphash.h"
@@ -33,6 +34,10 @@ int crail_test_guards(void) {
 #else
     return 0;
 #endif
+}
+
+int crail_test_failpoint(const char *name) {
+    return crail_failpoint_error(name);
 }
 
 int crail_ring_make(int *fds2) {

@@ -218,8 +218,8 @@ int crail_namenode_server_recovered(crail_namenode *nn, uint32_t number, const u
     if (!r.busy)
         return -ENOMEM;
     for (uint32_t i = 0; i < busy_n; i++)
-        r.busy[i] = (struct crail_retire){
-            .region = busy[3 * i], .granule = busy[3 * i + 1], .granules = busy[3 * i + 2]};
+        r.busy[i] =
+            (struct crail_retire){.region = busy[3 * i], .granule = busy[3 * i + 1], .granules = busy[3 * i + 2]};
     int rc = crail_rpc_post(nn, server_recovered, &r);
     free(r.busy);
     if (rc >= 0)

@@ -95,6 +95,11 @@ void crail_client_free(crail_client *c) {
     crail_client_unref(c);
 }
 
+int crail_client_promise(crail_client *c, int is_sync) {
+    c->is_sync = is_sync;
+    return 0;
+}
+
 int crail_client_stats_read(crail_client *c, crail_client_stats *out) {
     crail_client_stats s = {
         .requests = c->requests,
@@ -234,7 +239,8 @@ int crail_attachment_enter(struct crail_attachment *a, const struct crail_extent
     pthread_mutex_unlock(&a->slots_lock);
     if (rc)
         return rc;
-    if (!crail_use_enter(a->use, i, e->region, e->granule, e->granules, e->generation, a->region[e->region].generations)) {
+    if (!crail_use_enter(a->use, i, e->region, e->granule, e->granules, e->generation,
+                         a->region[e->region].generations)) {
         crail_attachment_leave(a, i);
         return -CRAIL_E_STALE_LOCATION;
     }

@@ -20,6 +20,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 
 #define STEP 16384u /* granules and runs in one turn of the loop */
 #define LOOKS_MAX 20u
@@ -40,8 +41,7 @@ static void raise(struct crail_storage *s, uint32_t region, uint32_t first, uint
     if (!n || !crail_guard_on("retire-generation"))
         return;
     for (uint32_t g = first; g < first + n; g++) /* only this thread writes generations */
-        atomic_store_explicit(&r->generations[g],
-                              atomic_load_explicit(&r->generations[g], memory_order_relaxed) + 1,
+        atomic_store_explicit(&r->generations[g], atomic_load_explicit(&r->generations[g], memory_order_relaxed) + 1,
                               memory_order_release);
     for (uint64_t g = first; g < (uint64_t)first + n; g += GENERATIONS_PER_PAGE - g % GENERATIONS_PER_PAGE)
         crail_round_note(s, region, (uint32_t)g);
@@ -66,6 +66,7 @@ static int on_raise(struct crail_storage *s, void *arg) {
         w->region += !next;
         w->live_i += next != NULL;
     }
+    crail_failpoint("others-raised");
     if (w->region < s->region_count)
         return 1;
     crail_round_begin(s);
@@ -138,8 +139,7 @@ static bool stretch_of(const struct crail_storage *s, const struct sweep *w, uin
     if (!word)
         return false;
     uint32_t region = (uint32_t)((word - 1) >> 32), granule = (uint32_t)(word - 1);
-    if (!crail_region_holds(s, region, granule, 1) ||
-        find((struct crail_stretch *)w->live, w->live_n, region, granule))
+    if (!crail_region_holds(s, region, granule, 1) || find((struct crail_stretch *)w->live, w->live_n, region, granule))
         return false;
     uint32_t next = first_behind(w->live, w->live_n, region, granule), end = s->regions[region].granules;
     if (next < w->live_n && w->live[next].region == region)
@@ -257,8 +257,9 @@ static bool is_plain(const struct crail_storage *s, const struct crail_stretch *
     for (uint32_t i = 0; i < n; i++) {
         if (!crail_region_holds(s, live[i].region, live[i].granule, live[i].granules))
             return false;
-        if (i && (by_place(&live[i - 1], &live[i]) >= 0 ||
-                  (live[i].region == live[i - 1].region && live[i].granule - live[i - 1].granule < live[i - 1].granules)))
+        if (i &&
+            (by_place(&live[i - 1], &live[i]) >= 0 ||
+             (live[i].region == live[i - 1].region && live[i].granule - live[i - 1].granule < live[i - 1].granules)))
             return false;
     }
     return true;
@@ -294,6 +295,7 @@ int crail_storage_retire_others(crail_storage *s, const uint32_t *live, uint32_t
     int rc = look_until_plain(s, &w, &found.busy, &found.n);
     if (rc == 0)
         rc = wait_durable(s, &w);
+    crail_failpoint("others-seen");
     if (rc == 0)
         crail_storage_call(s, on_install, &found);
     uint32_t busy = rc ? 0 : s->others.busy_n;

@@ -182,6 +182,8 @@ static int op_stat(struct crail_call *c) {
                             .extents = n->extents};
     if (n->extra)
         stat_extra(c->m, n, &st);
+    if (n->flags & CRAIL_NODE_FLUSHED)
+        st.flags |= CRAIL_STAT_FLUSHED;
     memcpy(c->out, &st, sizeof(st));
     c->r->data_len = sizeof(st);
     c->r->version = n->version;
@@ -258,7 +260,8 @@ static const struct rule rules[] = {
     [CRAIL_OP_LIST] = {NULL, 0, true, BYTES, NONE, crail_op_list},
     [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_EDIT, true, BYTES, ANY, NULL},
     [CRAIL_OP_COMMIT] = {crail_op_commit,
-                         PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND | CRAIL_OPF_EDIT,
+                         PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND | CRAIL_OPF_EDIT |
+                             CRAIL_OPF_FLUSHED,
                          true, EXTENTS, ANY, NULL},
     [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT | CRAIL_OPF_WAIT | CRAIL_OPF_IF_PLENTY, false, NO_DATA,
                         ANY, NULL},

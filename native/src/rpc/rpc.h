@@ -201,7 +201,7 @@ struct crail_rpc_server {
     uint32_t state; /* enum crail_meta_server_state */
     uint64_t granules;
     uint32_t region_granules[CRAIL_RPC_REGIONS_MAX]; /* of a loaded one */
-    bool is_awaited; /* of an earlier life, and has not said yet what it holds */
+    bool is_awaited;                                 /* of an earlier life, and has not said yet what it holds */
     void *description;
     uint32_t description_size;
     struct crail_rpc_channel *channel;
@@ -224,12 +224,12 @@ struct crail_rpc_durable {
     uint64_t done;               /* every change of this epoch and those before is durable */
     uint64_t version;            /* the last one given when the cut began... */
     uint64_t done_version;       /* ... and when that did which is durable */
-    uint64_t removed, moved;     /* the epochs of the last removal and of the last rename */
     uint64_t changed_ns, cut_ns; /* when the oldest change was made: since the cut, and within it; 0: none was */
     struct crail_list changed;   /* lanes whose row differs from what the last cut has... */
     struct crail_list cut_lanes; /* ... and those that this one has still to write */
     struct crail_buf rows;       /* the engine's part of the cut */
     bool is_loading;             /* rows of an earlier life came */
+    bool has_bounds;             /* those of its counters did */
     bool keeps_lanes;            /* the last cut failed in the engine: `lanes` is of the next one, too */
     struct crail_buf lanes;      /* ours; room for all of it is made when the cut begins */
     struct crail_buf gone;       /* rows of lanes that ended since: of the next cut */
@@ -274,7 +274,7 @@ struct crail_namenode {
     struct crail_meta *meta;
     struct crail_rpc_tuning tuning;
     uint64_t recovery_until_ns; /* after a load: so long servers of the earlier life are waited for */
-    uint64_t grace_ns[2]; /* of sessions far away, and on this host */
+    uint64_t grace_ns[2];       /* of sessions far away, and on this host */
     int epoll_fd;
     struct crail_rpc_endpoint timer; /* a timerfd: set far more rarely than the loop turns */
     uint64_t timer_at;               /* what it is set to, UINT64_MAX: not */

@@ -120,7 +120,8 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
 }
 
 /* A lone ALLOC that found no memory takes its result away again and waits: as long as it said, or a little while some
- * is on its way back, or a server that was there before a restart. That is what lets a small store be overwritten for ever. */
+ * is on its way back, or a server that was there before a restart. That is what lets a small store be overwritten for
+ * ever. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
     if (op->code != CRAIL_OP_ALLOC || v->count != 1 || op->flags & CRAIL_OPF_IF_PLENTY)
