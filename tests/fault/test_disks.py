@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -182,9 +185,10 @@ def fail_under_stream(store, disks, what: str, number: int = errno.EIO) -> int:
     return server
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-@pytest.mark.parametrize("transport", [None, "tcp"])
-@pytest.mark.parametrize("piece", [5000, 64 << 10, 3 * MIB])
+@pytest.mark.parametrize(
+    ("number", "transport", "piece"),
+    [(errno.EIO, None, 5000), (errno.ENOSPC, "tcp", 64 << 10), (errno.EIO, "tcp", 3 * MIB)],
+)
 def test_a_stream_goes_on_elsewhere_when_its_disk_fails(cluster, disks, number, transport, piece):
     """What the disk has answered is read back, what is on its way is in memory."""
     value = random.Random(piece).randbytes(9 * MIB + 7)
@@ -398,18 +402,39 @@ def server_of_stream(store) -> int:
     return next(s["number"] for s in servers if s["granules_granted"])
 
 
-def test_a_server_that_is_started_again_takes_part_again(cluster, disks):
-    with cluster.connect() as store:
-        fill(store)
+def command(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "crailpy.cli", *words],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_a_failed_disk_is_shown_until_its_server_is_started_again(cluster, disks):
+    with cluster.connect(timeout=30) as store:
+        before = fill(store)
         disks.fail(0, "disk-write", errno.EIO)
         for i in range(4):
-            store.put(f"/new{i}", VALUE)
+            store.put(f"/new{i}", VALUE, durability="sync")
+        until(lambda: states(store) == ["failed", "up"])
+        at = f"--address={cluster.address}"
+        assert "the disk of storage-0 has failed: Input/output error" in command("status", at)
+        found = {one["what"]: one for one in json.loads(command("doctor", at, "--json"))}
+        assert found["storage servers"]["state"] == "limited"
+        assert found["disk of storage-0"]["found"].startswith("Input/output error")
+        cluster.namenode.kill()  # it hears of it again at once, a minute before the next heartbeat
+        cluster.namenode.start()
         until(lambda: states(store) == ["failed", "up"])
         disks.mend(0)
+        for i in range(4):
+            store.put(f"/new{i}", VALUE)
+            assert server_of(store, f"/new{i}") == 2
         cluster.servers[0].stop()
         cluster.servers[0].start()
         until(lambda: states(store) == ["up", "up"])
         fill(store)
+        assert [store.get(path) for path in before] == [VALUE] * len(before)
+        assert store.check() is None
 
 
 def test_a_flush_that_fails_says_so(cluster, disks):

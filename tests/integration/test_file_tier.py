@@ -94,8 +94,10 @@ def test_status_shows_the_tier(store):
     assert file["granules_total"] == 64 * MIB // 4096
 
 
-def test_an_earlier_namenode_is_forgotten_with_what_it_knew(tmp_path):
-    with crailpy.LocalCluster(servers=1, tiers=("file",), capacity="8MiB", dir=tmp_path) as cluster:
+def test_an_earlier_namenode_is_forgotten_with_what_it_knew():
+    """One that keeps nothing: what the disk has is nobody's. One that keeps its state finds it
+    again: test_file_tier_restarts.py."""
+    with crailpy.LocalCluster(tiers=("file",), capacity="8MiB", durability="none") as cluster:
         with cluster.connect() as store:
             store.put("/v", b"1" * MIB)
             before = store.status()["servers"][0]["incarnation"]
@@ -225,7 +227,7 @@ def test_the_command_serves_a_file_and_finds_it_again(tmp_path, ephemeral):
 
 def test_two_servers_do_not_share_a_file(tmp_path):
     with crailpy.LocalCluster(servers=1, tiers=("file",), capacity="4MiB", dir=tmp_path) as cluster:
-        path = os.path.join(cluster.folder, "storage-0.data")
+        path = str(tmp_path / "storage-0.data")
         done = subprocess.run(
             storage("--path", path, "--namenode", cluster.address, "--dir", tmp_path / "dir"),
             capture_output=True, text=True, timeout=60,
