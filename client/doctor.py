@@ -272,6 +272,8 @@ CHECKS: list[Callable[[], Finding]] = [
     fuse,
     nvme_tcp,
 ]
+
+
 def servers(facts: list[dict[str, Any]]) -> Iterator[Finding]:
     """Of a store that runs: its storage servers, and each disk that has failed."""
     up = sum(server["state"] == "up" for server in facts)

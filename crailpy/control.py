@@ -11,9 +11,10 @@ storage server -> namenode (`control`)
                 what lies there; the server is not up before it has said so:
     live        first                       -> runs: from the first-th on, what the server has to
                 keep: zlib of u32 triples (region, granule, granules), by place; empty: no more
-    recovered   data, last                  -> nothing; it has retired the rest. Pieces of a zlib
+    recovered   data, last, disk_errno      -> nothing; it has retired the rest. Pieces of a zlib
                 stream: the generations of all granules (u64, a region behind the other), then the
-                runs outside that somebody still uses, as triples. After the last it is up
+                runs outside that somebody still uses, as triples. After the last it is up.
+                disk_errno, with the last: why its disk cannot tell what was retired, or 0
     heartbeat   stats                       -> nothing; a `disk_errno` other than 0 among the stats
                 says that the disk has failed: nothing more is placed there until the server
                 registers again and does not say so

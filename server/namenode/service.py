@@ -261,7 +261,7 @@ class NamenodeService:
                 return
             if awaited() != (server, stream):
                 raise ProtocolError("registered again meanwhile")
-            self._members.recovered(server, stream.generations, stream.busy)
+            self._members.recovered(server, stream)
             recovery = None
 
         async def heartbeat(message: dict[str, Any]) -> None:

@@ -253,7 +253,11 @@ class StorageService:
             following = await self._threads.run(lambda: next(pieces, None))
             await link.call(
                 control.RECOVERED,
-                {"data": data, "last": following is None},
+                {
+                    "data": data,
+                    "last": following is None,
+                    "disk_errno": core.stats()["disk_errno"],
+                },
                 timeout=RECOVER_TIMEOUT,
             )
             data = following
