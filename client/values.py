@@ -32,8 +32,10 @@ class Values(Connection):
     there is no other choice; `stripe=` cuts a large value into equal runs on so many servers;
     `wait_space=` seconds to wait for space, beyond the timeout; `ttl=` seconds after its last
     commit, `job=` (of `job()`) and `evictable=True` (may go when space is short) end it;
-    `delete_after_read=True`: whoever has read it all removes it. Raises InvalidArgumentError for
-    what cannot be kept yet: `replicas=`, `durability=`, `checksum=`.
+    `delete_after_read=True`: whoever has read it all removes it. `durability=`: "sync", it is
+    durable when the call returns, its bytes too where they lie on a disk; "group", its name is
+    within the group interval. Raises InvalidArgumentError for what cannot be kept yet:
+    `replicas=`, `checksum=`.
     """
 
     def _placed(

@@ -221,6 +221,11 @@ class NamenodeService:
             # A client of an earlier life of this namenode looks like this, too.
             raise SessionLostError("this namenode did not open the session")
 
+    @property
+    def _kept_state(self) -> str:
+        """Whose state outlives this process; "": none does."""
+        return self.cluster if self._state is not None else ""
+
     # -- storage servers -----------------------------------------------------------------------
 
     async def _control(self, visit: Visit) -> None:
@@ -231,7 +236,7 @@ class NamenodeService:
             nonlocal member, recovery
             member = self._members.register(Registration.parse(message))
             if member is None:
-                return {"fresh": True}
+                return {"fresh": True, "state": self._kept_state}
             member.channel = channel
             if not await self._settled():  # its number is for ever
                 raise UnavailableError("the registration cannot be kept at the moment")
@@ -239,7 +244,7 @@ class NamenodeService:
             return {
                 "number": member.number,
                 "mac_key": self._key,
-                "cluster": self.cluster,
+                "state": self._kept_state,
                 "recover": member.is_awaited,
             }
 

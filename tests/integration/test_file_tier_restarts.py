@@ -158,6 +158,25 @@ def test_a_tier_that_was_filled_after_memory_is_there_for_the_next_cluster(tmp_p
         assert store.check() is None
 
 
+def test_a_disk_is_not_made_anew_for_a_namenode_that_has_another_state(tmp_path):
+    """As one that was started in the wrong folder. With its own it finds everything again."""
+    shape = {"servers": 0, "dir": tmp_path / "right"}
+    disk = {"tier": "file", "capacity": "8MiB"}
+    with crailpy.LocalCluster(**shape) as cluster, cluster.connect() as store:
+        cluster.add_server(**disk)
+        store.put("/v", b"1" * MIB, durability="sync")
+    for durability in ("group", "none"):
+        wrong = crailpy.LocalCluster(servers=0, dir=tmp_path / durability, durability=durability)
+        with wrong as cluster:
+            os.makedirs(tmp_path / durability, exist_ok=True)
+            os.link(tmp_path / "right/storage-0.data", tmp_path / durability / "storage-0.data")
+            with pytest.raises(errors.InvalidArgumentError, match="holds values of the cluster"):
+                cluster.add_server(**disk)
+    with crailpy.LocalCluster(**shape) as cluster, cluster.connect() as store:
+        cluster.add_server(**disk)
+        assert store.get("/v") == b"1" * MIB
+
+
 def put_into_memory(store, value: bytes) -> bool:
     store.put("/v00", value)
     return store.stat("/v00").tier == "dram"
