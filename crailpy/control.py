@@ -8,8 +8,9 @@ storage server -> namenode (`control`)
                 -> number, mac_key, state, recover; or fresh, state: the namenode does not know this
                 incarnation and it has a history, so its memory must be made anew
                 (docs/ARCHITECTURE.md). state: the cluster whose state outlives the namenode, "" if
-                none does: a file is not made anew for another one. recover: the namenode was started again and does not know
-                what lies there; the server is not up before it has said so:
+                none does: a file is not made anew for another one. recover: the namenode was
+                started again and does not know what lies there; the server is not up before it has
+                said so:
     live        first                       -> runs: from the first-th on, what the server has to
                 keep: zlib of u32 triples (region, granule, granules), by place; empty: no more
     recovered   data, last, disk_errno      -> nothing; it has retired the rest. Pieces of a zlib
