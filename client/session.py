@@ -120,7 +120,7 @@ class Session:
         self._unix: str | None = address.unix
         self._presences: list[socket.socket] = []
         self._described: dict[int, dict[str, Any]] = {}
-        self._established = False
+        self._is_known = False  # has anybody ever been there?
         self._closed = False
         self._staying = 0  # the session that has a connection for this
 
@@ -139,7 +139,8 @@ class Session:
                 raise  # an answer, not an absence
             except _ABSENT as error:
                 left = deadline - time.monotonic()
-                if not (self._established or isinstance(error, CUT)) or left <= pause:
+                self._is_known |= isinstance(error, CUT)
+                if not self._is_known or left <= pause:
                     raise UnavailableError(
                         f"cannot reach {what}: {error}",
                         hint="is it running there? `crailpy up` starts a store on this machine",
@@ -151,13 +152,13 @@ class Session:
         timeout = max(0.001, deadline - time.monotonic())
         if self._unix and not no_unix:
             return hello.connect_unix(self._unix, timeout)
-        error: OSError | None = None
+        why = ""  # not the error: that would hold this frame, and with it the caller's views
         for host, port in self.address.hosts:
             try:
                 return hello.connect_tcp(host, port, timeout)
-            except OSError as e:
-                error = e
-        raise ConnectionError(str(error)) from error
+            except OSError as error:
+                why = str(error)
+        raise ConnectionError(why)
 
     def _say(self, sock: socket.socket, deadline: float, fields: dict[str, Any]) -> dict[str, Any]:
         """One hello; closes the socket unless it is accepted."""
@@ -196,7 +197,7 @@ class Session:
             lambda: self._open_lane_once(number, old, mutating, deadline, ring=self.ring),
         )
         self._lane_sessions[number] = session
-        self._established = True
+        self._is_known = True
         try:
             self.core.lane_add(number, sock.detach(), old != session, ring or None)
         finally:
@@ -284,6 +285,7 @@ class Session:
         if "redirect" in reply:
             sock.close()
             self._unix = reply["redirect"]
+            self._is_known = True
             return None
         self.durability = reply.get("durability", "none")
         self.core.promise(self.durability == "sync")

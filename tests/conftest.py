@@ -16,6 +16,8 @@ from crailpy.units import parse_size
 DRAM = "256MiB"
 TIME_LIMIT_S = 120
 SLOW_LIMIT_S = 600
+# How long some go on: `make soak`, `make test-long`.
+LONGER = ("MODEL", "RESTART", "SOAK", "ATTACK", "HAMMER")
 
 
 def pytest_configure() -> None:
@@ -29,7 +31,7 @@ def pytest_configure() -> None:
 def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test ends: at its limit with a failure, a little later with the whole run."""
     limit = SLOW_LIMIT_S if request.node.get_closest_marker("slow") else TIME_LIMIT_S
-    limit += int(os.environ.get("CRAILPY_MODEL_SECONDS", 0))  # `make soak`
+    limit += sum(int(os.environ.get(f"CRAILPY_{kind}_SECONDS", 0)) for kind in LONGER)
 
     def late(number: int, frame: FrameType | None) -> None:
         pytest.fail(f"no end after {limit} s")

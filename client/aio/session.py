@@ -85,7 +85,7 @@ class AsyncSession:
         self.number = 0
         self.cluster = ""
         self.durability = "none"  # of what lies with the namenode
-        self.established = False
+        self.is_known = False  # has anybody ever been there?
         self.closed = False
         self.on_new_session: list[Callable[[], None]] = []
         self._key = b""
@@ -153,7 +153,7 @@ class AsyncSession:
                 no_unix = True
                 continue
             if found:
-                self.established = True
+                self.is_known = True
                 return found
         raise UnavailableError(f"no session to be had at {self.address.text}")
 
@@ -170,6 +170,7 @@ class AsyncSession:
         if "redirect" in reply:
             sock.close()
             self._unix = reply["redirect"]
+            self.is_known = True
             return None
         self.durability = reply.get("durability", "none")
         if not session:
@@ -183,15 +184,15 @@ class AsyncSession:
             return await channel.connect(
                 self._unix, fields, token=self.token, timeout=HELLO_TIMEOUT
             )
-        error: OSError | None = None
+        why = ""  # not the error, which would hold this frame
         for host in self.address.hosts:
             try:
                 return await channel.connect(host, fields, token=self.token, timeout=HELLO_TIMEOUT)
-            except OSError as e:
-                if isinstance(e, CrailError):
+            except OSError as error:
+                if isinstance(error, CrailError):
                     raise
-                error = e
-        raise ConnectionError(str(error)) from error
+                why = str(error)
+        raise ConnectionError(why)
 
     def _enter(self, reply: dict[str, Any]) -> None:
         """A new session. A namenode that was started anew counts its servers anew: what we know by

@@ -150,5 +150,6 @@ PyObject *view_from_bytes(PyObject *bytes, uint64_t version, bool goes_when_read
 /* ---- pipe.c ---------------------------------------------------------------- */
 
 PyObject *pipe_type_new(void);
+PyObject *rows_type_new(void);
 
 #endif

@@ -236,6 +236,7 @@ class StorageService:
         self.number, self._key = number, key
         state = str(reply.get("state"))
         await self._threads.run(lambda: self._remember(state))
+        native.failpoint("registered")
         if reply.get("recover"):
             await self._recover(link)
         await self._open_channel()
@@ -273,6 +274,7 @@ class StorageService:
                 timeout=RECOVER_TIMEOUT,
             )
             data = following
+        native.failpoint("recovered-told")
         log.info("recovered: %d runs kept, %d busy", len(live) // RUN_BYTES, len(busy) // RUN_BYTES)
 
     def _recovered(self, core: native.Storage, busy: bytes) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -45,6 +46,29 @@ def test_a_client_finds_its_way_in_a_namenode_that_was_started_anew(own):
         assert bytes(view) == b"o" * 500_000
         with pytest.raises(errors.NotFoundError):
             store.get("/old")
+
+
+def test_a_view_goes_with_its_caller_though_nobody_was_reached_meanwhile(own):
+    """An error that stayed somewhere would hold the frames it passed, and what lies in them."""
+    cluster, store = own
+    store.put("/old", b"o" * 500_000)
+
+    def caller() -> int:
+        view = memoryview(store.get_view("/old"))
+        cluster.namenode.kill()
+        try:
+            store.exists("/old", timeout=0.3)
+        except errors.UnavailableError:
+            assert store.client_stats()["slots_used"] == 1
+            return len(view)
+        return 0
+
+    gc.disable()
+    try:
+        assert caller() == 500_000
+        assert store.client_stats()["slots_used"] == 0
+    finally:
+        gc.enable()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "client.h"
 
 #define TICK_MS 100
@@ -358,6 +359,7 @@ int crail_pin_take(crail_client *c, const struct crail_extent *extent, uint64_t 
             atomic_fetch_add_explicit(&c->stale_locations, 1, memory_order_relaxed);
         return rc;
     }
+    crail_failpoint("view-held");
     crail_client_ref(c);
     atomic_fetch_add_explicit(&c->slots_used, 1, memory_order_relaxed);
     *out = (struct crail_pin){

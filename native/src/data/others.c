@@ -20,6 +20,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 
 #define STEP 16384u /* granules and runs in one turn of the loop */
 #define LOOKS_MAX 20u
@@ -65,6 +66,7 @@ static int on_raise(struct crail_storage *s, void *arg) {
         w->region += !next;
         w->live_i += next != NULL;
     }
+    crail_failpoint("others-raised");
     if (w->region < s->region_count)
         return 1;
     crail_round_begin(s);
@@ -315,6 +317,7 @@ int crail_storage_retire_others(crail_storage *s, const uint32_t *live, uint32_t
     int rc = look_until_plain(s, &w, &found.busy, &found.n);
     if (rc == 0 && (rc = wait_durable(s, &w)) == -EIO)
         rc = all_outside(s, &w, &found);
+    crail_failpoint("others-seen");
     if (rc == 0)
         crail_storage_call(s, on_install, &found);
     uint32_t busy = rc ? 0 : s->others.busy_n;

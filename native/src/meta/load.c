@@ -453,7 +453,9 @@ static int make_jobs(struct crail_meta *m) {
         const struct beside *b = &l->beside[i];
         int rc = b->parts & CRAIL_PART_JOB ? crail_job_loaded(m, b->ref, &b->job) : 0;
         if (rc)
-            return rc == -EUCLEAN ? bad(l, "job %llu: its number is none, or another's", (ull)b->job.number) : rc;
+            return rc == -EUCLEAN ? bad(l, "node %llu: the number of its job, %llu, is none, or another's",
+                                        (ull)crail_node_at(m, b->ref)->id, (ull)b->job.number)
+                                  : rc;
     }
     return 0;
 }

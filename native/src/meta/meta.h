@@ -146,6 +146,10 @@ int crail_meta_durable(struct crail_meta *m, int grants_fd);
 
 /* The epoch that a change made now belongs to: 1 at first, one more with each cut. */
 uint64_t crail_meta_epoch(const struct crail_meta *m);
+/* The epochs in which anything last left its place, by whatever cause, and last came to another one: what is absent, or
+ * was moved, has no version that would tell. 0: never. */
+uint64_t crail_meta_removed(const struct crail_meta *m);
+uint64_t crail_meta_moved(const struct crail_meta *m);
 /* Rows that a cut beginning now would have; 0: it would be empty. */
 uint64_t crail_meta_changed(const struct crail_meta *m);
 

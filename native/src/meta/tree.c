@@ -192,6 +192,7 @@ void crail_tree_unmake(struct crail_meta *m, crail_ref dir, uint32_t made) {
 void crail_tree_remove(struct crail_meta *m, crail_ref ref) {
     crail_node_at(m, crail_node_at(m, ref)->parent)->mtime_ns = m->now_ns;
     crail_changed_node(m, CRAIL_CHANGE_DELETE, ref);
+    crail_cut_removes(m);
     crail_tree_detach(m, ref);
     crail_reap_tree(m, ref);
 }
@@ -251,6 +252,7 @@ void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const c
     crail_node_at(m, n->parent)->mtime_ns = now_ns;
     if (from_job != to_job)
         crail_jobs_charge(m, from_job, n, -1, -bytes);
+    crail_cut_moves(m);
     crail_tree_detach(m, ref);
     name_free(m, n);
     name_set(m, n, name, len, name_ref);

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "rpc/rpc.h"
 
 #define ORDER_EXTENTS 256u /* so many are worth a frame */
@@ -107,6 +108,7 @@ static void order(crail_namenode *nn, struct crail_rpc_channel *ch) {
             ch->due_since = 0;
         if (!flush(nn, ch))
             return;
+        crail_failpoint("retire-ordered");
     }
 }
 
@@ -143,6 +145,7 @@ bool crail_rpc_retires_coming(crail_namenode *nn) {
 /* False: the server confirms what was not ordered. */
 static bool confirm(crail_namenode *nn, struct crail_rpc_channel *ch, const struct crail_retire *done, uint32_t n) {
     int rc = -EPROTO;
+    crail_failpoint("retire-done");
     if (!ch->doubtful) {
         rc = crail_meta_retires_done(nn->meta, ch->server->number, done, n);
         ch->in_flight -= rc || ch->in_flight < n ? 0 : n;
@@ -173,6 +176,7 @@ static bool take_frames(crail_namenode *nn, struct crail_rpc_channel *ch) {
             return false;
         ch->in_len -= head.size;
         memmove(ch->in.bytes, ch->in.bytes + head.size, ch->in_len);
+        crail_failpoint("retire-free");
         crail_rpc_lanes_wake(nn, &nn->wait_space);
     }
     return true;
@@ -306,6 +310,7 @@ int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state) {
         return rc;
     s->state = state;
     s->is_awaited &= state != CRAIL_SERVER_LOST;
+    s->away_until_ns = nn->now_ns + nn->grace_ns[0];
     nn->changed = true;
     struct crail_rpc_channel *ch = s->channel;
     if (state == CRAIL_SERVER_LOST && ch)
@@ -321,10 +326,13 @@ int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state) {
 }
 
 uint64_t crail_rpc_servers_awaited(const crail_namenode *nn) {
-    bool awaited = false;
-    for (uint32_t i = 0; i < nn->servers_count; i++)
-        awaited |= nn->servers[i]->is_awaited;
-    return awaited && nn->now_ns < nn->recovery_until_ns ? nn->recovery_until_ns : 0;
+    uint64_t until = 0;
+    for (uint32_t i = 0; i < nn->servers_count; i++) {
+        const struct crail_rpc_server *s = nn->servers[i];
+        if (s->state == CRAIL_SERVER_DOWN && s->away_until_ns > nn->now_ns && s->away_until_ns > until)
+            until = s->away_until_ns;
+    }
+    return until;
 }
 
 int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
@@ -344,6 +352,7 @@ int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64
     nn->excused_ns += crail_clock_ns() - from; /* once per server and life */
     if (rc)
         return rc;
+    crail_failpoint("server-recovered");
     s->is_awaited = false;
     s->state = CRAIL_SERVER_UP;
     nn->changed = true;

@@ -202,6 +202,7 @@ struct crail_rpc_server {
     uint64_t granules;
     uint32_t region_granules[CRAIL_RPC_REGIONS_MAX]; /* of a loaded one */
     bool is_awaited;                                 /* of an earlier life, and has not said yet what it holds */
+    uint64_t away_until_ns;                          /* of one that is DOWN: so long it is waited for */
     void *description;
     uint32_t description_size;
     struct crail_rpc_channel *channel;
@@ -224,12 +225,12 @@ struct crail_rpc_durable {
     uint64_t done;               /* every change of this epoch and those before is durable */
     uint64_t version;            /* the last one given when the cut began... */
     uint64_t done_version;       /* ... and when that did which is durable */
-    uint64_t removed, moved;     /* the epochs of the last removal and of the last rename */
     uint64_t changed_ns, cut_ns; /* when the oldest change was made: since the cut, and within it; 0: none was */
     struct crail_list changed;   /* lanes whose row differs from what the last cut has... */
     struct crail_list cut_lanes; /* ... and those that this one has still to write */
     struct crail_buf rows;       /* the engine's part of the cut */
     bool is_loading;             /* rows of an earlier life came */
+    bool has_bounds;             /* those of its counters did */
     bool keeps_lanes;            /* the last cut failed in the engine: `lanes` is of the next one, too */
     struct crail_buf lanes;      /* ours; room for all of it is made when the cut begins */
     struct crail_buf gone;       /* rows of lanes that ended since: of the next cut */
@@ -273,8 +274,7 @@ struct crail_rpc_events {
 struct crail_namenode {
     struct crail_meta *meta;
     struct crail_rpc_tuning tuning;
-    uint64_t recovery_until_ns; /* after a load: so long servers of the earlier life are waited for */
-    uint64_t grace_ns[2];       /* of sessions far away, and on this host */
+    uint64_t grace_ns[2]; /* of sessions far away, and on this host */
     int epoll_fd;
     struct crail_rpc_endpoint timer; /* a timerfd: set far more rarely than the loop turns */
     uint64_t timer_at;               /* what it is set to, UINT64_MAX: not */
@@ -490,7 +490,7 @@ int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
  * one behind the other. */
 int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
                                const struct crail_retire *busy, uint32_t busy_n, uint32_t *lost);
-/* Until when a server of an earlier life is waited for; 0: none is, any more. */
+/* Until when a server that was there, in this life or an earlier one, is waited for; 0: none is, any more. */
 uint64_t crail_rpc_servers_awaited(const crail_namenode *nn);
 /* Takes the descriptor in any case. */
 int crail_rpc_server_channel(crail_namenode *nn, uint32_t number, int fd);

@@ -120,8 +120,8 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
 }
 
 /* A lone ALLOC that found no memory takes its result away again and waits: as long as it said, or a little while some
- * is on its way back, or a server that was there before a restart. That is what lets a small store be overwritten for
- * ever. */
+ * is on its way back, which lets a small store be overwritten for ever; or for a server that was there a moment ago,
+ * and may just be restarted. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
     if (op->code != CRAIL_OP_ALLOC || v->count != 1 || op->flags & CRAIL_OPF_IF_PLENTY)
@@ -131,10 +131,10 @@ static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, cons
     uint64_t awaited_ns = crail_rpc_servers_awaited(nn);
     if (r->status != -CRAIL_E_OUT_OF_SPACE || !(said || awaited_ns || crail_rpc_retires_coming(nn)))
         return false;
-    if (!v->space_until && !said && awaited_ns)
-        v->space_until = awaited_ns;
     if (!v->space_until)
         v->space_until = nn->now_ns + (said ? op->count * 1000000ull : nn->tuning.space_wait_ns);
+    if (!said && awaited_ns > v->space_until)
+        v->space_until = awaited_ns;
     if (v->space_until <= nn->now_ns)
         return false;
     v->reply->len = result_at;
