@@ -640,7 +640,6 @@ class File(io.RawIOBase):
             self._is_broken = False
             self._forget_behind()
 
-
     def _leave_memory(self, end: int) -> None:
         """What was in memory goes on in extents, with room up to `end`."""
         memory = self._memory
