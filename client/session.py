@@ -120,7 +120,7 @@ class Session:
         self._unix: str | None = address.unix
         self._presences: list[socket.socket] = []
         self._described: dict[int, dict[str, Any]] = {}
-        self._established = False
+        self._is_known = False  # has anybody ever been there?
         self._closed = False
         self._staying = 0  # the session that has a connection for this
 
@@ -139,7 +139,8 @@ class Session:
                 raise  # an answer, not an absence
             except _ABSENT as error:
                 left = deadline - time.monotonic()
-                if not (self._established or isinstance(error, CUT)) or left <= pause:
+                self._is_known |= isinstance(error, CUT)
+                if not self._is_known or left <= pause:
                     raise UnavailableError(
                         f"cannot reach {what}: {error}",
                         hint="is it running there? `crailpy up` starts a store on this machine",
@@ -196,7 +197,7 @@ class Session:
             lambda: self._open_lane_once(number, old, mutating, deadline, ring=self.ring),
         )
         self._lane_sessions[number] = session
-        self._established = True
+        self._is_known = True
         try:
             self.core.lane_add(number, sock.detach(), old != session, ring or None)
         finally:
@@ -284,11 +285,13 @@ class Session:
         if "redirect" in reply:
             sock.close()
             self._unix = reply["redirect"]
+            self._is_known = True
             return None
+        self.durability = reply.get("durability", "none")
+        self.core.promise(self.durability == "sync")
         if not session:
             self._enter_cluster(reply.get("cluster", ""))
             self._key = reply["session_key"]
-            self.durability = reply.get("durability", "none")
             self.number = reply["session"]
         return sock, reply["session"], fds
 
@@ -349,7 +352,7 @@ class Session:
         else:
             sock = hello.connect_tcp(about["host"], about["port"], timeout)
         self._say(sock, deadline, self._credentials("data") | {"number": server})
-        self.core.server_tcp(server, lane, sock.detach())
+        self.core.server_tcp(server, lane, sock.detach(), about["tier"] not in MAPPED_TIERS)
 
     def _credentials(self, role: str) -> dict[str, Any]:
         return {"role": role, "session": self.number, "session_key": self._key}

@@ -373,7 +373,9 @@ def _fsck_folder(options: argparse.Namespace) -> dict[str, Any]:
         ok = check.check()
         report = check.report()
         report["verdict"] = f"{report['rows']} rows, {'all is well' if ok else 'it is damaged'}"
-        if not ok and options.repair:
+        if not check.repairable:
+            report["verdict"] += " and cannot be repaired"
+        elif not ok and options.repair:
             report["kept"] = check.repair()
             report["ok"] = True
             report["verdict"] = f"repaired, {report['rows']} rows; the old file is {report['kept']}"

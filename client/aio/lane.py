@@ -146,9 +146,10 @@ class Lane:
                 sock, session = await self._session.open_lane(self.number)
             except (CrailError, OSError) as error:
                 self._why = error
+                self._session.is_known |= isinstance(error, CUT)
                 if isinstance(error, CrailError):
                     self.native.fail(error, False)
-                elif not (self._session.established or isinstance(error, CUT)):
+                elif not self._session.is_known:
                     # Nobody listens, and never did: then the address is the likelier cause.
                     self.native.fail(self._session.unreachable(error), False)
                 else:

@@ -85,7 +85,7 @@ class AsyncSession:
         self.number = 0
         self.cluster = ""
         self.durability = "none"  # of what lies with the namenode
-        self.established = False
+        self.is_known = False  # has anybody ever been there?
         self.closed = False
         self.on_new_session: list[Callable[[], None]] = []
         self._key = b""
@@ -153,7 +153,7 @@ class AsyncSession:
                 no_unix = True
                 continue
             if found:
-                self.established = True
+                self.is_known = True
                 return found
         raise UnavailableError(f"no session to be had at {self.address.text}")
 
@@ -170,7 +170,9 @@ class AsyncSession:
         if "redirect" in reply:
             sock.close()
             self._unix = reply["redirect"]
+            self.is_known = True
             return None
+        self.durability = reply.get("durability", "none")
         if not session:
             self._enter(reply)
         return sock, reply["session"]
@@ -200,7 +202,6 @@ class AsyncSession:
             self.core.forget_servers()
             self._described.clear()
         self.cluster = cluster
-        self.durability = reply.get("durability", "none")
         self._key = reply["session_key"]
         self.number = reply["session"]
         self._drop_data()
@@ -260,6 +261,10 @@ class AsyncSession:
             )
             about = self._described[server] = hello.unpack((await future)[5])
         return about
+
+    async def is_on_disk(self, server: int) -> bool:
+        """Is what is written there durable once it was flushed?"""
+        return (await self.describe(server))["tier"] not in MAPPED_TIERS
 
     async def _reach_once(self, server: int, need: int) -> bool:
         about = await self.describe(server)

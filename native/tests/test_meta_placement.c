@@ -223,6 +223,26 @@ static void only_what_helps_is_evicted(void) {
     kit_close(&k);
 }
 
+static void a_run_longer_than_any_evicts_nothing_while_its_pieces_are_free(void) {
+    struct kit k;
+    kit_open(&k, 64 << 20);
+    kit_server_at(&k, 1, 8, 0, 0);
+    kit_server_at(&k, 1, 8, 0, 0);
+    struct answer a = alloc(&k, where(CRAIL_CLASS_ANY, 0, 0, 0), 1);
+    struct crail_extent e = extent_at(&a, 0);
+    kit_with(&k, where(CRAIL_CLASS_ANY, 0, 0, CRAIL_OPTION_EVICTABLE));
+    WANT(kit_commit(&k, 0, "/kept", &e, 1, 0, 4096), OK);
+    WANT(kit_alloc(&k, CRAIL_OPF_ONE_EXTENT, 12 * 4096), E(OUT_OF_SPACE));
+    WANT(kit_stat(&k, "/kept"), OK);
+    a = kit_alloc(&k, 0, 12 * 4096);
+    assert(a.status == 0 && a.r.count == 2);
+    WANT(kit_stat(&k, "/kept"), OK);
+    WANT(kit_alloc(&k, CRAIL_OPF_ONE_EXTENT, 4 * 4096), E(OUT_OF_SPACE)); /* three are free */
+    WANT(kit_stat(&k, "/kept"), E(NOT_FOUND));
+    kit_check(&k);
+    kit_close(&k);
+}
+
 static void a_server_that_is_closed_or_to_be_avoided_grants_nothing(void) {
     struct kit k;
     kit_open(&k, 64 << 20);
@@ -258,5 +278,6 @@ int main(void) {
     RUN(a_grant_goes_where_a_server_is_if_nothing_else_is_said);
     RUN(what_is_granted_ahead_is_one_run_and_evicts_nothing);
     RUN(only_what_helps_is_evicted);
+    RUN(a_run_longer_than_any_evicts_nothing_while_its_pieces_are_free);
     return 0;
 }

@@ -126,6 +126,22 @@ static int64_t incr(int fd, uint64_t seq, const char *path) {
     return number;
 }
 
+static void send_with_options(int fd, uint64_t seq, uint16_t flags) {
+    struct crail_options o = {.flags = flags, .storage_class = CRAIL_CLASS_ANY};
+    struct crail_op head = {.code = CRAIL_OP_PUT, .path_len = 2, .options_len = sizeof o};
+    frame(&Q, seq, seq);
+    CHECK(crail_buf_reserve(&Q.b, 128) == 0);
+    uint8_t *at = Q.b.data + Q.b.len;
+    memset(at, 0, 72);
+    memcpy(at, &head, sizeof head);
+    memcpy(at + sizeof head, "/o", 2);
+    memcpy(at + sizeof head + 2, &o, sizeof o);
+    Q.b.len += 72;
+    head_of(&Q)->count = 1;
+    head_of(&Q)->size = (uint32_t)Q.b.len;
+    send_all(fd, Q.b.data, Q.b.len);
+}
+
 /* ---- exactly once ------------------------------------------------------------- */
 
 static void test_a_record_outlives_the_namenode(void) {
@@ -184,48 +200,87 @@ static void check_counters(int64_t before) {
     }
 }
 
-static bool cut_is_half_way(void) {
+/* A lane whose vector the cut found half-way, or -1. */
+static int half_lane(void) {
     for (uint32_t i = 0; i < db.n; i++) {
         struct crail_row_lane value;
+        uint32_t lane;
         if (db.row[i]->table != CRAIL_TABLE_LANE)
             continue;
         memcpy(&value, crail_row_value(db.row[i]), sizeof value);
+        memcpy(&lane, crail_row_key(db.row[i]) + 8, sizeof lane);
         if (value.half_seq)
-            return true;
+            return (int)lane;
     }
-    return false;
+    return -1;
+}
+
+/* All lanes send a vector, a cut is made meanwhile, and they hang up. True: it found some half-way. */
+static bool crowd_is_cut(uint64_t seq) {
+    int fd[CROWD];
+    for (uint32_t lane = 0; lane < CROWD; lane++) {
+        fd[lane] = attach(1, lane);
+        counters(seq, lane);
+        send_all(fd[lane], Q.b.data, Q.b.len);
+    }
+    commit_all();
+    for (uint32_t lane = 0; lane < CROWD; lane++)
+        hang_up(fd[lane]);
+    return half_lane() >= 0;
+}
+
+/* They come again, and have all of it done, once. */
+static void crowd_is_done(uint64_t seq) {
+    for (uint32_t lane = 0; lane < CROWD; lane++) {
+        int fd = attach(1, lane);
+        counters(seq, lane);
+        call(fd, &Q, &R);
+        check_counters((int64_t)(seq - 1) * INCRS);
+        hang_up(fd);
+    }
 }
 
 static void test_vectors_that_the_cut_found_half_way_are_finished(void) {
     uint32_t halves = 0;
-    int fd[CROWD];
     tuning.slice_ns = 1; /* sixteen operations a turn */
     begin_durable(CRAIL_DURABILITY_GROUP);
     CHECK(crail_namenode_session_open(nn, 1) == 0);
     uint64_t seq = 1;
     for (; halves < 3 && seq <= 300; seq++) {
-        for (uint32_t lane = 0; lane < CROWD; lane++) {
-            fd[lane] = attach(1, lane);
-            counters(seq, lane);
-            send_all(fd[lane], Q.b.data, Q.b.len);
-        }
-        commit_all();
-        halves += cut_is_half_way();
-        for (uint32_t lane = 0; lane < CROWD; lane++)
-            hang_up(fd[lane]);
+        halves += crowd_is_cut(seq);
         restart();
-        for (uint32_t lane = 0; lane < CROWD; lane++) {
-            fd[lane] = attach(1, lane);
-            counters(seq, lane);
-            call(fd[lane], &Q, &R);
-            check_counters((int64_t)(seq - 1) * INCRS);
-        }
+        crowd_is_done(seq);
         commit_all();
-        for (uint32_t lane = 0; lane < CROWD; lane++)
-            hang_up(fd[lane]);
     }
     printf("  %u of %u cuts found a vector half-way\n", halves, (uint32_t)seq - 1);
     CHECK(halves > 0);
+    end_durable();
+}
+
+/* What is left of a vector is executed for whoever asks again, and waits like one that begins. */
+static void test_the_rest_of_a_vector_waits_while_commits_fail(void) {
+    uint64_t seq = 1;
+    tuning.slice_ns = 1;
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    CHECK(crail_namenode_session_open(nn, 1) == 0);
+    for (; !crowd_is_cut(seq); seq++) {
+        CHECK(seq < 300);
+        crowd_is_done(seq);
+    }
+    restart();
+    uint32_t half = (uint32_t)half_lane();
+    int fd = attach(1, CROWD), again = attach(1, half);
+    CHECK(one(fd, 1, CRAIL_OP_PUT, "/x", "1", 1) == 0);
+    uint64_t epoch = cut();
+    CHECK(crail_namenode_cut_done(nn, epoch, 0) == 0);
+    counters(seq, half);
+    send_all(again, Q.b.data, Q.b.len);
+    CHECK(silent(again));
+    CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+    CHECK(take(again, &R));
+    check_counters((int64_t)(seq - 1) * INCRS);
+    close(fd);
+    close(again);
     end_durable();
 }
 
@@ -300,6 +355,34 @@ static void test_nobody_sees_what_may_still_be_lost(void) {
     end_durable();
 }
 
+/* Of a STAT that waits until nothing is there; GET and STAT of what went without an operation of its own. */
+static void test_nobody_sees_an_absence_that_may_still_be_lost(void) {
+    begin_durable(CRAIL_DURABILITY_SYNC);
+    int fd = client(1), reader = client(2), waiter = attach(2, 1);
+    send_with_options(fd, 1, CRAIL_OPTION_SESSION);
+    CHECK(crail_namenode_cut_wait(nn, 5000) == 1);
+    commit_all();
+    CHECK(status_of(fd) == 0);
+    uint64_t nodes = stats().nodes;
+    frame(&Q, 7, 0);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_STAT, .flags = CRAIL_OPF_WAIT | CRAIL_OPF_ABSENT, .count = 60000},
+            "/o", NULL, 0);
+    send_all(waiter, Q.b.data, Q.b.len);
+    while (stats().waiters < 1)
+        sched_yield();
+    CHECK(one(fd, 2, CRAIL_OP_BYE, "", NULL, 0) == 0);
+    while (stats().nodes == nodes || stats().waiters)
+        sched_yield();
+    send_op(reader, 0, CRAIL_OP_GET, "/o");
+    CHECK(silent(reader) && silent(waiter));
+    commit_all();
+    CHECK(status_of(reader) == -CRAIL_E_NOT_FOUND && status_of(waiter) == 0);
+    close(fd);
+    close(reader);
+    close(waiter);
+    end_durable();
+}
+
 static void test_late_replies_wait_too(void) {
     begin_durable(CRAIL_DURABILITY_SYNC);
     int fd = client(1), waiter = client(2);
@@ -345,22 +428,6 @@ static void test_a_replay_waits_like_the_reply(void) {
     CHECK(status_of(fd) == 0 && result(&R, 0)->flags & CRAIL_RESF_REPLAY);
     close(fd);
     end_durable();
-}
-
-static void send_with_options(int fd, uint64_t seq, uint16_t flags) {
-    struct crail_options o = {.flags = flags, .storage_class = CRAIL_CLASS_ANY};
-    struct crail_op head = {.code = CRAIL_OP_PUT, .path_len = 2, .options_len = sizeof o};
-    frame(&Q, seq, seq);
-    CHECK(crail_buf_reserve(&Q.b, 128) == 0);
-    uint8_t *at = Q.b.data + Q.b.len;
-    memset(at, 0, 72);
-    memcpy(at, &head, sizeof head);
-    memcpy(at + sizeof head, "/o", 2);
-    memcpy(at + sizeof head + 2, &o, sizeof o);
-    Q.b.len += 72;
-    head_of(&Q)->count = 1;
-    head_of(&Q)->size = (uint32_t)Q.b.len;
-    send_all(fd, Q.b.data, Q.b.len);
 }
 
 static void test_an_operation_may_ask_for_more_or_less(void) {
@@ -415,6 +482,43 @@ static void test_writers_wait_while_commits_fail_and_readers_do_not(void) {
     end_durable();
 }
 
+static void send_job(int fd, uint64_t id) {
+    frame(&Q, id, 0);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_JOB, .flags = CRAIL_OPF_PARENTS, .arg0 = id}, "/jobs/j", NULL, 0);
+    send_all(fd, Q.b.data, Q.b.len);
+}
+
+/* A job is begun, and an item taken, by requests that nobody records. */
+static void test_what_is_held_is_not_told_of_while_commits_fail(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1), late = attach(1, 1), second = attach(1, 2);
+    struct crail_op mkdir = {.code = CRAIL_OP_MKDIR, .arg0 = CRAIL_KIND_QUEUE};
+    frame(&Q, 1, 1);
+    op_full(&Q, mkdir, "/q", NULL, 0);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_PUT, .flags = CRAIL_OPF_QUEUE}, "/q", "i", 1);
+    call(fd, &Q, &R);
+    CHECK(result(&R, 0)->status == 0 && result(&R, 1)->status == 0);
+    uint64_t epoch = cut();
+    CHECK(crail_namenode_cut_done(nn, epoch, 0) == 0);
+    send_job(fd, 9);
+    frame(&Q, 2, 0);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_TAKE, .arg0 = 5}, "/q", NULL, 0);
+    send_all(late, Q.b.data, Q.b.len);
+    while (stats().nodes_changed < 3) /* the session, the directory of the job and that around it, the item */
+        sched_yield();
+    CHECK(silent(fd) && silent(late));
+    CHECK(one(second, 0, CRAIL_OP_TAKE, "/q", NULL, 0) == -CRAIL_E_NOT_FOUND); /* nothing was changed */
+    CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+    CHECK(silent(fd) && silent(late)); /* they are of the next cut */
+    CHECK(crail_namenode_cut_wait(nn, 5000) == 1);
+    commit_all();
+    CHECK(status_of(fd) == 0 && status_of(late) == 0);
+    close(fd);
+    close(late);
+    close(second);
+    end_durable();
+}
+
 static void test_writers_wait_for_a_commit_that_lags(void) {
     tuning.lag_ns = 0;
     begin_durable(CRAIL_DURABILITY_GROUP);
@@ -446,21 +550,111 @@ static void test_who_waits_for_cuts_is_woken(void) {
     end_durable();
 }
 
+/* What was freed may be used again when that is durable, however long the commit takes. */
+static void test_who_needs_memory_waits_for_the_commit_that_frees_it(void) {
+    uint32_t n;
+    int channel;
+    pthread_t t;
+    tuning.space_wait_ns = 5000000;
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    server(4, &channel);
+    CHECK(pthread_create(&t, NULL, confirms_all, &channel) == 0);
+    int fd = client(1);
+    CHECK(alloc(fd, 1, 4 * 4096, &n) == 0 && commit(fd, 2, "/all", 4 * 4096, n) == 0);
+    commit_all();
+    CHECK(one(fd, 3, CRAIL_OP_REMOVE, "/all", NULL, 0) == 0);
+    uint64_t epoch = cut();
+    frame(&Q, 4, 4);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_ALLOC, .arg1 = 4 * 4096}, "", NULL, 0);
+    send_all(fd, Q.b.data, Q.b.len);
+    uint64_t until = crail_clock_ns() + 20 * tuning.space_wait_ns;
+    while (crail_clock_ns() < until)
+        CHECK(silent(fd));
+    CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+    CHECK(status_of(fd) == 0);
+    CHECK(alloc(fd, 5, 4096, &n) == -CRAIL_E_OUT_OF_SPACE); /* nothing is on its way */
+    close(fd);
+    end_durable();
+    CHECK(pthread_join(t, NULL) == 0);
+}
+
+/* ---- counters, and cuts that nobody came back for ------------------------------------- */
+
+static uint64_t job(int fd, uint64_t token) {
+    send_job(fd, token);
+    CHECK(status_of(fd) == 0);
+    return result(&R, 0)->version;
+}
+
+#define LIVES 300u
+
+static void test_numbers_of_jobs_go_up_over_many_lives(void) {
+    uint64_t last = 0;
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    for (uint32_t i = 0; i < LIVES; i++) {
+        int fd = client(100 + i);
+        frame(&Q, 1, 1);
+        op(&Q, CRAIL_OP_RMTREE, "/jobs", NULL, 0);
+        call(fd, &Q, &R);
+        uint64_t number = job(fd, 7);
+        CHECK(number > last);
+        last = number;
+        close(fd);
+        restart(); /* and what was done is lost: no cut had it */
+    }
+    end_durable();
+}
+
+static void test_without_its_bounds_a_state_is_refused(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    char why[256] = "";
+    crail_namenode_stop(nn);
+    free_ends();
+    start(5000);
+    for (uint32_t i = 0; i < db.n; i++)
+        if (db.row[i]->table != CRAIL_TABLE_SUPER)
+            CHECK(crail_namenode_load(nn, db.row[i], db.row[i]->size, why, sizeof why) == 0);
+    CHECK(crail_namenode_load_end(nn, &loaded, why, sizeof why) == -EUCLEAN && strstr(why, "bounds"));
+    restart();
+    end_durable();
+}
+
+static void test_a_cut_is_given_again_until_it_is_done(void) {
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1);
+    CHECK(one(fd, 1, CRAIL_OP_PUT, "/x", "1", 1) == 0);
+    uint64_t epoch = cut();
+    CHECK(one(fd, 2, CRAIL_OP_PUT, "/x", "2", 1) == 0); /* of the next one */
+    CHECK(epoch && cut() == epoch);
+    CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+    CHECK(cut() == epoch + 1);
+    CHECK(crail_namenode_cut_done(nn, epoch + 1, 1) == 0);
+    close(fd);
+    end_durable();
+}
+
 int main(int argc, char **argv) {
     static const struct rpc_test tests[] = {
         T(test_a_record_outlives_the_namenode),
         T(test_what_was_lost_with_the_last_interval_is_done_again_once),
         T(test_vectors_that_the_cut_found_half_way_are_finished),
+        T(test_the_rest_of_a_vector_waits_while_commits_fail),
         T(test_rows_go_with_their_session),
         T(test_damaged_rows_are_refused),
         T(test_sync_answers_when_it_is_durable),
         T(test_nobody_sees_what_may_still_be_lost),
+        T(test_nobody_sees_an_absence_that_may_still_be_lost),
         T(test_late_replies_wait_too),
         T(test_a_replay_waits_like_the_reply),
         T(test_an_operation_may_ask_for_more_or_less),
         T(test_writers_wait_while_commits_fail_and_readers_do_not),
+        T(test_what_is_held_is_not_told_of_while_commits_fail),
         T(test_writers_wait_for_a_commit_that_lags),
         T(test_who_waits_for_cuts_is_woken),
+        T(test_who_needs_memory_waits_for_the_commit_that_frees_it),
+        T(test_numbers_of_jobs_go_up_over_many_lives),
+        T(test_without_its_bounds_a_state_is_refused),
+        T(test_a_cut_is_given_again_until_it_is_done),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, argc, argv);
 }

@@ -19,9 +19,10 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from struct import Struct
-from typing import Any
+from typing import Any, Protocol
 
 import lmdb
 
@@ -96,6 +97,15 @@ def damaged(path: str, what: str) -> ChecksumError:
     )
 
 
+def sync_folder(path: str) -> None:
+    """Makes the names in a folder durable. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 class Folder:
     """A state folder, locked for this process until close(). Raises OSError, ExistsError where
     another process works on it."""
@@ -122,11 +132,17 @@ class Folder:
         return self.join(FILE)
 
     def is_new(self) -> bool:
-        """Was nothing ever kept here?"""
-        try:
-            return os.stat(self.database).st_size == 0
-        except FileNotFoundError:
-            return True
+        """Was nothing ever kept here? Raises ChecksumError where it was, and is gone: the grant map
+        grows when the database is there."""
+        if os.path.exists(self.database):
+            return False
+        grants = self.join(GRANTS)
+        if os.path.exists(grants) and os.path.getsize(grants):
+            raise ChecksumError(
+                f"{self.database} is missing, and {GRANTS} says that it was there",
+                hint="put it back; a new cluster begins in an empty folder",
+            )
+        return True
 
     def open_grants(self) -> int:
         """A descriptor of the grant map."""
@@ -139,6 +155,31 @@ class Folder:
             self._lock = -1
 
 
+class Changes(Protocol):
+    """What a commit does, in the order of the keys; no key is put and gone."""
+
+    def puts(self) -> Iterator[tuple[bytes, Any]]:
+        """(key, row) of the rows that are written."""
+
+    def gone(self) -> Iterator[bytes]:
+        """The keys of rows that are deleted."""
+
+
+class Table:
+    """Changes of which there are few: rows by their keys."""
+
+    def __init__(self, rows: Mapping[bytes, bytes]) -> None:
+        self._rows = rows
+
+    def puts(self) -> Iterator[tuple[bytes, bytes]]:
+        """As in Changes."""
+        return iter(sorted(self._rows.items()))
+
+    def gone(self) -> Iterator[bytes]:
+        """As in Changes."""
+        return iter(())
+
+
 class Database:
     """The LMDB file, for writing: one thread uses it from open() to close()."""
 
@@ -148,9 +189,10 @@ class Database:
         self.rows = 0
         """How many there are."""
 
-    def open(self) -> None:
-        """Raises OSError, ChecksumError."""
-        size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
+    def open(self, *, new: bool = False) -> None:
+        """Raises OSError, also where there is none and it is not `new`: LMDB would make one;
+        ChecksumError."""
+        size = 0 if new else os.path.getsize(self.path)
         try:
             self._env = lmdb.open(
                 self.path,
@@ -171,31 +213,25 @@ class Database:
         try:
             if os.path.exists(self.path):
                 os.unlink(self.path)
-            self.open()
-            self.commit(dict(superblock.items()))
+            self.open(new=True)
+            self.commit([Table(dict(superblock.items()))])
             self.close()
+            native.failpoint("state-made")
             os.rename(self.path, final)
         finally:
             self.path = final
-        folder = os.open(os.path.dirname(final), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(os.path.dirname(final))
         self.open()
 
-    def commit(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """One transaction: a row, or None where it goes. All of it is durable afterwards, or
-        nothing of it was done. Raises OSError, ChecksumError."""
-        ordered = sorted(changes.items())
-        puts = [(key, row) for key, row in ordered if row is not None]
-        gone = [key for key, row in ordered if row is None]
+    def commit(self, changes: Sequence[Changes]) -> None:
+        """One transaction. All of it is durable afterwards, or nothing of it was done. Raises
+        OSError, ChecksumError."""
         try:
             if self._env is None:
                 self.open()
             while True:
                 try:
-                    self._apply(puts, gone)
+                    self._apply(changes)
                     return
                 except lmdb.MapFullError:
                     size = self._env.info()["map_size"]
@@ -204,14 +240,14 @@ class Database:
             self.close()  # whatever state it is in: opened anew, it is as the last commit left it
             raise _explain(error, self.path) from error
 
-    def _apply(self, puts: list[tuple[bytes, bytes]], gone: list[bytes]) -> None:
-        with self._env.begin(write=True) as txn:
-            for key in gone:
-                txn.delete(key)
-            if puts:
-                with txn.cursor() as cursor:
-                    cursor.putmulti(puts)
+    def _apply(self, changes: Sequence[Changes]) -> None:
+        with self._env.begin(write=True) as txn, txn.cursor() as cursor:
+            for change in changes:
+                deque(map(txn.delete, change.gone()), maxlen=0)
+                native.failpoint("commit-begun")
+                cursor.putmulti(change.puts())
             self.rows = txn.stat()["entries"]
+            native.failpoint("commit-put")
 
     def close(self) -> None:
         """May be called twice."""
@@ -249,6 +285,7 @@ class Reading:
         command = [sys.executable, "-m", "crailpy.server.namenode.reader", self.path]
         process = subprocess.Popen(
             command + ["--salvage"] * salvage,
+            process_group=0,  # Ctrl-C is ours alone
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ together; the old file stays beside it as `metadata.mdb.damaged-1` and so on.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -19,7 +20,7 @@ from crailpy import native
 from crailpy.errors import CrailError, NotFoundError
 
 from . import rows
-from .database import SUPER, Database, Folder, Reading, Superblock
+from .database import GRANTS, SUPER, Database, Folder, Reading, Superblock, Table, sync_folder
 
 DROPS_MAX = 10000  # rows that do not fit together; beyond that it is no state
 ARENA_MAX = 64 << 30
@@ -27,6 +28,13 @@ ROOT = 1  # id of the root
 # struct crail_node_row: parent, version, size, mtime_ns, attributes, kind, parts, extents, name_len
 _NODE = Struct("<QQQqIBBBB")
 _DIRECTORY = 2
+_LIFE, _JOB = 1, 2  # enum crail_node_part
+_LIFE_BYTES = 40
+_U64 = Struct("<Q")
+_BOUNDS = Struct("<QQQQ")  # struct crail_row_bounds: epoch; id, version, job
+# Where counting goes on when nobody knows how far it was; a job's number counts in 40 bits.
+_BEYOND = (1 << 56, 1 << 56, 1 << 36)
+_JOB_SLOT_BITS = 24
 _NAMED = re.compile(r"(node|session|server) (\d+)\b")
 _TABLES = {"node": rows.NODE, "session": rows.SESSION, "server": rows.SERVER}
 
@@ -43,6 +51,8 @@ class Fsck:
         self.dropped: list[str] = []
         """Rows that a repair leaves out, or makes anew."""
         self.facts: dict[str, int] = {}
+        self.repairable = True
+        self._without_grants = False
         self._rows: dict[bytes, bytes] = {}
 
     def close(self) -> None:
@@ -58,7 +68,8 @@ class Fsck:
         return not self.problems
 
     def repair(self) -> str:
-        """Writes a new database without what is damaged. The name that the old file has now."""
+        """Writes a new database without what is damaged, if it is `repairable`. The name that the
+        old file has now."""
         path = self.folder.database
         number = 1
         while os.path.exists(f"{path}.damaged-{number}"):
@@ -66,14 +77,21 @@ class Fsck:
         fresh = Database(f"{path}.repaired")
         if os.path.exists(fresh.path):
             os.unlink(fresh.path)
-        fresh.open()
+        fresh.open(new=True)
         try:
-            fresh.commit(dict(self._rows))
+            fresh.commit([Table(self._rows)])
         finally:
             fresh.close()
         kept = f"{path}.damaged-{number}"
-        os.rename(path, kept)
-        os.rename(fresh.path, path)
+        native.failpoint("repair-written")
+        os.link(path, kept)  # at no time is there none
+        native.failpoint("repair-kept")
+        os.replace(fresh.path, path)
+        native.failpoint("repair-placed")
+        if self._without_grants:
+            grants = self.folder.join(GRANTS)
+            os.replace(grants, f"{grants}.damaged-{number}")
+        sync_folder(self.folder.path)
         return kept
 
     def report(self) -> dict[str, Any]:
@@ -117,6 +135,7 @@ class Fsck:
 
     def _check_superblock(self) -> None:
         """Without the old key no session and no extent of before is known any more."""
+        self._check_bounds()
         keys = [rows.key_of(rows.SUPER, name.encode()) for name in SUPER]
         if any(key not in self._rows for key in keys):
             self._complain(
@@ -126,6 +145,20 @@ class Fsck:
             self._rows.update(Superblock.fresh().items())
             return
         Superblock.parse(self._rows, self.folder.database)
+
+    def _check_bounds(self) -> None:
+        """Without them numbers would be given that others have had."""
+        key = rows.key_of(rows.SUPER, b"bounds")
+        nodes = [row for key, row in self._rows.items() if key[0] == rows.NODE]
+        if key in self._rows or not nodes:
+            return
+        name = rows.name_of(key)
+        if name not in self.dropped:
+            self._complain(name, "the row is missing")
+        self.dropped.append(f"{name}, made anew")
+        highest = [max(numbers) for numbers in zip(*map(_numbers_of, nodes), strict=True)]
+        beyond = (n + more for n, more in zip(highest, _BEYOND, strict=True))
+        self._rows.update([rows.super_row("bounds", _BOUNDS.pack(0, *beyond))])
 
     def _fit_together(self) -> None:
         """Gives the rows to a core, as a namenode does at its start. A row that does not fit is
@@ -137,6 +170,7 @@ class Fsck:
             self._complain(named[0] if named else "", why)
             if not key or len(self.dropped) > DROPS_MAX:
                 self._complain("", "there is no row to leave out: it cannot be repaired")
+                self.repairable = False
                 return
             self.dropped.append(rows.name_of(key))
             del self._rows[key]
@@ -166,6 +200,13 @@ class Fsck:
                 durability="group",
                 grants=grants,
             )
+        except OSError as error:
+            if error.errno != errno.EUCLEAN or self._without_grants:
+                raise
+            self._complain(GRANTS, "it is no grant map: what is being written will be lost")
+            self.dropped.append(GRANTS)
+            self._without_grants = True
+            return self._load()
         finally:
             os.close(grants)
         try:
@@ -181,7 +222,18 @@ class Fsck:
     def _copy_of_grants(self) -> int:
         """The core writes in its grant map, and this is only a look at it."""
         with tempfile.TemporaryFile() as copy, open(self.folder.open_grants(), "rb") as file:
-            while part := file.read(1 << 20):
+            while not self._without_grants and (part := file.read(1 << 20)):
                 copy.write(part)
             copy.flush()
             return os.dup(copy.fileno())
+
+
+def _numbers_of(row: bytes) -> tuple[int, int, int]:
+    """Of a row of a node: id, version, and the count in the number of the job that it is."""
+    value = rows.value_of(row) + bytes(_NODE.size + _LIFE_BYTES + 8)  # it may be a short one
+    _, version, _, _, _, _, parts, _, _ = _NODE.unpack_from(value)
+    job = 0
+    if parts & _JOB:
+        (job,) = _U64.unpack_from(value, _NODE.size + (_LIFE_BYTES if parts & _LIFE else 0))
+    id = int.from_bytes(row[rows.HEAD.size : rows.HEAD.size + 8], "little")
+    return id, version, job >> _JOB_SLOT_BITS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import logging
 import os
@@ -27,6 +28,7 @@ from crailpy.errors import (
 
 from ..reception import Reception, Visit, check_exposure, private_folder
 from ..threads import Threads
+from .database import GRANTS, damaged
 from .members import Member, Members
 from .persist import Persister, State
 from .recovery import Recovery
@@ -111,13 +113,18 @@ class NamenodeService:
             self._state = state = await self._threads.run(lambda: State(self._folder or ""))
             superblock = await self._threads.run(state.superblock)
             self.cluster, self._key = superblock.cluster, superblock.key
-        self._core = native.Namenode(
-            arena_bytes_max=self.settings.arena_max,
-            session_grace=self.settings.session_grace,
-            mac_key=self._key,
-            durability=self.durability,
-            grants=self._state.grants if self._state else None,
-        )
+        try:
+            self._core = native.Namenode(
+                arena_bytes_max=self.settings.arena_max,
+                session_grace=self.settings.session_grace,
+                mac_key=self._key,
+                durability=self.durability,
+                grants=self._state.grants if self._state else None,
+            )
+        except OSError as error:
+            if self._state is None or error.errno != errno.EUCLEAN:
+                raise
+            raise damaged(self._state.folder.join(GRANTS), "it is no grant map") from None
         self._members = Members(self._core)
         asyncio.get_running_loop().add_reader(self._core.event_fd(), self._on_events)
         if self._state is not None:
@@ -127,7 +134,7 @@ class NamenodeService:
                 self._members.load(number, kind, description)
             log.info("%s: %s", state.folder.path, state.loaded)
             self._persister = Persister(
-                self._core, state.database, interval=self.settings.group_interval
+                self._core, state, interval=self.settings.group_interval
             )
             await self._persister.start()
 
@@ -172,7 +179,9 @@ class NamenodeService:
             session = self._open_session()
             # Else a crash would leave its changes with nobody. Where commits fail it goes on: then
             # no change is acknowledged either.
+            native.failpoint("session-made")
             await self._settled()
+            native.failpoint("session-durable")
         else:
             session = visit.number("session", 64)
             self._check_key(session, request.get("session_key"))
@@ -221,6 +230,11 @@ class NamenodeService:
             # A client of an earlier life of this namenode looks like this, too.
             raise SessionLostError("this namenode did not open the session")
 
+    @property
+    def _kept_state(self) -> str:
+        """Whose state outlives this process; "": none does."""
+        return self.cluster if self._state is not None else ""
+
     # -- storage servers -----------------------------------------------------------------------
 
     async def _control(self, visit: Visit) -> None:
@@ -231,15 +245,17 @@ class NamenodeService:
             nonlocal member, recovery
             member = self._members.register(Registration.parse(message))
             if member is None:
-                return {"fresh": True}
+                return {"fresh": True, "state": self._kept_state}
             member.channel = channel
+            native.failpoint("register-begun")
             if not await self._settled():  # its number is for ever
                 raise UnavailableError("the registration cannot be kept at the moment")
+            native.failpoint("register-durable")
             recovery = Recovery(sum(member.registration.regions)) if member.is_awaited else None
             return {
                 "number": member.number,
                 "mac_key": self._key,
-                "cluster": self.cluster,
+                "state": self._kept_state,
                 "recover": member.is_awaited,
             }
 
@@ -252,6 +268,7 @@ class NamenodeService:
             first = message.get("first")
             if not isinstance(first, int) or not 0 <= first < 1 << 32:
                 raise ProtocolError(f"live: first is {first!r}")
+            native.failpoint("recover-sent")
             return {"runs": zlib.compress(self._core.server_live(awaited()[0].number, first), 1)}
 
         async def recovered(message: dict[str, Any]) -> None:
@@ -261,7 +278,8 @@ class NamenodeService:
                 return
             if awaited() != (server, stream):
                 raise ProtocolError("registered again meanwhile")
-            self._members.recovered(server, stream.generations, stream.busy)
+            native.failpoint("recovered-heard")
+            self._members.recovered(server, stream)
             recovery = None
 
         async def heartbeat(message: dict[str, Any]) -> None:

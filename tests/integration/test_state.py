@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -17,8 +18,8 @@ import pytest
 import crailpy
 from crailpy import errors, native
 from crailpy.server.namenode import rows
-from crailpy.server.namenode.database import Database
-from crailpy.server.namenode.persist import State
+from crailpy.server.namenode.database import Database, Table
+from crailpy.server.namenode.persist import Persister, State
 
 from .kit import Call
 
@@ -44,20 +45,29 @@ def state(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "state")
 
 
+def core_of(state):
+    """The core of a namenode that starts with this. Raises what that would end with."""
+    core = native.Namenode(
+        arena_bytes_max=1 << 30,
+        session_grace=10,
+        mac_key=state.superblock().key,
+        durability="group",
+        grants=state.grants,
+    )
+    try:
+        state.load(core)
+    except BaseException:
+        core.close()
+        raise
+    return core
+
+
 def load(path):
     """The nodes that a namenode would start with. Raises what it would end with."""
     found = State(path)
     try:
-        superblock = found.superblock()
-        core = native.Namenode(
-            arena_bytes_max=1 << 30,
-            session_grace=10,
-            mac_key=superblock.key,
-            durability="group",
-            grants=found.grants,
-        )
+        core = core_of(found)
         try:
-            found.load(core)
             assert core.check() is None
             return core.stats()["nodes"]
         finally:
@@ -79,7 +89,7 @@ def change_row(path, key, change):
     database.open()
     with database._env.begin() as txn:
         row = txn.get(key)
-    database.commit({key: change(row)})
+    database.commit([Table({key: change(row)})])
     database.close()
 
 
@@ -182,6 +192,36 @@ def test_while_commits_fail_writers_wait_and_readers_do_not(durability):
         assert store.get("/sync") == b"1"
 
 
+def test_whatever_ends_a_commit_it_is_tried_again(tmp_path):
+    """Also what nobody thought of: without the thread nothing would ever be durable again."""
+    state = State(str(tmp_path / "state"))
+    core = core_of(state)
+    commit, failures = state.database.commit, [MemoryError(), RuntimeError("no idea")]
+
+    def fails_at_first(changes):
+        if failures:
+            raise failures.pop()
+        commit(changes)
+
+    async def run():
+        persister = Persister(core, state, interval=0.01)
+        await persister.start()
+        state.database.commit = fails_at_first
+        core.session_open(7)
+        try:
+            assert await persister.durable(30)
+            assert persister.failure is None
+        finally:
+            await persister.close()
+
+    try:
+        asyncio.run(run())
+        assert not failures
+    finally:
+        core.close()
+        state.close()
+
+
 # ---- damage --------------------------------------------------------------------------------------
 
 
@@ -196,10 +236,54 @@ def test_a_whole_state_is_well(state):
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.9])
 def test_a_truncated_database_is_refused(state, part):
     path = os.path.join(state, "metadata.mdb")
-    os.truncate(path, max(100, int(os.path.getsize(path) * part)))
+    os.truncate(path, int(os.path.getsize(path) * part))
     with pytest.raises(errors.ChecksumError, match=r"metadata\.mdb is damaged"):
         load(state)
     assert fsck(state)[0] == 1
+
+
+def test_a_folder_whose_database_is_gone_is_not_a_new_one(state):
+    os.unlink(os.path.join(state, "metadata.mdb"))
+    with pytest.raises(errors.ChecksumError, match="is missing"):
+        load(state)
+    assert not os.path.exists(os.path.join(state, "metadata.mdb"))
+
+
+def test_a_database_that_went_away_is_not_made_anew_by_a_commit(state):
+    """As when the disk is taken away while commits fail, and LMDB has to be opened again."""
+    path = os.path.join(state, "metadata.mdb")
+    database = Database(path)
+    database.open()
+    database.close()
+    os.rename(path, path + ".away")
+    row = Table(dict([rows.super_row("test", b"x")]))
+    with pytest.raises(FileNotFoundError):
+        database.commit([row])
+    assert not os.path.exists(path)
+    os.rename(path + ".away", path)
+    database.commit([row])
+    database.close()
+    assert load(state) >= NODES
+
+
+CTRL_C = """
+import os, signal, sys
+from crailpy.server.namenode.database import Reading
+signal.signal(signal.SIGINT, lambda *_: None)
+reading = Reading(sys.argv[1])
+pieces = reading.pieces()
+next(pieces)  # it has far more than a pipe takes
+os.killpg(0, signal.SIGINT)
+print(sum(len(data) > 0 for _, data in pieces), reading.problems)
+"""
+
+
+def test_ctrl_c_while_the_state_is_read_is_no_damage(state):
+    command = [sys.executable, "-c", CTRL_C, os.path.join(state, "metadata.mdb")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=True, start_new_session=True
+    )
+    assert done.stdout.endswith(" []\n"), done
 
 
 def test_flipped_bits_never_start_with_less(state):
@@ -255,7 +339,7 @@ def test_rows_that_contradict_each_other_are_repaired(state):
     with database._env.begin() as txn:
         row = txn.get(key)
     copy = native.row_make(rows.NODE, other, rows.value_of(row))
-    database.commit({rows.key_of(rows.NODE, other): copy})
+    database.commit([Table({rows.key_of(rows.NODE, other): copy})])
     database.close()
     nodes = NODES
     with pytest.raises(errors.ChecksumError):
@@ -264,6 +348,59 @@ def test_rows_that_contradict_each_other_are_repaired(state):
     assert code == 0
     assert len(report["dropped"]) == 1
     assert load(state) >= nodes
+
+
+def raw(path):
+    """All rows by their keys."""
+    database = Database(os.path.join(path, "metadata.mdb"))
+    database.open()
+    with database._env.begin() as txn:
+        found = {bytes(key): bytes(row) for key, row in txn.cursor()}
+    database.close()
+    return found
+
+
+def test_counting_goes_on_far_beyond_where_the_bounds_were_damaged(state):
+    key, _ = rows.super_row("bounds", b"")
+    before = rows.value_of(raw(state)[key])
+    change_row(state, key, lambda row: row[:40] + bytes((row[40] ^ 1,)) + row[41:])
+    with pytest.raises(errors.ChecksumError):
+        load(state)
+    code, report = fsck(state, "--repair")
+    assert (code, report["dropped"]) == (0, ["super 'bounds'", "super 'bounds', made anew"])
+    after = rows.value_of(raw(state)[key])
+    numbers = [
+        [int.from_bytes(of[at : at + 8], "little") for at in (8, 16, 24)] for of in (before, after)
+    ]
+    assert all(old < new for old, new in zip(*numbers, strict=True)), numbers
+    assert load(state) >= NODES
+
+
+def test_a_damaged_grant_map_is_refused_by_name_and_put_aside(state):
+    with open(os.path.join(state, "grants.map"), "r+b") as file:
+        file.write(b"x" * 64)
+    command = [*CRAILPY, "namenode", "--dir", str(state), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "grants.map is damaged" in done.stderr
+    code, report = fsck(state, "--repair")
+    assert (code, report["dropped"]) == (0, ["grants.map"])
+    assert load(state) >= NODES
+    assert fsck(state)[0] == 0
+
+
+def test_what_cannot_be_repaired_is_said_to_be_damaged_still(state):
+    key = (7).to_bytes(8, "little")
+    short = native.row_make(rows.SESSION, key, b"shrt")
+    database = Database(os.path.join(state, "metadata.mdb"))
+    database.open()
+    database.commit([Table({rows.key_of(rows.SESSION, key): short})])
+    database.close()
+    before = raw(state)
+    code, report = fsck(state, "--repair")
+    assert (code, report["ok"]) == (1, False)
+    assert "cannot be repaired" in report["verdict"]
+    assert raw(state) == before
 
 
 def test_an_unknown_format_is_refused(state):

@@ -916,9 +916,9 @@ class Namespace:
 def granules_bounds(node: Node) -> tuple[int, float]:
     """How many granules the value takes, at least and at most."""
     least = 0 if node.is_container or node.size <= INLINE_MAX else -(-node.size // GRANULE)
-    if node.stripe > 1:  # as many runs of one size, or less of the value's end
-        runs = min(node.stripe, least)
-        return least, runs * (-(-least // runs)) * 5 / 4 if runs else 0
+    if node.stripe > 1:  # so many runs of one size, or fewer where there are fewer servers
+        counts = range(1, min(node.stripe, least) + 1)
+        return least, max((runs * -(-least // runs) * 5 / 4 for runs in counts), default=0)
     if node.was_streamed:  # it may have been longer, and an extent is never cut
         return least, math.inf
     return least, least + least // 4

@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/ring.h"
 #include "base/rows.h"
 #include "base/siphash.h"
@@ -33,6 +34,10 @@ int crail_test_guards(void) {
 #else
     return 0;
 #endif
+}
+
+int crail_test_failpoint(const char *name) {
+    return crail_failpoint_error(name);
 }
 
 int crail_ring_make(int *fds2) {
@@ -82,6 +87,16 @@ int crail_row_verify(const void *row, uint64_t bytes) {
     const struct crail_row *r;
     int rc = row ? crail_row_check(row, bytes, &r) : -EUCLEAN;
     return rc ? rc : r->size == bytes ? 0 : -EUCLEAN;
+}
+
+int64_t crail_rows_count(const void *rows, uint64_t bytes) {
+    return rows || !bytes ? crail_row_count(rows, bytes) : -CRAIL_E_INVALID_ARGUMENT;
+}
+
+int crail_rows_order(const void *rows, uint64_t bytes, crail_row_place *out, uint64_t room, crail_row_counts *counts) {
+    if ((bytes && !rows) || !out || !counts)
+        return -CRAIL_E_INVALID_ARGUMENT;
+    return crail_row_order(rows, bytes, out, room, counts);
 }
 
 const void *crail_hot_table(void) {

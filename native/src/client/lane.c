@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "client.h"
 
 #define RECEIVE_BYTES_MIN (64u << 10)             /* room for a receive: most replies need no second one */
@@ -376,9 +377,16 @@ static void finish_frame(struct crail_lane *lane) {
     atomic_fetch_add_explicit(&lane->client->requests, 1, memory_order_relaxed);
 }
 
+static bool is_commit(const struct crail_lane *lane) {
+    const struct crail_op *op = (const struct crail_op *)(lane->out.data + sizeof(struct crail_frame));
+    return op->code == CRAIL_OP_COMMIT;
+}
+
 int crail_lane_send(struct crail_lane *lane) {
     if (((struct crail_frame *)lane->out.data)->magic == 0)
         finish_frame(lane);
+    if (is_commit(lane))
+        crail_failpoint("commit-unsent");
     if (crail_ring_is_open(&lane->ring) && !lane->out_sent)
         note_pace(lane);
     while (lane->out_sent < lane->out.len) {
@@ -387,6 +395,8 @@ int crail_lane_send(struct crail_lane *lane) {
             return n == -EINTR || n == -EAGAIN ? (int)n : -EPIPE;
         lane->out_sent += (size_t)n;
     }
+    if (is_commit(lane))
+        crail_failpoint("commit-sent");
     return 0;
 }
 

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 
 #define BACKOFF_FIRST_NS 500000u
 #define BACKOFF_LAST_NS 50000000u
@@ -202,6 +203,7 @@ bool crail_retire_see(struct crail_storage *s, uint64_t mark) {
 static int confirm_frame(struct crail_channel *c, const struct crail_retire *done, uint32_t n) {
     struct crail_retire_frame head = {.magic = CRAIL_RETIRE_MAGIC, .count = n};
     head.size = (uint32_t)(sizeof(head) + n * sizeof(*done));
+    crail_failpoint("retire-confirmed");
     int rc = crail_buf_append_padded(&c->out, &head, sizeof(head));
     return rc ? rc : crail_buf_append_padded(&c->out, done, n * sizeof(*done));
 }
@@ -339,6 +341,7 @@ static int take_orders(struct crail_storage *s, const struct crail_retire *order
         return -EPROTO;
     s->stats.retires_ordered += n;
     raise_generations(s, orders, n);
+    crail_failpoint("generations-raised");
     return 0;
 }
 

@@ -9,6 +9,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "base/failpoint.h"
+
 #define PER_PAGE (CRAIL_GRANULE / sizeof(uint64_t))
 #define WORD_BITS 64u
 
@@ -39,6 +41,7 @@ static void is_synced(struct crail_storage *s, struct crail_job *job) {
     struct crail_rounds *o = &s->rounds;
     if (job->rc)
         return; /* the disk has failed: no other round, and what waits for this one goes on waiting */
+    crail_failpoint("round-durable");
     o->is_running = false;
     o->durable = o->written;
     crail_retire_round_done(s);
@@ -94,6 +97,8 @@ static void run_next(struct crail_storage *s) {
         o->job.at = s->regions[o->region].generations_at + (uint64_t)o->page * CRAIL_GRANULE;
         o->job.bytes = copy_run(s) * CRAIL_GRANULE;
         o->job.done = is_written;
+    } else {
+        crail_failpoint("round-written");
     }
     crail_disk_submit(s, &o->job);
 }

@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "crail/rows.h"
 
 #define TOMBS_PER_LOOK 64u
@@ -159,8 +160,20 @@ uint64_t crail_meta_epoch(const struct crail_meta *m) {
     return m->cut ? m->cut->epoch : 0;
 }
 
+uint64_t crail_meta_removed(const struct crail_meta *m) {
+    return m->cut ? m->cut->removed : 0;
+}
+
+uint64_t crail_meta_moved(const struct crail_meta *m) {
+    return m->cut ? m->cut->moved : 0;
+}
+
 uint64_t crail_meta_changed(const struct crail_meta *m) {
     return m->cut ? m->cut->changed.count + m->cut->sessions_n + m->cut->servers_n : 0;
+}
+
+bool crail_meta_gated(const struct crail_meta *m) {
+    return m->cut && m->cut->gated;
 }
 
 int crail_meta_cut_result(const struct crail_meta *m) {
@@ -445,9 +458,11 @@ static bool step_once(struct crail_meta *m) {
 
 bool crail_meta_cut_step(struct crail_meta *m, uint64_t budget_ns) {
     uint64_t start = crail_clock_ns();
-    while (step_once(m))
+    while (step_once(m)) {
+        crail_failpoint("cut-step");
         if (crail_clock_ns() - start >= budget_ns)
             return true;
+    }
     return false;
 }
 

@@ -28,6 +28,7 @@ enum crail_node_flags {
     CRAIL_NODE_TAIL_CLOSED = 1 << 3,  /* of a leaf: nobody may write behind its bytes any more, see opens.c */
     CRAIL_NODE_BROKEN = 1 << 4,       /* of a barrier: a member died before it opened */
     CRAIL_NODE_STORED = 1 << 5,       /* a cut has had a row of it */
+    CRAIL_NODE_FLUSHED = 1 << 6,      /* of a leaf: its extents are durable where they lie, its client says */
 };
 
 /* The state of an item, behind its name. */
@@ -85,6 +86,7 @@ _Static_assert(offsetof(struct crail_node, id) == 64, "the first is for lookups"
 struct crail_value {
     uint64_t size;
     uint8_t extents;
+    bool is_flushed; /* CRAIL_NODE_FLUSHED; the maker's to set */
     crail_ref data;
     union {
         uint8_t tiny[CRAIL_NODE_TINY];
@@ -226,7 +228,8 @@ struct crail_cut {
     struct crail_marks written; /* of this cut, and written */
     uint64_t words;             /* of bits, in each */
     uint64_t epoch, durable;
-    uint64_t at; /* the word of `cutting` where to go on */
+    uint64_t removed, moved; /* the epochs in which something was last taken from its place, and put in another one */
+    uint64_t at;             /* the word of `cutting` where to go on */
     struct crail_buf *rows;
     size_t rows_begin;
     uint8_t phase;   /* enum cut_phase */
@@ -344,6 +347,15 @@ void crail_cut_touch(struct crail_meta *m, crail_ref ref);
 static inline void crail_node_touch(struct crail_meta *m, crail_ref ref) {
     if (m->cut)
         crail_cut_touch(m, ref);
+}
+/* Something goes from its place in the tree, or to another one. */
+static inline void crail_cut_removes(struct crail_meta *m) {
+    if (m->cut)
+        m->cut->removed = m->cut->epoch;
+}
+static inline void crail_cut_moves(struct crail_meta *m) {
+    if (m->cut)
+        m->cut->removed = m->cut->moved = m->cut->epoch;
 }
 /* A detached node of which nothing is left but its record: that is freed, now or when its row is. */
 void crail_cut_node_free(struct crail_meta *m, crail_ref ref);

@@ -32,7 +32,8 @@ static uint32_t take(struct crail_call *c, struct crail_run *runs) {
 }
 
 /* Evicts until enough is free or on its way back; the grant gets it when it is tried again. What has been on its way
- * for long may be pinned by a reader: then more goes. */
+ * for long may be pinned by a reader: then more goes. One run that is not there although as much is free is not worth
+ * anybody's value: who asked takes pieces. */
 static void make_room(struct crail_call *c) {
     struct crail_meta *m = c->m;
     uint64_t granules = granules_of(c->op->arg1);
@@ -40,6 +41,8 @@ static void make_room(struct crail_call *c) {
     for (uint32_t i = 0; i < EVICTIONS_AT_ONCE; i++) {
         struct crail_room room = crail_runs_room(m, &c->options);
         bool coming = room.retiring && room.free + room.retiring >= granules;
+        if (room.free >= granules && crail_flag(c, CRAIL_OPF_ONE_EXTENT))
+            return;
         if ((coming && !late) || granules > room.total || !crail_life_evict(m, &c->options))
             return;
         m->evicted_ns = c->now_ns;
@@ -200,7 +203,8 @@ int crail_op_commit(struct crail_call *c) {
     memcpy(e, c->data, n * sizeof(e[0]));
     int rc = commit_grants_checked(c, e, n);
     if (!rc && crail_flag(c, CRAIL_OPF_APPEND))
-        return c->op->flags == CRAIL_OPF_APPEND ? crail_op_commit_append(c, e, n) : CRAIL_E_INVALID_ARGUMENT;
+        return (c->op->flags & ~CRAIL_OPF_FLUSHED) == CRAIL_OPF_APPEND ? crail_op_commit_append(c, e, n)
+                                                                       : CRAIL_E_INVALID_ARGUMENT;
     if (!rc && too_small(e, n, size))
         rc = CRAIL_E_INVALID_ARGUMENT;
     if (rc)
@@ -212,6 +216,7 @@ int crail_op_commit(struct crail_call *c) {
         rc = crail_value_runs(c->m, kept, kept_n, size, &v);
     if (rc)
         return rc;
+    v.is_flushed = crail_flag(c, CRAIL_OPF_FLUSHED);
     rc = crail_leaf_publish(c, walked, &w, &v);
     if (rc) {
         crail_value_discard(c->m, &v);

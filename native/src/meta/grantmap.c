@@ -17,6 +17,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
+
 #define MAGIC 0x70616d746e617267ull /* "grantmap" */
 #define SLOTS_MAX (1u << 24)
 #define SLOTS_STEP 16384u
@@ -117,6 +119,7 @@ uint32_t crail_grantmap_note(struct crail_meta *m, uint64_t session, const struc
                                    .region = run->region,
                                    .granule = run->granule};
     __atomic_store_n(&s->granules, run->granules, __ATOMIC_RELEASE); /* now it says something */
+    crail_failpoint("grant-noted");
     return i;
 }
 

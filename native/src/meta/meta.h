@@ -146,6 +146,10 @@ int crail_meta_durable(struct crail_meta *m, int grants_fd);
 
 /* The epoch that a change made now belongs to: 1 at first, one more with each cut. */
 uint64_t crail_meta_epoch(const struct crail_meta *m);
+/* The epochs in which anything last left its place, by whatever cause, and last came to another one: what is absent, or
+ * was moved, has no version that would tell. 0: never. */
+uint64_t crail_meta_removed(const struct crail_meta *m);
+uint64_t crail_meta_moved(const struct crail_meta *m);
 /* Rows that a cut beginning now would have; 0: it would be empty. */
 uint64_t crail_meta_changed(const struct crail_meta *m);
 
@@ -158,6 +162,8 @@ bool crail_meta_cut_step(struct crail_meta *m, uint64_t budget_ns);
 /* Of the latest cut that came to its end: 0; -ENOMEM: `rows` could not grow and is as long as when it began, and what
  * it should have held belongs to the next one. */
 int crail_meta_cut_result(const struct crail_meta *m);
+/* Are there extents that were freed, and wait for that? */
+bool crail_meta_gated(const struct crail_meta *m);
 /* Every change of an epoch up to this one is durable: extents that were freed in them may be retired. */
 void crail_meta_durable_up_to(struct crail_meta *m, uint64_t epoch);
 

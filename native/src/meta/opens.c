@@ -231,6 +231,7 @@ static int grow(struct crail_call *c, struct crail_walk *w, const struct crail_e
     int rc = crail_value_runs(c->m, all, total, c->op->arg1, &v);
     if (rc)
         return rc;
+    v.is_flushed = crail_flag(c, CRAIL_OPF_FLUSHED) && n->flags & CRAIL_NODE_FLUSHED;
     rc = crail_life_prepare(c, 0, w, v.size, &life);
     if (rc) {
         crail_value_discard(c->m, &v);

@@ -26,6 +26,8 @@ static uint8_t parts_of(const struct crail_meta *m, const struct crail_node *n) 
         parts |= CRAIL_PART_ITEM;
     if (n->kind == CRAIL_KIND_BARRIER)
         parts |= CRAIL_PART_BARRIER;
+    if (n->flags & CRAIL_NODE_FLUSHED)
+        parts |= CRAIL_PART_FLUSHED;
     return parts;
 }
 

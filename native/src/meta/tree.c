@@ -192,6 +192,7 @@ void crail_tree_unmake(struct crail_meta *m, crail_ref dir, uint32_t made) {
 void crail_tree_remove(struct crail_meta *m, crail_ref ref) {
     crail_node_at(m, crail_node_at(m, ref)->parent)->mtime_ns = m->now_ns;
     crail_changed_node(m, CRAIL_CHANGE_DELETE, ref);
+    crail_cut_removes(m);
     crail_tree_detach(m, ref);
     crail_reap_tree(m, ref);
 }
@@ -251,13 +252,15 @@ void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const c
     crail_node_at(m, n->parent)->mtime_ns = now_ns;
     if (from_job != to_job)
         crail_jobs_charge(m, from_job, n, -1, -bytes);
+    crail_cut_moves(m);
     crail_tree_detach(m, ref);
     name_free(m, n);
     name_set(m, n, name, len, name_ref);
     n->hash = hash;
     n->parent = dir;
     n->version = ++m->last_version;
-    uint8_t own = n->flags & (CRAIL_NODE_INDEX_FAILED | CRAIL_NODE_TAIL_CLOSED | CRAIL_NODE_STORED);
+    uint8_t own =
+        n->flags & (CRAIL_NODE_INDEX_FAILED | CRAIL_NODE_TAIL_CLOSED | CRAIL_NODE_STORED | CRAIL_NODE_FLUSHED);
     n->flags = (uint8_t)(own | flags_below(m, crail_node_at(m, dir)));
     attach(m, dir, ref, now_ns);
     if (from_job != to_job)
@@ -329,7 +332,8 @@ void crail_value_replace(struct crail_meta *m, struct crail_node *n, const struc
     m->inline_bytes += v->extents ? 0 : v->size;
     n->size = v->size;
     n->extents = v->extents;
-    n->flags &= (uint8_t)~CRAIL_NODE_TAIL_CLOSED;
+    n->flags &= (uint8_t) ~(CRAIL_NODE_TAIL_CLOSED | CRAIL_NODE_FLUSHED);
+    n->flags |= v->is_flushed ? CRAIL_NODE_FLUSHED : 0;
     n->data = v->data;
     memcpy(n->tiny, v->tiny, sizeof(n->tiny));
 }

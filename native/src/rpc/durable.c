@@ -13,12 +13,17 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "base/rows.h"
 #include "rpc/rpc.h"
 
-#define LANES_TO_CLOCK 8u
 #define WRITE_MS_MAX 60000u
-#define BOUNDS_AHEAD ((uint64_t)1 << 32) /* of each counter; more than commits may lag */
+#define WRITTEN_TO_CLOCK 16384u     /* bytes */
+#define ROWS_KEPT_BYTES (16u << 20) /* of memory for rows, from one cut to the next: it need not be touched anew */
+#define HEAP_KEPT_BYTES (32 << 20)  /* likewise of what a commit takes for its pages */
+/* More than commits may lag. Of the number of a job 40 bits count, and each life begins at its bound. */
+#define BOUNDS_AHEAD ((uint64_t)1 << 32)
+#define JOBS_AHEAD ((uint64_t)1 << 24)
 
 /* ---- who waits for the next cut -------------------------------------------- */
 
@@ -51,16 +56,12 @@ int crail_rpc_durable_allowed(const crail_namenode *nn, const struct crail_op *o
     return asks && nn->durable.kind == CRAIL_DURABILITY_NONE ? CRAIL_E_INVALID_ARGUMENT : 0;
 }
 
-/* What is gone or has moved has no version that would tell. */
-static void note_removal(struct crail_rpc_durable *d, const struct crail_op *op, uint64_t epoch) {
-    if (op->code == CRAIL_OP_REMOVE || op->code == CRAIL_OP_RMTREE || op->code == CRAIL_OP_ACK)
-        d->removed = epoch;
-    if (op->code == CRAIL_OP_RENAME)
-        d->removed = d->moved = epoch;
-}
-
 static uint64_t max_u64(uint64_t a, uint64_t b) {
     return a > b ? a : b;
+}
+
+static bool tells_of_absence(const struct crail_op *op, const struct crail_result *r) {
+    return r->status || (op->code == CRAIL_OP_STAT && op->flags & CRAIL_OPF_ABSENT);
 }
 
 /* Of an answer to a question, in a cluster where nobody sees what may still be lost. */
@@ -78,21 +79,29 @@ static uint64_t needs_to_tell(const crail_namenode *nn, const struct crail_op *o
     case CRAIL_OP_STAT:
     case CRAIL_OP_OPEN:
     case CRAIL_OP_APPEND:
-        return max_u64(r->status ? d->removed : d->moved,
+        return max_u64(tells_of_absence(op, r) ? crail_meta_removed(nn->meta) : crail_meta_moved(nn->meta),
                        r->version > d->done_version ? crail_rpc_durable_changed(nn) : 0);
     default:
         return crail_rpc_durable_changed(nn);
     }
 }
 
+/* While commits fail nobody begins a vector that is recorded. These change something durable without being that. */
+static bool is_kept_back(const crail_namenode *nn, const struct crail_op *op, const struct crail_result *r) {
+    bool changes = op->code == CRAIL_OP_TAKE || op->code == CRAIL_OP_ENTER || op->code == CRAIL_OP_JOB;
+    return nn->durable.failing && changes && !r->status;
+}
+
 uint64_t crail_rpc_durable_needs(crail_namenode *nn, const struct crail_op *op, const struct crail_result *r) {
-    struct crail_rpc_durable *d = &nn->durable;
-    if (d->kind == CRAIL_DURABILITY_NONE || (d->kind != CRAIL_DURABILITY_SYNC && !op->options_len))
+    const struct crail_rpc_durable *d = &nn->durable;
+    if (d->kind == CRAIL_DURABILITY_NONE)
+        return 0;
+    if (d->kind == CRAIL_DURABILITY_GROUP && is_kept_back(nn, op, r))
+        return crail_rpc_durable_changed(nn);
+    if (d->kind == CRAIL_DURABILITY_GROUP && !op->options_len)
         return 0;
     uint16_t flags = option_flags(op);
     bool is_sync = flags & CRAIL_OPTION_SYNC || (d->kind == CRAIL_DURABILITY_SYNC && !(flags & CRAIL_OPTION_GROUP));
-    if (op->code >= CRAIL_OP_RECORDED_FIRST && !r->status)
-        note_removal(d, op, crail_rpc_durable_changed(nn));
     return is_sync ? needs_to_tell(nn, op, r) : 0;
 }
 
@@ -228,21 +237,23 @@ static void write_bounds(crail_namenode *nn) {
     struct crail_row_bounds bounds = {.epoch = d->epoch,
                                       .id = now.last_id + BOUNDS_AHEAD,
                                       .version = now.last_version + BOUNDS_AHEAD,
-                                      .job = now.last_job + BOUNDS_AHEAD};
+                                      .job = now.last_job + JOBS_AHEAD};
     int rc = crail_row_append(&d->lanes, CRAIL_TABLE_SUPER, false, "bounds", 6, &bounds, sizeof bounds);
     assert(rc == 0);
     (void)rc;
 }
 
-/* 1: it has begun; 0: there is nothing to write. */
+/* 1: it has begun, or one is under way that nobody has seen the end of; 0: there is nothing to write. */
 static int cut_begin(crail_namenode *nn, void *args) {
     struct crail_rpc_durable *d = &nn->durable;
     (void)args;
     if (d->cut != CRAIL_RPC_CUT_NONE)
-        return -EBUSY;
+        return 1;
     if (!crail_meta_changed(nn->meta) && crail_list_empty(&d->changed) && !d->gone.len && d->epoch)
         return 0;
-    int rc = make_room(nn);
+    int rc = crail_failpoint_error("cut-asked");
+    if (!rc)
+        rc = make_room(nn);
     uint64_t epoch = crail_meta_epoch(nn->meta);
     d->rows.len = 0;
     if (!rc)
@@ -250,7 +261,9 @@ static int cut_begin(crail_namenode *nn, void *args) {
     if (rc)
         return rc;
     d->epoch = epoch;
+    crail_failpoint("bounds-before");
     write_bounds(nn);
+    crail_failpoint("bounds-after");
     rc = crail_buf_append_padded(&d->lanes, d->gone.data, d->gone.len);
     assert(rc == 0); /* there is room */
     d->gone.len = 0;
@@ -265,16 +278,21 @@ static int cut_begin(crail_namenode *nn, void *args) {
     pthread_mutex_lock(&d->lock);
     d->is_wanted = d->is_written = false;
     pthread_mutex_unlock(&d->lock);
+    crail_failpoint("cut-begun");
     return 1;
 }
 
 /* True: all of them are written. */
 static bool write_lanes(crail_namenode *nn, uint64_t until) {
     struct crail_rpc_durable *d = &nn->durable;
-    for (uint32_t n = 1; !crail_list_empty(&d->cut_lanes); n++) {
+    size_t looked = d->lanes.len;
+    while (!crail_list_empty(&d->cut_lanes)) {
         write_lane(nn, CRAIL_LIST_OF(d->cut_lanes.next, struct crail_rpc_lane, of_rows));
-        if (n % LANES_TO_CLOCK == 0 && crail_clock_ns() >= until)
+        if (d->lanes.len - looked < WRITTEN_TO_CLOCK)
+            continue;
+        if (crail_clock_ns() >= until)
             return crail_list_empty(&d->cut_lanes);
+        looked = d->lanes.len;
     }
     return true;
 }
@@ -312,22 +330,33 @@ struct done {
     struct crail_buf rows, lanes; /* of the cut, for the caller to free: to unmap megabytes holds the loop */
 };
 
+/* The memory that is not worth keeping for the next cut. */
+static struct crail_buf let_go(struct crail_buf *b) {
+    struct crail_buf large = {0};
+    if (b->cap > ROWS_KEPT_BYTES) {
+        large = *b;
+        *b = (struct crail_buf){0};
+    }
+    b->len = 0;
+    return large;
+}
+
 static int cut_done(crail_namenode *nn, void *args) {
     struct crail_rpc_durable *d = &nn->durable;
     struct done *done = args;
-    if (done->epoch != d->epoch || d->cut == CRAIL_RPC_CUT_WRITING)
+    if (done->epoch != d->epoch || d->cut != CRAIL_RPC_CUT_GIVEN)
         return -EINVAL;
-    d->cut = CRAIL_RPC_CUT_NONE;
     d->failing = !done->ok;
-    done->rows = d->rows;
-    done->lanes = d->lanes;
-    d->rows = d->lanes = (struct crail_buf){0};
     if (!done->ok)
         return 0;
+    d->cut = CRAIL_RPC_CUT_NONE;
+    done->rows = let_go(&d->rows);
+    done->lanes = let_go(&d->lanes);
     d->done = d->epoch;
     d->done_version = d->version;
     d->cut_ns = 0;
     nn->stats.cuts++;
+    crail_failpoint("durable-noted");
     crail_meta_durable_up_to(nn->meta, d->done);
     nn->changed = true; /* what waited for it comes due */
     crail_rpc_lanes_wake(nn, &d->wait_commit);
@@ -425,8 +454,10 @@ int crail_rpc_durable_init(crail_namenode *nn, uint32_t kind, int grants_fd) {
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         crail_list_init(lists[i]);
     d->kind = kind;
-    if (kind != CRAIL_DURABILITY_NONE)
-        mallopt(M_MMAP_THRESHOLD, 1 << 20); /* so that the rows of a cut grow by remapping, not by copies */
+    if (kind != CRAIL_DURABILITY_NONE) {
+        mallopt(M_MMAP_THRESHOLD, 4 << 20); /* so that the rows of a cut grow by remapping, not by copies */
+        mallopt(M_TRIM_THRESHOLD, HEAP_KEPT_BYTES);
+    }
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "rpc/rpc.h"
 
 #define EVICT_SLACK_NS 1000000 /* the engine goes by another clock */
@@ -143,6 +144,7 @@ static bool reply(crail_namenode *nn, struct crail_rpc_lane *lane, const struct 
         crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_DURABLE);
         return false;
     }
+    crail_failpoint("reply");
     nn->stats.requests++;
     crail_rpc_crowd_count(nn, lane);
     return sent(nn, lane, crail_rpc_conn_send(nn, lane->conn, b->data, b->len));
@@ -181,6 +183,14 @@ static bool begin(crail_namenode *nn, struct crail_rpc_lane *lane, const uint8_t
     return false;
 }
 
+/* False: the lane waits until something is durable before it executes its vector. */
+static bool may_change(crail_namenode *nn, struct crail_rpc_lane *lane) {
+    if (!crail_rpc_durable_slows(nn) || crail_rpc_vector_is_bye(&lane->vec))
+        return true;
+    crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_COMMIT);
+    return false;
+}
+
 /* The next number: its vector begins, or waits before it does. */
 static bool begin_recorded(crail_namenode *nn, struct crail_rpc_lane *lane, const uint8_t *frame) {
     crail_rpc_lane_touch(nn, lane);
@@ -191,10 +201,7 @@ static bool begin_recorded(crail_namenode *nn, struct crail_rpc_lane *lane, cons
     lane->half_seq = 0;
     if (!begin(nn, lane, frame, &lane->record))
         return false;
-    if (!crail_rpc_durable_slows(nn) || crail_rpc_vector_is_bye(&lane->vec))
-        return true;
-    crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_WAIT_COMMIT);
-    return false;
+    return may_change(nn, lane);
 }
 
 /* The vector that an earlier life left half-way: its first part is in the record, the rest is executed. */
@@ -208,7 +215,7 @@ static bool resume(crail_namenode *nn, struct crail_rpc_lane *lane, const uint8_
     crail_rpc_vector_resume(&lane->vec, frame, lane->half_count, &lane->record);
     lane->takes_any = false;
     lane->half_seq = 0;
-    return true;
+    return may_change(nn, lane);
 }
 
 /* Begins the frame's vector, or answers it at once. False: the lane cannot go on now. */

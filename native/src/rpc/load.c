@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "base/rows.h"
 #include "rpc/rpc.h"
 
@@ -34,6 +35,7 @@ static int load_super(crail_namenode *nn, const struct crail_row *row) {
     if (row->value_len != sizeof bounds)
         return -EUCLEAN;
     memcpy(&bounds, crail_row_value(row), sizeof bounds);
+    nn->durable.has_bounds = true;
     crail_meta_counters_set(nn->meta, &(struct crail_meta_counters){bounds.id, bounds.version, bounds.job});
     return 0;
 }
@@ -82,6 +84,7 @@ static int load(crail_namenode *nn, void *args) {
         if (!rc)
             at += row->size;
     }
+    crail_failpoint("load-rows");
     nn->excused_ns += crail_clock_ns() - from;
     return rc;
 }
@@ -159,6 +162,11 @@ static int load_end(crail_namenode *nn, void *args) {
     int rc = begin(nn);
     if (!rc)
         rc = crail_meta_load_end(nn->meta, &report, rows->why, rows->why_size);
+    crail_failpoint("load-linked");
+    if (!rc && report.nodes && !nn->durable.has_bounds) { /* numbers would be given twice */
+        snprintf(rows->why, rows->why_size, "super 'bounds': the row is missing");
+        rc = -EUCLEAN;
+    }
     if (!rc)
         rc = load_lanes(nn, rows->loaded);
     rows->loaded->nodes = report.nodes;

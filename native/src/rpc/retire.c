@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/failpoint.h"
 #include "rpc/rpc.h"
 
 #define ORDER_EXTENTS 256u /* so many are worth a frame */
@@ -107,6 +108,7 @@ static void order(crail_namenode *nn, struct crail_rpc_channel *ch) {
             ch->due_since = 0;
         if (!flush(nn, ch))
             return;
+        crail_failpoint("retire-ordered");
     }
 }
 
@@ -143,6 +145,7 @@ bool crail_rpc_retires_coming(crail_namenode *nn) {
 /* False: the server confirms what was not ordered. */
 static bool confirm(crail_namenode *nn, struct crail_rpc_channel *ch, const struct crail_retire *done, uint32_t n) {
     int rc = -EPROTO;
+    crail_failpoint("retire-done");
     if (!ch->doubtful) {
         rc = crail_meta_retires_done(nn->meta, ch->server->number, done, n);
         ch->in_flight -= rc || ch->in_flight < n ? 0 : n;
@@ -173,6 +176,7 @@ static bool take_frames(crail_namenode *nn, struct crail_rpc_channel *ch) {
             return false;
         ch->in_len -= head.size;
         memmove(ch->in.bytes, ch->in.bytes + head.size, ch->in_len);
+        crail_failpoint("retire-free");
         crail_rpc_lanes_wake(nn, &nn->wait_space);
     }
     return true;
@@ -348,6 +352,7 @@ int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64
     nn->excused_ns += crail_clock_ns() - from; /* once per server and life */
     if (rc)
         return rc;
+    crail_failpoint("server-recovered");
     s->is_awaited = false;
     s->state = CRAIL_SERVER_UP;
     nn->changed = true;

@@ -87,6 +87,7 @@ struct crail_rpc_vector {
     bool bye;                     /* the session wishes to end */
     uint64_t needs;               /* the epoch that must be durable before its reply goes out; 0: none */
     uint64_t space_until;         /* 0: did not yet wait for memory */
+    uint64_t space_epoch;         /* memory comes back when that is durable; 0: none does */
     struct crail_buf *reply;
 };
 
@@ -225,12 +226,12 @@ struct crail_rpc_durable {
     uint64_t done;               /* every change of this epoch and those before is durable */
     uint64_t version;            /* the last one given when the cut began... */
     uint64_t done_version;       /* ... and when that did which is durable */
-    uint64_t removed, moved;     /* the epochs of the last removal and of the last rename */
     uint64_t changed_ns, cut_ns; /* when the oldest change was made: since the cut, and within it; 0: none was */
     struct crail_list changed;   /* lanes whose row differs from what the last cut has... */
     struct crail_list cut_lanes; /* ... and those that this one has still to write */
     struct crail_buf rows;       /* the engine's part of the cut */
     bool is_loading;             /* rows of an earlier life came */
+    bool has_bounds;             /* those of its counters did */
     bool keeps_lanes;            /* the last cut failed in the engine: `lanes` is of the next one, too */
     struct crail_buf lanes;      /* ours; room for all of it is made when the cut begins */
     struct crail_buf gone;       /* rows of lanes that ended since: of the next cut */
