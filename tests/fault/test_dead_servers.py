@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import crailpy
 import crailpy.aio
 from crailpy import errors
 
+from ..integration.kit import Call, until
 from ..stopping import stop
 
 VALUE = random.Random(1).randbytes(3 << 20)
@@ -130,3 +132,14 @@ def test_a_stream_waits_for_its_server_though_the_namenode_does_not_say_where_it
             finally:
                 later.join()
         assert store.get("/x") == VALUE[: 1 << 20] + VALUE[: 2 << 20]
+
+
+@pytest.mark.parametrize("way", ["put", "aio file"])
+def test_a_write_waits_for_the_only_server_that_has_died_and_comes_back(way):
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        cluster.servers[0].kill()
+        until(lambda: store.status()["servers"][0]["state"] == "down")
+        writing = Call(asyncio.run, write_all(cluster, way, None, ["/a"], timeout=30))
+        cluster.servers[0].start()  # which takes longer than to ask for space
+        writing.result()
+        assert store.get("/a") == VALUE
