@@ -519,9 +519,10 @@ class File(io.RawIOBase):
                 self._moves().write(self._extents, at, data, left, early)
                 break
             except (UnavailableError, DeadlineError) as error:
-                if not early or error.server is None or int(error.server) in behind:
+                if not early or int(error.server or 0) in behind:
                     raise
-                early = self._go_elsewhere()
+                # Without a server: the namenode did not say in so short a time where it is.
+                early = error.server is not None and self._go_elsewhere()
         while self._edge < at + data.nbytes:
             self._edge += extents.capacity(self._extents[self._edge_at() :][: extents.EXTENT_BYTES])
 
