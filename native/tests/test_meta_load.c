@@ -205,6 +205,7 @@ static void a_run_whose_generation_is_another_is_lost_by_name(void) {
     kit_cut(&t.k, &t.db);
     die(&t);
     assert(crail_meta_server_live(t.k.m, 1, 0, live, 4) == 2 && live[0].granules == 5 && !live[0].granule);
+    WANT(kit_op(&t.k, CRAIL_OP_OPEN, 0, "/b", NULL, 0, 0, 5, 0), OK); /* nobody knows it yet */
     for (uint32_t i = 0; i < GRANULES; i++)
         found[i] = i == b.granule ? 9 : i < 10 ? 0 : 1;
     assert(crail_meta_server_recovered(t.k.m, 1, generations, NULL, 0, &lost) == 0 && lost == 1);
@@ -214,6 +215,8 @@ static void a_run_whose_generation_is_another_is_lost_by_name(void) {
     assert(extent_at(&got, 0).granule == a.granule && got.r.size == 5 * 4096 - 7);
     got = kit_get(&t.k, "/b");
     WANT(got, E(DATA_LOST));
+    WANT(kit_op(&t.k, CRAIL_OP_OPEN, 0, "/b", NULL, 0, 0, 5, 0), E(DATA_LOST));
+    WANT(kit_op(&t.k, CRAIL_OP_END, 0, "", NULL, 0, 0, 5, 0), OK);
     kit_cut(&t.k, &t.db);
     WANT(kit_remove(&t.k, 0, "/b"), OK);
     kit_cut(&t.k, &t.db);
