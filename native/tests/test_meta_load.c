@@ -23,7 +23,6 @@ static void begin(struct two *t) {
     memset(t, 0, sizeof(*t));
     kit_open_durable(&t->k, -1);
     assert(crail_meta_session_open(t->k.m, ++t->k.next_session, &t->k.s) == 0);
-    crail_meta_session_note(t->k.m, t->k.s, 3);
 }
 
 static void end(struct two *t) {
@@ -249,7 +248,6 @@ static void a_grant_outlives_the_namenode_that_gave_it(void) {
     memset(&t, 0, sizeof(t));
     kit_open_durable(&t.k, fd);
     assert(crail_meta_session_open(t.k.m, 1, &t.k.s) == 0);
-    crail_meta_session_note(t.k.m, t.k.s, 3);
     kit_server(&t.k, 1, GRANULES);
     kit_cut(&t.k, &t.db);
     struct answer a = kit_alloc(&t.k, 0, 4096);
@@ -293,7 +291,6 @@ static void a_cut_without_memory_is_made_up_by_the_next_one(void) {
         sprintf(path, "/d/%u", i);
         WANT(i % 4 ? kit_remove(&t.k, 0, path) : kit_put(&t.k, 0, path, "y", 1), OK);
     }
-    crail_meta_session_note(t.k.m, t.k.s, 3);
     assert(crail_meta_cut_begin(t.k.m, &rows) == 0);
     size_t begun = rows.len;
     crail_meta_cut_step(t.k.m, 0);
