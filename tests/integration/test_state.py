@@ -133,6 +133,13 @@ def test_none_keeps_nothing_and_says_so(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_state_is_not_passed_over(state):
+    command = [*CRAILPY, "namenode", "--dir", str(state), "--durability", "none", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "has a state" in done.stderr
+
+
 def test_durability_is_asked_for_by_call():
     with (
         crailpy.LocalCluster(dram="16MiB", group_interval=60) as cluster,
