@@ -154,6 +154,14 @@ class Connection:
         """What the namenode promises of all that lies with it."""
         return self._session.durability
 
+    def _kept_at(self, path: Any) -> str:
+        """What is promised of a node there: a job of this store may have said less of it."""
+        if not self._homes:
+            return self._kept
+        from .placement import kept_at
+
+        return kept_at(self._homes, path, self._kept)
+
     def _tier_of(self, server: int) -> str | None:
         """The name of its tier; None if nobody can say."""
         if server not in self._tiers:
@@ -256,6 +264,10 @@ class Connection:
     def _run(self, request: Request, timeout: float | None = None) -> Any:
         """Sends the request and gives what its answer means."""
         r = request
+        if self._homes:
+            from .placement import say_durability
+
+            say_durability(self._homes, r, r.path)
         try:
             if r.wait is None:
                 result = self._call(

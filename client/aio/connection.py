@@ -181,6 +181,14 @@ class AsyncConnection:
         """What the namenode promises of all that lies with it."""
         return self._session.durability
 
+    def _kept_at(self, path: Any) -> str:
+        """What is promised of a node there: a job of this store may have said less of it."""
+        if not self._homes:
+            return self._kept
+        from ..placement import kept_at
+
+        return kept_at(self._homes, path, self._kept)
+
     @property
     def _session(self) -> AsyncSession:
         if self._opened is None:
@@ -194,6 +202,10 @@ class AsyncConnection:
     ) -> Any:
         """Sends the request and gives what its answer means. `ask`: sends it once, in another way
         than `_call`: with the milliseconds that it may be set aside, and its timeout."""
+        if self._homes:
+            from ..placement import say_durability
+
+            say_durability(self._homes, request, request.path)
         ask = ask or partial(self._call, request)
         try:
             if request.wait is None:

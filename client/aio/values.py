@@ -229,6 +229,12 @@ class AsyncValues(AsyncConnection):
             r if isinstance(r, CrailError) and not isinstance(r, requests.ABSENT_ERRORS) else None
             for r in results
         ]
+        if self._homes:
+            from ..placement import durable_after
+
+            last = durable_after(self._homes, keys)
+            if last is not None:
+                await self._run(last, timeout)
         all_or_batch_error(failed)
 
     # -- reading ---------------------------------------------------------------------------

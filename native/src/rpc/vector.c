@@ -119,15 +119,13 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
     return crail_rpc_operation(nn, lane->session, op, v->reply);
 }
 
-/* Until when a lone ALLOC waits: as long as it said, or a little while some memory is on its way back; or for a server
- * that was there before a restart. */
+/* Until when a lone ALLOC waits: as long as it said, or a little while some memory is on its way back. */
 static void space_wait_begin(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op) {
-    uint64_t awaited_ns = crail_rpc_servers_awaited(nn);
     if (op->flags & CRAIL_OPF_WAIT) {
         v->space_until = nn->now_ns + op->count * 1000000ull;
         return;
     }
-    v->space_until = awaited_ns ? awaited_ns : nn->now_ns + nn->tuning.space_wait_ns;
+    v->space_until = nn->now_ns + nn->tuning.space_wait_ns;
     v->space_epoch = crail_meta_gated(nn->meta) ? crail_rpc_durable_changed(nn) : 0;
 }
 
@@ -141,18 +139,22 @@ static bool space_wait_is_over(crail_namenode *nn, struct crail_rpc_vector *v) {
     return false;
 }
 
-/* A lone ALLOC that found no memory takes its result away again and waits. That is what lets a small store be
- * overwritten for ever. */
+/* A lone ALLOC that found no memory takes its result away again and waits, which lets a small store be overwritten for
+ * ever; also for a server that was there a moment ago, and may just be restarted. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
     if (op->code != CRAIL_OP_ALLOC || v->count != 1 || op->flags & CRAIL_OPF_IF_PLENTY)
         return false;
     const struct crail_result *r = (const void *)(v->reply->data + result_at);
-    bool comes = op->flags & CRAIL_OPF_WAIT || crail_rpc_servers_awaited(nn) || crail_rpc_retires_coming(nn);
+    bool said = op->flags & CRAIL_OPF_WAIT;
+    uint64_t awaited_ns = crail_rpc_servers_awaited(nn);
+    bool comes = said || awaited_ns || crail_rpc_retires_coming(nn);
     if (r->status != -CRAIL_E_OUT_OF_SPACE || !comes)
         return false;
     if (!v->space_until)
         space_wait_begin(nn, v, op);
+    if (!said && awaited_ns > v->space_until)
+        v->space_until = awaited_ns;
     if (space_wait_is_over(nn, v))
         return false;
     v->reply->len = result_at;
