@@ -380,10 +380,13 @@ class File(io.RawIOBase):
         return data
 
     def ask(self, length: int) -> None:
-        """Has the next `length` bytes on their way, where they come over TCP."""
+        """Has the next `length` bytes on their way, where they come over TCP. A connection that broke
+        meanwhile shows when they are read, which tries again."""
         if self._memory is None and self._size > self._at:
             try:
                 self._moves().ask(self._extents, self._size, self._at, length, self._timeout())
+            except UnavailableError:
+                pass
             except StaleLocationError as error:
                 raise self._lost() from error
 
@@ -639,7 +642,6 @@ class File(io.RawIOBase):
                 raise Refused(error) from error
             self._is_broken = False
             self._forget_behind()
-
 
     def _leave_memory(self, end: int) -> None:
         """What was in memory goes on in extents, with room up to `end`."""

@@ -33,9 +33,9 @@ class Values(Connection):
     `wait_space=` seconds to wait for space, beyond the timeout; `ttl=` seconds after its last
     commit, `job=` (of `job()`) and `evictable=True` (may go when space is short) end it;
     `delete_after_read=True`: whoever has read it all removes it. `durability=` of this change:
-    "sync" is answered when it is durable, "group" when it will be within the group interval. Raises
-    InvalidArgumentError for what cannot be kept: `replicas=`, `checksum=`, a promise of durability
-    by a namenode that keeps nothing.
+    "sync", it is durable when the call returns, its bytes too where they lie on a disk; "group",
+    its name is within the group interval. Raises InvalidArgumentError for what cannot be kept:
+    `replicas=`, `checksum=`, a promise of durability by a namenode that keeps nothing.
     """
 
     def _placed(

@@ -340,9 +340,10 @@ class Transfers:
         options: bytes,
         limit: Limit,
     ) -> int:
-        """Writes to what was granted, and makes it durable as `make_durable` does. Where its server is away, or its disk refuses, other extents
-        take their place in the list; where there are none, the server is waited for, and a disk is
-        not. Raises OutOfDate, and what the disk's server said."""
+        """Writes to what was granted, and makes it durable as `make_durable` does. Where its server
+        is away, or its disk refuses, other extents take their place in the list; where there are
+        none, the server is waited for, and a disk is not. Raises OutOfDate, and what the disk's
+        server said."""
         pause, tries = RETRY_FIRST, 0
         while True:
             early = tries < ELSEWHERE_TRIES

@@ -18,7 +18,6 @@ from collections.abc import Generator
 from typing import Any
 
 from crailpy import native
-from crailpy.errors import CrailError
 
 from . import rows
 from .database import (
@@ -237,7 +236,7 @@ class Persister:
         try:
             if self._cut is None:
                 self._make()
-        except CrailError as error:  # no memory for the cut: it is tried again
+        except Exception as error:  # no memory for the cut, perhaps: it is tried again
             self._fail(error)
             return False
         return self._commit() is None
@@ -254,7 +253,7 @@ class Persister:
         try:
             with self._quiet:
                 self._database.commit(cut.in_order())
-        except (OSError, CrailError) as error:
+        except Exception as error:  # this thread must not end: whoever changes something waits for it
             self._fail(error)
             self._core.cut_done(cut.epoch, False)
             return error
@@ -273,5 +272,5 @@ class Persister:
 
     def _fail(self, error: Exception) -> None:
         if self.failure is None:
-            log.error("a commit failed, changes wait until one succeeds: %s", error)
-        self.failure = str(error)
+            log.error("a commit failed, changes wait until one succeeds: %r", error)
+        self.failure = str(error) or repr(error)

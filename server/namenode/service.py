@@ -230,6 +230,11 @@ class NamenodeService:
             # A client of an earlier life of this namenode looks like this, too.
             raise SessionLostError("this namenode did not open the session")
 
+    @property
+    def _kept_state(self) -> str:
+        """Whose state outlives this process; "": none does."""
+        return self.cluster if self._state is not None else ""
+
     # -- storage servers -----------------------------------------------------------------------
 
     async def _control(self, visit: Visit) -> None:
@@ -240,7 +245,7 @@ class NamenodeService:
             nonlocal member, recovery
             member = self._members.register(Registration.parse(message))
             if member is None:
-                return {"fresh": True}
+                return {"fresh": True, "state": self._kept_state}
             member.channel = channel
             native.failpoint("register-begun")
             if not await self._settled():  # its number is for ever
@@ -250,7 +255,7 @@ class NamenodeService:
             return {
                 "number": member.number,
                 "mac_key": self._key,
-                "cluster": self.cluster,
+                "state": self._kept_state,
                 "recover": member.is_awaited,
             }
 
@@ -274,7 +279,7 @@ class NamenodeService:
             if awaited() != (server, stream):
                 raise ProtocolError("registered again meanwhile")
             native.failpoint("recovered-heard")
-            self._members.recovered(server, stream.generations, stream.busy)
+            self._members.recovered(server, stream)
             recovery = None
 
         async def heartbeat(message: dict[str, Any]) -> None:

@@ -42,6 +42,19 @@ def test_a_reader_goes_on_after_its_server_was_restarted(own):
         assert got + file.read() == data()
 
 
+def test_the_parts_of_a_multifile_are_read_after_their_server_was_restarted(own):
+    """Also those that are asked ahead, through connections that lay unused meanwhile."""
+    cluster, store = own
+    parts = store.multifile("/m")
+    for seed in range(3):
+        with parts.writer(f"part-{seed}") as writer:
+            writer.write(data(seed))
+    assert store.get("/m/part-0") == data(0)
+    restart(cluster)
+    with parts.reader() as reader:
+        assert reader.read() == b"".join(map(data, range(3)))
+
+
 def test_a_write_that_was_lost_is_never_published(own):
     cluster, store = own
     store.put("/b", b"before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import crailpy
 import crailpy.aio
 from crailpy import errors
 
+from ..integration.kit import Call, until
 from ..stopping import stop
 
 VALUE = random.Random(1).randbytes(3 << 20)
@@ -103,3 +105,14 @@ async def test_a_server_that_is_the_only_one_is_waited_for_and_named(way):
         assert 0.5 < time.monotonic() - begin < 4
         assert raised.value.server == str(number)
         assert (await write_all(cluster, way, "tcp", ["/a"]))[0] > 0, "it is back"
+
+
+@pytest.mark.parametrize("way", ["put", "aio file"])
+def test_a_write_waits_for_the_only_server_that_has_died_and_comes_back(way):
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        cluster.servers[0].kill()
+        until(lambda: store.status()["servers"][0]["state"] == "down")
+        writing = Call(asyncio.run, write_all(cluster, way, None, ["/a"], timeout=30))
+        cluster.servers[0].start()  # which takes longer than to ask for space
+        writing.result()
+        assert store.get("/a") == VALUE

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -182,16 +185,17 @@ def fail_under_stream(store, disks, what: str, number: int = errno.EIO) -> int:
     return server
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-@pytest.mark.parametrize("transport", [None, "tcp"])
-@pytest.mark.parametrize("piece", [5000, 64 << 10, 3 * MIB])
+@pytest.mark.parametrize(
+    ("number", "transport", "piece"),
+    [(errno.EIO, None, 5000), (errno.ENOSPC, "tcp", 64 << 10), (errno.EIO, "tcp", 3 * MIB)],
+)
 def test_a_stream_goes_on_elsewhere_when_its_disk_fails(cluster, disks, number, transport, piece):
     """What the disk has answered is read back, what is on its way is in memory."""
     value = random.Random(piece).randbytes(9 * MIB + 7)
     with cluster.connect(transport=transport, timeout=20) as store:
         with store.open("/s", "wb") as file:
             for at in range(0, len(value), piece):
-                if at // MIB == 3 and not (at - piece) // MIB == 3:
+                if at // MIB == 3 and (at - piece) // MIB != 3:
                     server = fail_under_stream(store, disks, "disk-write", number)
                 file.write(value[at : at + piece])
         assert store.get("/s") == value
@@ -245,7 +249,8 @@ def test_parts_of_a_multifile_go_elsewhere(cluster, disks):
             writer.close()
         with parts.reader() as reader:
             assert reader.read() == VALUE * 24
-        assert {p["server"] for part in parts.parts() for p in store.stat(part.path).locations} == {2}
+        places = [store.stat(part.path).locations for part in parts.parts()]
+        assert {place["server"] for part in places for place in part} == {2}
 
 
 @pytest.mark.parametrize("mode", ["wb", "ab", "r+b"])
@@ -373,20 +378,25 @@ def test_a_stream_whose_flush_fails_publishes_nothing_and_says_so(cluster, disks
     """A disk that did not make them durable may not even have the bytes that it answered for."""
 
     async def main() -> None:
-        async with await crailpy.aio.connect(cluster.address, timeout=20) as store:
-            async with await store.open("/s", "wb", durability="sync") as file:
-                await file.write(VALUE)
+        async with (
+            await crailpy.aio.connect(cluster.address, timeout=20) as store,
+            await store.open("/s", "wb", durability="sync") as file,
+        ):
+            await file.write(VALUE)
+
+    def write() -> None:
+        if face == "asynchronous":
+            asyncio.run(main())
+            return
+        with store.open("/s", "wb", durability="sync") as file:
+            file.write(VALUE)
 
     disks.fail(0, "disk-sync", errno.EIO)
     disks.fail(1, "disk-sync", errno.EIO)
     with cluster.connect(timeout=20) as store:
         store.put("/s", b"before")
         with pytest.raises(errors.DataLostError) as raised:
-            if face == "asynchronous":
-                asyncio.run(main())
-            else:
-                with store.open("/s", "wb", durability="sync") as file:
-                    file.write(VALUE)
+            write()
         assert raised.value.path == "/s"
         assert raised.value.server in ("1", "2")
         assert store.get("/s") == b"before"
@@ -398,18 +408,70 @@ def server_of_stream(store) -> int:
     return next(s["number"] for s in servers if s["granules_granted"])
 
 
-def test_a_server_that_is_started_again_takes_part_again(cluster, disks):
-    with cluster.connect() as store:
-        fill(store)
+def command(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "crailpy.cli", *words],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_a_failed_disk_is_shown_until_its_server_is_started_again(cluster, disks):
+    with cluster.connect(timeout=30) as store:
+        before = fill(store)
         disks.fail(0, "disk-write", errno.EIO)
         for i in range(4):
-            store.put(f"/new{i}", VALUE)
+            store.put(f"/new{i}", VALUE, durability="sync")
         until(lambda: states(store) == ["failed", "up"])
+        at = f"--address={cluster.address}"
+        assert "the disk of storage-0 has failed: Input/output error" in command("status", at)
+        found = {one["what"]: one for one in json.loads(command("doctor", at, "--json"))}
+        assert found["storage servers"]["state"] == "limited"
+        assert found["disk of storage-0"]["found"].startswith("Input/output error")
         disks.mend(0)
+        for i in range(4):
+            store.put(f"/new{i}", VALUE)
+            assert server_of(store, f"/new{i}") == 2
         cluster.servers[0].stop()
         cluster.servers[0].start()
         until(lambda: states(store) == ["up", "up"])
-        fill(store)
+        before += fill(store)
+        assert [store.get(path) for path in before] == [VALUE] * len(before)
+
+
+def test_a_restarted_namenode_finds_a_failed_disk_again(cluster, disks):
+    """What is there is served. What was retired meanwhile could not be written down, so nothing is
+    placed there before both were started once more."""
+    with cluster.connect(timeout=30) as store:
+        before = fill(store)
+        gone = [f"/gone{i}" for i in range(4)]
+        for path in gone:
+            store.put(path, VALUE)
+        disks.fail(0, "disk-write", errno.EIO)
+        for i in range(4):
+            store.put(f"/new{i}", VALUE, durability="sync")
+        until(lambda: states(store) == ["failed", "up"])
+        cluster.namenode.kill()  # it hears of it again, a minute before the next heartbeat
+        cluster.namenode.start()
+        until(lambda: states(store) == ["failed", "up"])
+        assert [store.get(path) for path in before] == [VALUE] * len(before)
+        store.delete_many(gone)
+        disks.mend(0)
+        for server, found in ((cluster.servers[0], "closed"), (cluster.namenode, "up")):
+            for i in range(4):
+                store.put(f"/new{i}", VALUE, durability="sync")
+                assert server_of(store, f"/new{i}") == 2
+            server.stop()
+            server.start()
+            until(lambda found=found: states(store) == [found, "up"])
+            assert [store.get(path) for path in before] == [VALUE] * len(before)
+            assert store.check() is None
+        last = [f"/last{i}" for i in range(40)]
+        for path in last:
+            store.put(path, VALUE)
+        assert sum(server_of(store, path) == 1 for path in last) > 15
+        assert [store.get(path) for path in last] == [VALUE] * len(last)
+        assert store.check() is None
 
 
 def test_a_flush_that_fails_says_so(cluster, disks):

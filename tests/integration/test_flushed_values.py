@@ -152,9 +152,11 @@ def test_an_edit_promises_what_it_did_itself_at_most(cluster, store, mode):
 
 def test_an_awaited_append_flushes_what_it_wrote(cluster, store):
     async def append() -> None:
-        async with await crailpy.aio.connect(cluster.address) as awaited:
-            async with await awaited.open("/v", "ab", durability="sync") as file:
-                await file.write(b"more" * 1000)
+        async with (
+            await crailpy.aio.connect(cluster.address) as awaited,
+            await awaited.open("/v", "ab", durability="sync") as file,
+        ):
+            await file.write(b"more" * 1000)
 
     store.put("/v", VALUE, tier="file", strict=True, durability="sync")
     flushes = Flushes(store)

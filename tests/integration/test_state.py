@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import crailpy
 from crailpy import errors, native
 from crailpy.server.namenode import rows
 from crailpy.server.namenode.database import Database, Table
-from crailpy.server.namenode.persist import State
+from crailpy.server.namenode.persist import Persister, State
 
 from .kit import Call
 
@@ -44,20 +45,29 @@ def state(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "state")
 
 
+def core_of(state):
+    """The core of a namenode that starts with this. Raises what that would end with."""
+    core = native.Namenode(
+        arena_bytes_max=1 << 30,
+        session_grace=10,
+        mac_key=state.superblock().key,
+        durability="group",
+        grants=state.grants,
+    )
+    try:
+        state.load(core)
+    except BaseException:
+        core.close()
+        raise
+    return core
+
+
 def load(path):
     """The nodes that a namenode would start with. Raises what it would end with."""
     found = State(path)
     try:
-        superblock = found.superblock()
-        core = native.Namenode(
-            arena_bytes_max=1 << 30,
-            session_grace=10,
-            mac_key=superblock.key,
-            durability="group",
-            grants=found.grants,
-        )
+        core = core_of(found)
         try:
-            found.load(core)
             assert core.check() is None
             return core.stats()["nodes"]
         finally:
@@ -180,6 +190,36 @@ def test_while_commits_fail_writers_wait_and_readers_do_not(durability):
         cluster.namenode.kill()
         cluster.namenode.start()
         assert store.get("/sync") == b"1"
+
+
+def test_whatever_ends_a_commit_it_is_tried_again(tmp_path):
+    """Also what nobody thought of: without the thread nothing would ever be durable again."""
+    state = State(str(tmp_path / "state"))
+    core = core_of(state)
+    commit, failures = state.database.commit, [MemoryError(), RuntimeError("no idea")]
+
+    def fails_at_first(changes):
+        if failures:
+            raise failures.pop()
+        commit(changes)
+
+    async def run():
+        persister = Persister(core, state, interval=0.01)
+        await persister.start()
+        state.database.commit = fails_at_first
+        core.session_open(7)
+        try:
+            assert await persister.durable(30)
+            assert persister.failure is None
+        finally:
+            await persister.close()
+
+    try:
+        asyncio.run(run())
+        assert not failures
+    finally:
+        core.close()
+        state.close()
 
 
 # ---- damage --------------------------------------------------------------------------------------

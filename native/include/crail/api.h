@@ -220,7 +220,8 @@ int crail_storage_channel(crail_storage *s, int fd);
 /* For a namenode that was started again and knows only the `n` runs of `live` (region, granule and granules of each, by
  * place and apart): retires all else. The retire channel ends; the generations of all granules outside are raised, in
  * steps, and, of file regions, durable when this returns. Then how many runs outside are busy because somebody is using
- * them: they are to be ordered. Again is harmless. -EINVAL: not such runs; -EIO, -ETIMEDOUT: the disk; -ENOMEM. */
+ * them: they are to be ordered; where the disk has failed, all that is outside. Again is harmless. -EINVAL: not such
+ * runs; -ETIMEDOUT: the disk; -ENOMEM. */
 int crail_storage_retire_others(crail_storage *s, const uint32_t *live, uint32_t n);
 /* The busy runs of the last time, likewise: up to `max`; how many. A confirmed one has 0 granules. */
 int crail_storage_busy(crail_storage *s, uint32_t *out, uint32_t max);

@@ -37,19 +37,19 @@
 /* All of them, of C and of Python, each passed at one place. */
 static const char *const names[] = {
     /* the namenode's loop */
-    "cut-asked",       /* a cut is asked for, something has changed, and nothing of it has begun */
-    "bounds-before",   /* the cut has begun in the tree, and the bounds of the counters are not in it */
-    "bounds-after",    /* they are */
-    "cut-begun",       /* the set is taken over, and no node is written */
-    "cut-step",        /* between two steps of the writing */
-    "durable-noted",   /* the commit's epoch is durable, and nobody has been told */
-    "reply",           /* a reply is about to go out, whatever it had to wait for */
-    "grant-noted",     /* a grant is in the grant map, and its reply is not out */
-    "retire-ordered",  /* orders are sent, and not confirmed */
-    "retire-done",     /* a confirmation has come, and what it frees is not free */
-    "retire-free",     /* it is free, and nobody has it */
-    "load-rows",       /* at the start: a piece of the rows is in the tree */
-    "load-linked",     /* at the start: all of them are, and the lanes are not */
+    "cut-asked",        /* a cut is asked for, something has changed, and nothing of it has begun */
+    "bounds-before",    /* the cut has begun in the tree, and the bounds of the counters are not in it */
+    "bounds-after",     /* they are */
+    "cut-begun",        /* the set is taken over, and no node is written */
+    "cut-step",         /* between two steps of the writing */
+    "durable-noted",    /* the commit's epoch is durable, and nobody has been told */
+    "reply",            /* a reply is about to go out, whatever it had to wait for */
+    "grant-noted",      /* a grant is in the grant map, and its reply is not out */
+    "retire-ordered",   /* orders are sent, and not confirmed */
+    "retire-done",      /* a confirmation has come, and what it frees is not free */
+    "retire-free",      /* it is free, and nobody has it */
+    "load-rows",        /* at the start: a piece of the rows is in the tree */
+    "load-linked",      /* at the start: all of them are, and the lanes are not */
     "server-recovered", /* a storage server has said what it has, and the tree knows it */
     /* the namenode's Python */
     "cut-made",         /* the rows of a cut lie in memory */
@@ -76,7 +76,7 @@ static const char *const names[] = {
     "others-raised",      /* recovery: some of what the namenode does not know is retired */
     "others-seen",        /* recovery: all of it, and what is busy is known; nobody has been told */
     /* the storage server's Python */
-    "registered",    /* the namenode has let it in; it has not recovered */
+    "registered",     /* the namenode has let it in; it has not recovered */
     "recovered-told", /* the namenode has heard what it has; there is no channel for orders */
     /* the client */
     "commit-unsent", /* all is written, and the COMMIT is not sent */

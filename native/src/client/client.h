@@ -197,8 +197,8 @@ void crail_io_end(struct crail_io *io);
 /* Has the lane a data connection to this server? */
 bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server);
 
-/* All that was written to the extent's server, and answered, is durable when this returns 0. In memory there is nothing to
- * do, and *is_durable is false. To be called for each server before a COMMIT that promises sync. CRAIL_NEED_SERVER,
+/* All that was written to the extent's server, and answered, is durable when this returns 0. In memory there is nothing
+ * to do, and *is_durable is false. To be called for each server before a COMMIT that promises sync. CRAIL_NEED_SERVER,
  * -EINTR, -EPIPE (the connection ended), -ETIMEDOUT, or the negative status that the server gave. The caller closes the
  * connection after a failure (crail_lane_data_drop). */
 int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, int64_t deadline_ns, bool *is_durable);

@@ -172,6 +172,10 @@ uint64_t crail_meta_changed(const struct crail_meta *m) {
     return m->cut ? m->cut->changed.count + m->cut->sessions_n + m->cut->servers_n : 0;
 }
 
+bool crail_meta_gated(const struct crail_meta *m) {
+    return m->cut && m->cut->gated;
+}
+
 int crail_meta_cut_result(const struct crail_meta *m) {
     return m->cut->result;
 }

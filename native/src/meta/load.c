@@ -141,8 +141,7 @@ static uint64_t value_bytes(const struct crail_node_row *head) {
 
 /* Do kind, parts and sizes agree? */
 static bool head_is_right(const struct crail_node_row *h) {
-    const uint8_t known = CRAIL_PART_LIFE | CRAIL_PART_JOB | CRAIL_PART_ITEM | CRAIL_PART_BARRIER |
-                          CRAIL_PART_FLUSHED;
+    const uint8_t known = CRAIL_PART_LIFE | CRAIL_PART_JOB | CRAIL_PART_ITEM | CRAIL_PART_BARRIER | CRAIL_PART_FLUSHED;
     bool is_file = h->kind == CRAIL_KIND_FILE, is_barrier = h->kind == CRAIL_KIND_BARRIER;
     if (!h->kind || h->kind > CRAIL_KIND_BARRIER || h->parts & ~known || h->extents > CRAIL_EXTENTS_MAX ||
         h->attributes > CRAIL_ATTRIBUTES_MAX)
@@ -236,8 +235,7 @@ static int load_node(struct crail_meta *m, const struct crail_row *row) {
         return bad(l, "node %llu: %s", (ull)r.id, wrong);
     bool has_more = r.head.parts & ~(CRAIL_PART_BARRIER | CRAIL_PART_FLUSHED);
     if (more((void **)&l->nodes, l->nodes_n, &l->nodes_cap, sizeof(*l->nodes)) ||
-        (has_more &&
-         more((void **)&l->beside, l->beside_n, &l->beside_cap, sizeof(*l->beside))))
+        (has_more && more((void **)&l->beside, l->beside_n, &l->beside_cap, sizeof(*l->beside))))
         return -ENOMEM;
     crail_ref ref = record_for(m, &r);
     if (!ref)

@@ -162,6 +162,8 @@ bool crail_meta_cut_step(struct crail_meta *m, uint64_t budget_ns);
 /* Of the latest cut that came to its end: 0; -ENOMEM: `rows` could not grow and is as long as when it began, and what
  * it should have held belongs to the next one. */
 int crail_meta_cut_result(const struct crail_meta *m);
+/* Are there extents that were freed, and wait for that? */
+bool crail_meta_gated(const struct crail_meta *m);
 /* Every change of an epoch up to this one is durable: extents that were freed in them may be retired. */
 void crail_meta_durable_up_to(struct crail_meta *m, uint64_t epoch);
 

@@ -177,7 +177,8 @@ static int load_end(crail_namenode *nn, void *args) {
     rows->loaded->ownerless = report.ownerless;
     if (!rc)
         crail_meta_ends_after(nn->meta, crail_clock_realtime_ns() + (int64_t)nn->grace_ns[0]);
-    nn->recovery_until_ns = crail_clock_ns() + nn->grace_ns[0];
+    for (uint32_t i = 0; i < nn->servers_count; i++)
+        nn->servers[i]->away_until_ns = crail_clock_ns() + nn->grace_ns[0];
     nn->background = true; /* orphans go */
     nn->excused_ns += crail_clock_ns() - from;
     return rc;
