@@ -289,6 +289,8 @@ class Reading:
         self.problems: list[dict[str, str]] = []
         """What is wrong, when all was read: `row` and `why`."""
         self.counted = 0
+        self.lost = 0
+        """Rows that could not be read, whatever they were."""
 
     def pieces(self, *, salvage: bool = False) -> Generator[tuple[int, bytes]]:
         """(table, rows behind each other). The problems are known at the end. With `salvage` rows
@@ -315,7 +317,7 @@ class Reading:
                 if table == 0:
                     said = json.loads(data)
                     self.problems += said["problems"]
-                    self.counted = said["rows"]
+                    self.counted, self.lost = said["rows"], said["lost"]
                     whole = True
                     break
                 yield table, data
