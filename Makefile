@@ -12,7 +12,7 @@ DEPS_STAMP := $(VENV)/.stamp-deps
 NATIVE_STAMP := $(VENV)/.stamp-native
 GUARDS := build/guards/crailpy/_native.abi3.so
 
-.PHONY: dev demo check format test native-test fuzz soak bench guards wheel clean
+.PHONY: dev demo check format test test-long native-test fuzz soak bench guards wheel clean
 
 # The virtual environment with everything, the package installed editable, the native modules up to date.
 dev: $(NATIVE_STAMP)
@@ -51,6 +51,15 @@ format: dev
 # What CI runs. The last line is pytest's.
 test: dev native-test guards
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# What `make test` has no time for: the same tests under load and under attack, going on for long. About 50 minutes,
+# of which MINUTES=10 are for each test of the models. docs/TESTING.md.
+LONG := tests/fault/test_namenode_restarts.py tests/fault/test_failpoints.py tests/fault/test_soak.py \
+	tests/fault/test_reuse_rule.py tests/integration/test_processes.py
+test-long: dev guards
+	CRAILPY_RESTART_SECONDS=120 CRAILPY_SOAK_SECONDS=600 CRAILPY_FAILPOINT_ROUNDS=5 CRAILPY_ATTACK_SECONDS=60 \
+		CRAILPY_HAMMER_SECONDS=60 $(PY) -m pytest -s $(LONG) $(PYTEST_ARGS)
+	$(MAKE) soak
 
 # C alone, warnings are errors: under the address and undefined sanitizers, then under the thread sanitizer. The inputs
 # that the fuzzer has found are replayed.

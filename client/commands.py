@@ -411,6 +411,9 @@ def server_lines(servers: list[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+    for server in servers:
+        if server["failed"]:
+            yield f"the disk of {server['id']} has failed: {server['failed']}"
 
 
 def server_row(server: dict[str, Any]) -> tuple[str, ...]:
@@ -444,7 +447,7 @@ def demo(options: argparse.Namespace) -> int:
 def doctor(options: argparse.Namespace) -> int:
     from .doctor import run
 
-    return run(options)
+    return run(options, lambda: connect(options))
 
 
 # ---- registration -------------------------------------------------------------------------------
@@ -596,4 +599,4 @@ def register(subparsers: Any) -> None:
     p.add_argument("--reduces", type=count, default=8, metavar="N", help="reduce tasks")
     p.add_argument("--folder", help="where the text is (default: the standard library)")
 
-    add("doctor", doctor, "say what this machine can do for a store", facts)
+    add("doctor", doctor, "say what this machine can do for a store", common, facts)

@@ -1,6 +1,7 @@
 """`crailpy doctor`: what this machine can do for a store, and what to do about what is missing.
 
-Reads /proc, /sys and /dev only; changes nothing, needs no rights, connects to nothing.
+Reads /proc, /sys and /dev, and asks the store, if there is one, how its servers are; changes
+nothing, needs no rights.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -270,6 +272,27 @@ CHECKS: list[Callable[[], Finding]] = [
     fuse,
     nvme_tcp,
 ]
+
+
+def servers(facts: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Of a store that runs: its storage servers, and each disk that has failed."""
+    up = sum(server["state"] == "up" for server in facts)
+    found = f"{up} of {len(facts)} up"
+    if up == len(facts):
+        yield Finding("storage servers", "good", found)
+    else:
+        advice = "`crailpy status` lists them, `crailpy storage` starts one"
+        yield Finding("storage servers", "limited", found, advice)
+    for server in facts:
+        if server["failed"]:
+            yield Finding(
+                f"disk of {server['id']}",
+                "limited",
+                f"{server['failed']}: nothing more is written there, what can be read is read",
+                "mend or replace it; starting its server again gives it another chance",
+            )
+
+
 NEEDED = {"python", "native core", "/dev/shm"}
 
 
@@ -278,9 +301,23 @@ def examine() -> list[Finding]:
     return [check() for check in CHECKS]
 
 
-def run(options: argparse.Namespace) -> int:
-    """`crailpy doctor`. Exit code 1 when something is missing that every store needs."""
-    findings = examine()
+def ask(store: Callable[[], Any], address: str | None) -> list[Finding]:
+    """What the store says. One that was not named need not be there."""
+    from crailpy.errors import UnavailableError
+
+    try:
+        with store() as opened:
+            return list(servers(opened.status()["servers"]))
+    except UnavailableError as error:
+        if address is None:
+            return []
+        return [Finding("store", "missing", str(error), error.hint)]
+
+
+def run(options: argparse.Namespace, store: Callable[[], Any]) -> int:
+    """`crailpy doctor`. `store` connects. Exit code 1 when something is missing that every store
+    needs."""
+    findings = examine() + ask(store, options.address)
     if options.json:
         import json
 

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import time
+from collections import deque
 
 from crailpy.errors import (
     DISCARDED,
@@ -31,6 +32,7 @@ from . import placement as place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from crailpy.native import Pipe
@@ -42,11 +44,32 @@ MEMORY_BYTES_MAX = 256 << 10  # a value up to this is written by one put
 COPY_BYTES = 4 << 20
 ZEROS = bytes(MEMORY_BYTES_MAX)
 GIVE_BACK_S = 1.0
+BEHIND_BYTES_MAX = 8 << 20  # kept of what a disk has not answered yet
 ELSEWHERE_TRIES = 8  # extents that may lie at a server that is away, before it is waited for
 
 # operation codes and flags (native/include/crail/wire.h)
 _COMMIT, _RELEASE, OPEN, APPEND, STREAM, FOLLOW = 17, 19, 48, 51, 53, 54
-_ONE_EXTENT, GROW, TAIL_CLOSED = 128, 1 << 11, 16
+_ONE_EXTENT, GROW, FLUSHED, TAIL_CLOSED = 128, 1 << 11, 1 << 14, 16
+
+
+class Refused(Exception):
+    """A disk fails under what is written: it goes elsewhere, or `error` is raised."""
+
+    def __init__(self, error: DataLostError | OutOfSpaceError) -> None:
+        super().__init__(error)
+        self.error = error
+        self.server = int(error.server or 0)
+
+
+def rest_of(size: int, pieces: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, int]]:
+    """What the pieces, (first byte, bytes) each, leave of the first `size` bytes: (start, end)."""
+    at = 0
+    for start, end in sorted((first, first + len(data)) for first, data in pieces):
+        if start > at:
+            yield at, start
+        at = max(at, end)
+    if at < size:
+        yield at, size
 
 
 class Mode:
@@ -114,6 +137,10 @@ class File(io.RawIOBase):
         self._fixed = 0  # bytes from the start that may not be written: they are committed
         self._granted = 0  # the last so many extents are grants of ours
         self._tail_closed = False
+        self._behind: deque[tuple[int, bytes]] = deque()  # written to a disk, perhaps refused
+        self._behind_bytes = 0
+        self._avoid = 0  # the server whose disk refused something last
+        self._rescues = 0
         self._dirty = mode.creates
         self._sequential = True  # everything up to _at was read in order
         self._unread = 0  # bytes that a layer above has read ahead; discard() leaves one too
@@ -286,6 +313,11 @@ class File(io.RawIOBase):
             self._pipe = self._door.pipe(self.name)
         return self._pipe
 
+    def _arrive(self) -> None:
+        """Before it is read: what a disk may refuse is there, or elsewhere."""
+        if self._behind:
+            self._somewhere(self._settle)
+
     def _read_into(self, buffer: Any, at: int) -> int:
         """Fills the buffer from byte `at` on, as far as there is something."""
         if self._memory is not None:
@@ -323,6 +355,7 @@ class File(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self._check_may(self._mode.reads, "readable")
+        self._arrive()
         with memoryview(buffer) as view:
             n = self._read_into(view, self._at)
             if view.nbytes:
@@ -331,6 +364,7 @@ class File(io.RawIOBase):
 
     def readall(self) -> bytes:
         self._check_may(self._mode.reads, "readable")
+        self._arrive()
         n = max(0, self._size - self._at)
         if self._memory is not None:
             data = bytes(memoryview(self._memory)[self._at :])
@@ -346,10 +380,13 @@ class File(io.RawIOBase):
         return data
 
     def ask(self, length: int) -> None:
-        """Has the next `length` bytes on their way, where they come over TCP."""
+        """Has the next `length` bytes on their way, where they come over TCP. A connection that broke
+        meanwhile shows when they are read, which tries again."""
         if self._memory is None and self._size > self._at:
             try:
                 self._moves().ask(self._extents, self._size, self._at, length, self._timeout())
+            except UnavailableError:
+                pass
             except StaleLocationError as error:
                 raise self._lost() from error
 
@@ -372,6 +409,9 @@ class File(io.RawIOBase):
 
     def _write_at(self, data: memoryview, at: int) -> None:
         """Writes from byte `at` on; what lies between the end and `at` becomes zeros."""
+        self._somewhere(lambda: self._write_here(data, at), at + data.nbytes)
+
+    def _write_here(self, data: memoryview, at: int) -> None:
         self._own(at)
         if at > self._size:
             self._fill(at)
@@ -397,12 +437,72 @@ class File(io.RawIOBase):
                 if old:
                     with flat[:old] as part:
                         self._moves().write(self._extents, at, part, self._timeout(), False)
+                        self._keep(part, at)
                 if old < flat.nbytes:
                     with flat[old:] as part:
                         self._put_into_fresh(part, at + old)
+                        self._keep(part, at + old)
         except StaleLocationError as error:
             raise self._lost() from error
+        except (DataLostError, OutOfSpaceError) as error:
+            raise Refused(error) from error
         self._is_broken = False
+
+    def _keep(self, data: memoryview, at: int) -> None:
+        """Keeps what a disk may still refuse, in the order in which it was written."""
+        pipe = self._moves()
+        if not pipe.behind():
+            self._forget_behind()
+            return
+        if self._behind_bytes + data.nbytes > BEHIND_BYTES_MAX:
+            until = pipe.arrived(sys.maxsize, self._timeout())
+            while self._behind and self._behind[0][0] + len(self._behind[0][1]) <= until:
+                self._behind_bytes -= len(self._behind.popleft()[1])
+        if self._behind_bytes + data.nbytes > BEHIND_BYTES_MAX:
+            pipe.settle(self._timeout())
+            self._forget_behind()
+            return
+        self._behind.append((at, bytes(data)))
+        self._behind_bytes += data.nbytes
+
+    def _forget_behind(self) -> None:
+        self._behind = deque()
+        self._behind_bytes = 0
+
+    def _somewhere(self, step: Callable[[], None], room: int = 0) -> None:
+        """Does the step, again where a disk refused bytes of ours, which lie elsewhere by then."""
+        while True:
+            try:
+                step()
+                return
+            except Refused as refused:
+                self._rescue(refused, room)
+
+    def _rescue(self, refused: Refused, room: int = 0) -> None:
+        """A disk has refused bytes of ours. What it answered for can still be read there, and the
+        rest is in memory: all of it moves to other servers, with room for `room` bytes. Where there
+        are none, what the disk's server said is raised."""
+        self._rescues += 1
+        if self._rescues > ELSEWHERE_TRIES or not refused.server:
+            raise refused.error
+        self._avoid = refused.server
+        if self._memory is not None:  # it is all there
+            return
+        self._close_pipe()
+        self._is_broken = False
+        size = self._size
+        behind = [(at, data[: size - at]) for at, data in self._behind if at < size]
+        try:
+            self._take_over(size, room, behind)
+        except Refused as again:
+            self._is_broken = True
+            self._rescue(again, room)
+        except OutOfSpaceError:
+            self._is_broken = True
+            raise refused.error from None
+        except BaseException:
+            self._is_broken = True
+            raise
 
     def _put_into_fresh(self, data: memoryview, at: int) -> None:
         """Writes to extents that nothing was written to before. Where their server is away, others
@@ -419,9 +519,10 @@ class File(io.RawIOBase):
                 self._moves().write(self._extents, at, data, left, early)
                 break
             except (UnavailableError, DeadlineError) as error:
-                if not early or error.server is None or int(error.server) in behind:
+                if not early or int(error.server or 0) in behind:
                     raise
-                early = self._go_elsewhere()
+                # Without a server: the namenode did not say in so short a time where it is.
+                early = error.server is not None and self._go_elsewhere()
         while self._edge < at + data.nbytes:
             self._edge += extents.capacity(self._extents[self._edge_at() :][: extents.EXTENT_BYTES])
 
@@ -467,14 +568,23 @@ class File(io.RawIOBase):
         elif at < self._fixed:
             self._take_over(self._size)
 
-    def _take_over(self, size: int, room: int = 0) -> None:
+    def _take_over(
+        self, size: int, room: int = 0, pieces: Sequence[tuple[int, bytes]] = ()
+    ) -> None:
         """Copies the first `size` bytes to where we may write: into memory if they are few and no
-        more than that is wanted, else into new extents with room for `room` bytes."""
+        more than that is wanted, else into new extents with room for `room` bytes. `pieces`, where
+        they begin and what they are, are not read from where they were written. If it fails, all is
+        as it was."""
+        behind, kept = self._behind, self._behind_bytes
         self._settle()
         old, granted, source, edge = self._extents, self._granted, self._moves(), self._edge
         memory = bytearray(size) if max(size, room) <= MEMORY_BYTES_MAX else None
         if memory is not None:
-            self._read_into(memory, 0)
+            for start, end in rest_of(size, pieces):
+                with memoryview(memory)[start:end] as part:
+                    self._read_into(part, start)
+            for at, data in pieces:
+                memory[at : at + len(data)] = data
             self._extents, self._granted, self._edge = b"", 0, 0
         else:
             new = self._allot(max(size, room), 0, 0)
@@ -483,12 +593,15 @@ class File(io.RawIOBase):
             self._pipe, self._extents, self._edge = None, new, 0
             self._granted = len(new) // extents.EXTENT_BYTES
             try:
-                self._move(source, old, 0, size, 0)
+                for start, end in rest_of(size, pieces):
+                    self._move(source, old, start, end, start)
+                for at, data in pieces:
+                    self._put_bytes(data, at)
             except BaseException:
                 self._close_pipe()
                 self._give_back(self._extents, self._granted)
                 self._pipe, self._extents, self._granted = source, old, granted
-                self._edge = edge
+                self._edge, self._behind, self._behind_bytes = edge, behind, kept
                 self._is_broken = False  # all is as it was
                 raise
             source.close()
@@ -526,7 +639,10 @@ class File(io.RawIOBase):
                 self._pipe.settle(self._timeout())
             except StaleLocationError as error:
                 raise self._lost() from error
+            except (DataLostError, OutOfSpaceError) as error:
+                raise Refused(error) from error
             self._is_broken = False
+            self._forget_behind()
 
     def _leave_memory(self, end: int) -> None:
         """What was in memory goes on in extents, with room up to `end`."""
@@ -543,6 +659,7 @@ class File(io.RawIOBase):
             self._close_pipe()
             self._give_back(self._extents, self._granted)
             self._extents, self._granted, self._room, self._edge = b"", 0, 0, 0
+            self._forget_behind()
             self._memory = memory
             self._is_broken = False
             raise
@@ -596,6 +713,8 @@ class File(io.RawIOBase):
         until = time.monotonic() + wait
         ms = 0
         options = place.with_stripe(self._options, stripe)
+        if self._avoid:
+            options = place.avoiding(options, self._avoid)
         while True:
             try:
                 new, status = self._door.alloc(
@@ -638,6 +757,7 @@ class File(io.RawIOBase):
             self._give_back(self._extents, self._granted)
             self._extents, self._granted, self._room = whole, 0, extents.capacity(whole)
             self._edge = self._room
+            self._forget_behind()
             self._is_broken = False
             raise
         finally:
@@ -650,9 +770,7 @@ class File(io.RawIOBase):
         if self._done or self._closing or not self._mode.creates or self._size <= self._announced:
             return
         self._check()
-        if self._memory is not None:
-            self._leave_memory(self._size)
-        self._settle()
+        self._somewhere(self._settle_in_extents, MEMORY_BYTES_MAX + 1)
         self._stream_token = self._stream_token or self._store._token()
         shown = self._extents[: self._edge_at()]
         self._call(
@@ -660,6 +778,12 @@ class File(io.RawIOBase):
             arg0=self._stream_token, arg1=self._size,
         )  # fmt: skip
         self._announced = self._size
+
+    def _settle_in_extents(self) -> None:
+        """The same, and none of it is in memory."""
+        if self._memory is not None:
+            self._leave_memory(self._size)
+        self._settle()
 
     def _complete(self) -> tuple[bytes, int, int] | None:
         """What there is to announce, without waiting for what is still on its way."""
@@ -671,6 +795,8 @@ class File(io.RawIOBase):
             until = self._moves().arrived(self._size, self._timeout())
         except StaleLocationError as error:
             raise self._lost() from error
+        except (DataLostError, OutOfSpaceError) as error:
+            raise Refused(error) from error
         self._is_broken = False
         if until <= self._announced:
             return None
@@ -689,6 +815,9 @@ class File(io.RawIOBase):
         return size
 
     def _shrink(self, size: int) -> None:
+        self._somewhere(lambda: self._cut(size))
+
+    def _cut(self, size: int) -> None:
         if self._memory is not None:
             self._memory = bytearray(memoryview(self._memory)[:size])
         elif size < self._fixed:
@@ -724,18 +853,19 @@ class File(io.RawIOBase):
             flags |= requests.IF_ABSENT
         elif not self._mode.creates:
             flags |= requests.IF_VERSION | requests.EDIT
-        if self._memory is not None and self._like and self._size > requests.INLINE_MAX:
-            self._leave_memory(self._size)  # to where the value lies that is edited
+        edited_there = self._like and self._size > requests.INLINE_MAX
+        if self._size and (self._memory is None or edited_there):  # to where what is edited lies
+            self._somewhere(self._settle_in_extents, MEMORY_BYTES_MAX + 1)
         if self._memory is not None or self._size == 0:
             data = self._memory if self._memory is not None and self._size else b""
             self.version = self._store._put(
                 self._door.put, self.name, data, flags, base, self._timeout(), self._placement
             )
             return
-        self._settle()
         kept = len(self._extents) // extents.EXTENT_BYTES
         if self._fixed:
             flags, base, kept = GROW, self._token, self._granted
+        flags |= self._make_durable()
         n = kept * extents.EXTENT_BYTES
         try:
             self.version = self._call(
@@ -751,6 +881,23 @@ class File(io.RawIOBase):
         self._stream_token = 0  # it ended with the commit
         if self._fixed:
             self._token = 0  # the right ended with the commit
+
+    def _make_durable(self) -> int:
+        """What was written is durable where it lies on disks, if that is promised: FLUSHED."""
+        if not place.is_sync(self._options, self._store._kept):
+            return 0
+        self._close_pipe()  # the lane is to have its connection
+        n = extents.EXTENT_BYTES
+        written = len(self._extents) - self._granted * n
+        if self._fixed and self._fixed < extents.capacity(self._extents[:written]):
+            written -= n  # the tail of what was there, which has room, was written too
+        elif not self._fixed:
+            written = 0
+        try:
+            whence = self._extents[written:]
+            return FLUSHED if self._door.flush(self.name, whence, self._timeout()) else 0
+        except StaleLocationError as error:
+            raise self._lost() from error
 
     def discard(self) -> None:
         """Closes without publishing anything."""

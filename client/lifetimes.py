@@ -29,7 +29,7 @@ def job_options(name: str, ttl: float, placement: dict[str, Any]) -> bytes:
         raise InvalidArgumentError(f"job({name!r}): a name without a slash")
     placement.pop("parents", None)  # /jobs is made where it is not there
     check_home(placement)
-    return pack(ttl=ttl)[0]
+    return pack(ttl=ttl, durability=placement.get("durability"))[0]
 
 
 def job_lost(path: str) -> SessionLostError:
@@ -84,7 +84,8 @@ class Lifetimes(Waiting):
         `ttl` seconds after the last session that had one has ended. `quota_bytes` and `quota_nodes`
         limit what lies there ("64MiB"; QuotaExceededError); the last who says them decides.
         `placement` (`tier`, `strict`, `location`, `stripe`, `wait_space`) holds for what this store
-        makes below its path, until the share is closed, where the call does not say otherwise.
+        makes below its path, until the share is closed, where the call does not say otherwise; so
+        does `durability`, for all that it changes there.
         Raises InvalidArgumentError, ExistsError (something else is there)."""
         options = job_options(name, ttl, placement)
         request = (options, quota_bytes, quota_nodes)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 # id, version, size, mtime_ns, expires_ns, job, kind, extents, flags
 _STAT = Struct("<QQQqqQIHH")
 _EXTENT = Struct("<IIIIQQ")  # server, region, granule, granules, generation, key
-_DIRENT = Struct("<QQqHBBI")  # version, size, mtime_ns, name_len, kind, is_inline, -
+# version, size, mtime_ns, name_len, kind, is_inline, is_flushed, -
+_DIRENT = Struct("<QQqHBBB3x")
 _GRANULE = 4096
-_SESSION = 1  # of the flags
+_SESSION, _FLUSHED = 1, 1 << 15  # of the flags
 
 
 def node_info(
@@ -42,16 +43,17 @@ def node_info(
         lease=f"job {job}" if job else "session" if flags & _SESSION else None,
         expires=expires_ns / 1e9 if expires_ns else None,
         locations=locations,
-        durability="none" if locations else kept,
+        durability=kept if not locations or flags & _FLUSHED else "none",
     )
 
 
-def _entries(page: bytes) -> Iterator[tuple[int, int, int, int, int, str]]:
+def _entries(page: bytes) -> Iterator[tuple[int, int, int, int, bool, str]]:
     at = 0
     while at < len(page):
-        version, size, mtime_ns, n, kind, is_inline, _ = _DIRENT.unpack_from(page, at)
+        version, size, mtime_ns, n, kind, is_inline, is_flushed = _DIRENT.unpack_from(page, at)
         at += _DIRENT.size
-        yield version, size, mtime_ns, kind, is_inline, page[at : at + n].decode()
+        is_kept = is_inline or is_flushed or NodeKind.NAMES[kind] != NodeKind.FILE
+        yield version, size, mtime_ns, kind, is_kept, page[at : at + n].decode()
         at += (n + 7) & ~7
 
 
@@ -70,12 +72,12 @@ def names(page: bytes) -> list[str]:
 def entries(directory: str, page: bytes, kept: str) -> Iterator[NodeInfo]:
     """The entries of one page of the listing of `directory`."""
     prefix = directory.rstrip("/")
-    for version, size, mtime_ns, kind, lies_here, name in _entries(page):
+    for version, size, mtime_ns, kind, is_kept, name in _entries(page):
         yield NodeInfo(
             path=f"{prefix}/{name}",
             kind=NodeKind.NAMES[kind] or "",
             size=size,
             version=version,
             mtime=mtime_ns / 1e9,
-            durability=kept if lies_here or NodeKind.NAMES[kind] != NodeKind.FILE else "none",
+            durability=kept if is_kept else "none",
         )

@@ -10,6 +10,7 @@ from crailpy import native
 from crailpy.errors import InvalidArgumentError
 from crailpy.model import STORAGE_CLASSES
 
+from . import requests
 from .requests import seconds
 
 TYPE_CHECKING = False
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from .requests import Request
+
 # ttl_ns, job, location, flags, storage_class, stripe; avoid and reserved (wire.h)
 _OPTIONS = Struct("<QQIHBBQ")
 _AVOID_AT = 24
 _SESSION, _DELETE_AFTER_READ, _EVICTABLE, _STRICT, _TTL = 1, 2, 4, 8, 16
-_DURABLE = {None: 0, "none": 0, "sync": 32, "group": 64}
+_SYNC, _GROUP = 32, 64
+_DURABLE = {None: 0, "none": 0, "sync": _SYNC, "group": _GROUP}
 _ANY = 255
 _STRIPE_AT = 23  # in the struct
 
@@ -101,6 +105,12 @@ def avoiding(options: bytes, server: int) -> bytes:
     return whole[:_AVOID_AT] + avoid + whole[_AVOID_AT + len(avoid) :]
 
 
+def is_sync(options: bytes, durability: str) -> bool:
+    """Is what is made so durable when it is answered? `durability`: of the cluster."""
+    said = _OPTIONS.unpack(options)[3] & (_DURABLE["sync"] | _DURABLE["group"]) if options else 0
+    return said == _DURABLE["sync"] if said else durability == "sync"
+
+
 PLAIN = _OPTIONS.pack(0, 0, 0, 0, _ANY, 1, 0)
 
 
@@ -134,6 +144,46 @@ def at_home(homes: Homes, path: Any, placement: Mapping[str, Any]) -> Mapping[st
     """`placement`, and of what it does not say, what holds at the path."""
     home = home_of(homes, path)
     return {**homes[home], **placement} if home else placement
+
+
+#: Requests that a job's durability= holds for; all others that change a path have packed options.
+_CHANGES = frozenset(
+    (requests.MKDIR, requests.RENAME, requests.REMOVE, requests.RMTREE, requests.INCR,
+     requests.SETATTR, requests.TRUNCATE)
+)  # fmt: skip
+_FLAGS_AT = 20
+#: Promises, the weakest first.
+_PROMISES = ("none", "group", "sync")
+
+
+def say_durability(homes: Homes, request: Request, path: Any) -> None:
+    """The request keeps what is said of all below the path, unless it says something itself."""
+    home = home_of(homes, path) if request.code in _CHANGES else ""
+    wanted = _DURABLE[homes[home].get("durability")] if home else 0
+    options = bytearray(request.options or PLAIN)
+    if wanted and not options[_FLAGS_AT] & (_SYNC | _GROUP):
+        options[_FLAGS_AT] |= wanted
+        request.options = bytes(options)
+
+
+def durable_after(homes: Homes, paths: list[str]) -> Request | None:
+    """A request that changes nothing and is answered when all changes before it are durable; None
+    where that is said of none of the paths."""
+    for path in paths:
+        home = home_of(homes, path)
+        if home and homes[home].get("durability") == "sync":
+            request = requests.set_attributes(home, {}, pack(durability="sync")[0])
+            request.absent = None
+            return request
+    return None
+
+
+def kept_at(homes: Homes, path: Any, kept: str) -> str:
+    """What holds of a node at the path, where the namenode promises `kept`: the weaker of that and
+    of what is said of all below a path."""
+    home = home_of(homes, path)
+    said = homes[home].get("durability") if home else None
+    return kept if said is None else min(kept, said, key=_PROMISES.index)
 
 
 def runs_at_home(homes: Homes, pairs: list[Any]) -> Iterator[tuple[str, list[Any]]]:

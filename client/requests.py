@@ -522,12 +522,12 @@ def node_infos(
     results: list[tuple[Any, ...]],
     error: Callable[[int, str, int], CrailError],
     tier_of: TierOf | None = None,
-    kept: str = "none",
+    kept_at: Callable[[str], str] = lambda path: "none",
 ) -> list[NodeInfo | CrailError | None]:
     """What a vector of STATs answered (status before the rest of each result); None for what is
     absent, `error` makes the others."""
     return [
-        listing.node_info(path, r[6], tier_of, kept)
+        listing.node_info(path, r[6], tier_of, kept_at(path))
         if not r[0]
         else None
         if -r[0] in ABSENT_STATUSES

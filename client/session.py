@@ -287,10 +287,11 @@ class Session:
             self._unix = reply["redirect"]
             self._is_known = True
             return None
+        self.durability = reply.get("durability", "none")
+        self.core.promise(self.durability == "sync")
         if not session:
             self._enter_cluster(reply.get("cluster", ""))
             self._key = reply["session_key"]
-            self.durability = reply.get("durability", "none")
             self.number = reply["session"]
         return sock, reply["session"], fds
 
@@ -351,7 +352,7 @@ class Session:
         else:
             sock = hello.connect_tcp(about["host"], about["port"], timeout)
         self._say(sock, deadline, self._credentials("data") | {"number": server})
-        self.core.server_tcp(server, lane, sock.detach())
+        self.core.server_tcp(server, lane, sock.detach(), about["tier"] not in MAPPED_TIERS)
 
     def _credentials(self, role: str) -> dict[str, Any]:
         return {"role": role, "session": self.number, "session_key": self._key}
@@ -440,9 +441,17 @@ def server_away(server: int, why: BaseException) -> CrailError:
 def explain_space(error: OutOfSpaceError, facts: dict[str, Any]) -> None:
     """There may be another reason than full servers: none, as just after a namenode's start.
     `facts`: the namenode's `status`."""
-    if not any(server["state"] == "up" for server in facts["servers"]):
+    if facts and not any(server["state"] == "up" for server in facts["servers"]):
         error.retell("no storage server is there (yet)")
         error.hint = "crailpy status shows them, crailpy storage starts one"
+
+
+def explain_deadline(error: DeadlineError, facts: dict[str, Any]) -> None:
+    """Changes wait while the namenode cannot keep them. `facts`: its `status`."""
+    failure = (facts.get("state") or {}).get("failure")
+    if failure:
+        error.retell(f"the deadline has passed: the namenode cannot keep changes: {failure}")
+        error.hint = "all goes on by itself as soon as it can"
 
 
 def outcome_unknown(where: str) -> UnavailableError:

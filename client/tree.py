@@ -33,7 +33,7 @@ class Tree(Connection):
 
     def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
         """Facts about a node. Raises NotFoundError."""
-        info: NodeInfo = self._run(requests.stat(path, self._tier_of, self._kept), timeout)
+        info: NodeInfo = self._run(requests.stat(path, self._tier_of, self._kept_at(path)), timeout)
         return info
 
     def stat_many(
@@ -44,7 +44,7 @@ class Tree(Connection):
         paths = requests.several(paths)
         each = requests.stat("")
         results = self._hot.call_many(each.code, each.flags, paths, timeout)
-        found = requests.node_infos(paths, results, self._error, self._tier_of, self._kept)
+        found = requests.node_infos(paths, results, self._error, self._tier_of, self._kept_at)
         return all_or_batch_error(found)
 
     def mkdir(
@@ -75,7 +75,12 @@ class Tree(Connection):
         Raises NotFoundError, ExistsError, NotEmptyError, IsContainerError, NotContainerError,
         InvalidArgumentError (into itself)."""
         try:
-            self._run(requests.rename(self._prefix, src, dst, overwrite), timeout)
+            request = requests.rename(self._prefix, src, dst, overwrite)
+            if self._homes:
+                from .placement import say_durability
+
+                say_durability(self._homes, request, dst)
+            self._run(request, timeout)
         except CrailError as error:  # about either of them
             say_both(error, src, dst)
             raise
@@ -100,7 +105,7 @@ class Tree(Connection):
 
         What was there throughout appears exactly once; changes meanwhile may or may not."""
         for page in self._pages(path, timeout):
-            yield from listing.entries(path, page, self._kept)
+            yield from listing.entries(path, page, self._kept_at(f"{path}/"))
 
     def walk(
         self, top: str = "/", *, topdown: bool = True, timeout: float | None = None

@@ -32,8 +32,10 @@ class Values(Connection):
     there is no other choice; `stripe=` cuts a large value into equal runs on so many servers;
     `wait_space=` seconds to wait for space, beyond the timeout; `ttl=` seconds after its last
     commit, `job=` (of `job()`) and `evictable=True` (may go when space is short) end it;
-    `delete_after_read=True`: whoever has read it all removes it. Raises InvalidArgumentError for
-    what cannot be kept yet: `replicas=`, `durability=`, `checksum=`.
+    `delete_after_read=True`: whoever has read it all removes it. `durability=` of this change:
+    "sync", it is durable when the call returns, its bytes too where they lie on a disk; "group",
+    its name is within the group interval. Raises InvalidArgumentError for what cannot be kept:
+    `replicas=`, `checksum=`, a promise of durability by a namenode that keeps nothing.
     """
 
     def _placed(
@@ -302,6 +304,12 @@ class Values(Connection):
                 keys, self._hot.call_many(each.code, each.flags, keys, timeout), strict=True
             )
         ]
+        if self._homes:
+            from .placement import durable_after
+
+            last = durable_after(self._homes, keys)
+            if last is not None:
+                self._run(last, timeout)
         all_or_batch_error(failed)
 
 

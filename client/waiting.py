@@ -38,7 +38,7 @@ class Waiting(Connection):
         DeadlineError."""
         seconds = self._timeout if timeout is None else timeout
         info: NodeInfo | None = self._run(
-            requests.wait(path, version, absent, seconds, self._kept),
+            requests.wait(path, version, absent, seconds, self._kept_at(path)),
             requests.WAY_BACK,
         )
         return info

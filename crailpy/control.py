@@ -5,15 +5,18 @@ Messages are framed like the hello: `{m: method, id, ...}`, answered by `{id, ok
 storage server -> namenode (`control`)
     register    server, incarnation, history, regions, tier, storage_class, location, host, port,
                 unix, host_identity, heartbeat
-                -> number, mac_key, cluster, recover; or fresh: the namenode does not know this
+                -> number, mac_key, state, recover; or fresh, state: the namenode does not know this
                 incarnation and it has a history, so its memory must be made anew
-                (docs/ARCHITECTURE.md). recover: the namenode was started again and does not know
-                what lies there; the server is not up before it has said so:
+                (docs/ARCHITECTURE.md). state: the cluster whose state outlives the namenode, "" if
+                none does: a file is not made anew for another one. recover: the namenode was
+                started again and does not know what lies there; the server is not up before it has
+                said so:
     live        first                       -> runs: from the first-th on, what the server has to
                 keep: zlib of u32 triples (region, granule, granules), by place; empty: no more
-    recovered   data, last                  -> nothing; it has retired the rest. Pieces of a zlib
+    recovered   data, last, disk_errno      -> nothing; it has retired the rest. Pieces of a zlib
                 stream: the generations of all granules (u64, a region behind the other), then the
-                runs outside that somebody still uses, as triples. After the last it is up
+                runs outside that somebody still uses, as triples. After the last it is up.
+                disk_errno, with the last: why its disk cannot tell what was retired, or 0
     heartbeat   stats                       -> nothing; a `disk_errno` other than 0 among the stats
                 says that the disk has failed: nothing more is placed there until the server
                 registers again and does not say so

@@ -74,7 +74,9 @@ _set = object.__setattr__
 class NodeInfo(_Fact):
     """What `stat` and `scandir` say of a node. `size` is in bytes (of a directory: entries),
     `mtime` in seconds UTC, `locations` one dict (server, region, offset, bytes) per extent, empty
-    for what lies inside its node; `lease` what it belongs to: "session", "job NUMBER" or None;
+    for what lies inside its node; `durability` the weakest promise that holds when the machine goes
+    down: the cluster's ("sync", "group"), or "none" for bytes in memory, or on a disk that was not
+    flushed; `lease` what it belongs to: "session", "job NUMBER" or None;
     `expires` when its ttl ends, in seconds UTC, or None."""
 
     __slots__ = (

@@ -7,6 +7,7 @@ ClosedError.
 
 from __future__ import annotations
 
+from itertools import chain
 from os import close, environ, getpid
 
 from crailpy import _hot, _native, errors
@@ -19,11 +20,11 @@ from crailpy._hot import Pipe as Pipe
 from crailpy._hot import View as View
 from crailpy._hot import pin as pin
 from crailpy._hot import view as view
-from crailpy.errors import ClosedError, ProtocolError, from_status
+from crailpy.errors import ClosedError, NoMemoryError, ProtocolError, from_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 ffi = _native.ffi
@@ -145,12 +146,60 @@ def row_is_whole(row: bytes) -> bool:
     return int(lib.crail_row_verify(room, len(row))) == 0
 
 
-class Cut:
-    """The rows of one cut, views that are valid until cut_done()."""
+_KEY_BYTES = (0, 9, 9, 13, 5, 0)  # in the database, by table; 0: it is a text
+_new_unzeroed = ffi.new_allocator(should_clear_after_alloc=False)
 
-    def __init__(self, epoch: int, rows: list[memoryview]) -> None:
+
+class Rows:
+    """Rows behind each other, in the order of the database; of several with one key the last one
+    counts. What they lie in must stay while they are used. Raises NoMemoryError, ProtocolError
+    where they are none."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        at = ffi.from_buffer("char[]", data)
+        room = _checked_rows(lib.crail_rows_count(at, len(at)))
+        counts = ffi.new("crail_row_counts *")
+        try:
+            places = _new_unzeroed("crail_row_place[]", room)
+        except MemoryError:
+            raise NoMemoryError from None
+        _checked_rows(lib.crail_rows_order(at, len(at), places, room, counts))
+        self._places = ffi.buffer(places)
+        self._kept, self._gone = list(counts.kept), list(counts.gone)
+
+    def puts(self) -> Iterator[tuple[bytes, bytes]]:
+        """(key in the database, row) of those that are kept."""
+        return self._of(0, self._kept, keys_only=False)
+
+    def gone(self) -> Iterator[bytes]:
+        """The keys of those that are gone."""
+        return self._of(sum(self._kept), self._gone, keys_only=True)
+
+    def _of(self, first: int, counts: list[int], *, keys_only: bool) -> Iterator[Any]:
+        each = []
+        for count, key_bytes in zip(counts, _KEY_BYTES, strict=True):
+            each.append(_hot.Rows(self._data, self._places, first, count, key_bytes, keys_only))
+            first += count
+        return chain.from_iterable(each)
+
+
+def _checked_rows(rc: int) -> int:
+    if rc == -EUCLEAN:
+        raise ProtocolError("these are no rows of a database")
+    return check(rc)
+
+
+class Cut:
+    """One cut: its rows are views that are valid until cut_done() says that they are durable."""
+
+    def __init__(self, epoch: int, parts: list[memoryview]) -> None:
         self.epoch = epoch
-        self.rows = rows
+        self._parts = parts
+
+    def in_order(self) -> list[Rows]:
+        """Its rows; no key is in two of them. Raises NoMemoryError."""
+        return [Rows(part) for part in self._parts]
 
 
 def _fields(struct: Any) -> dict[str, int]:
@@ -369,8 +418,8 @@ class Namenode(_Handle):
         return Cut(int(out.epoch), parts)
 
     def cut_done(self, epoch: int, ok: bool) -> None:
-        """This cut is durable; or it is not, and its rows are kept for another try: until that is
-        reported no change is acknowledged."""
+        """This cut is durable, and its rows are gone; or it is not, and there is to be another try:
+        until that is reported no change is acknowledged."""
         check(lib.crail_namenode_cut_done(self._open, epoch, ok))
 
     def cut_want(self) -> int:
@@ -573,10 +622,15 @@ class ClientHandle(_Handle):
         )
         self._writable.add(server)
 
-    def server_tcp(self, server: int, lane: int, fd: int) -> None:
-        """Gives a lane a data connection. Takes the descriptor in any case."""
+    def server_tcp(self, server: int, lane: int, fd: int, is_disk: bool) -> None:
+        """Gives a lane a data connection. Takes the descriptor in any case. `is_disk`: what is
+        written there is durable once it was flushed."""
         pointer = self._open_or_close(fd)
-        check(lib.crail_client_server_tcp(pointer, server, lane, fd), server=server)
+        check(lib.crail_client_server_tcp(pointer, server, lane, fd, is_disk), server=server)
+
+    def promise(self, is_sync: bool) -> None:
+        """What the cluster promises of a change whose call does not say."""
+        check(lib.crail_client_promise(self._open, is_sync))
 
     def stats(self) -> dict[str, int]:
         """The fields of crail_client_stats."""

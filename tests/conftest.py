@@ -16,7 +16,8 @@ from crailpy.units import parse_size
 DRAM = "256MiB"
 TIME_LIMIT_S = 120
 SLOW_LIMIT_S = 600
-LONGER = ("MODEL", "RESTART", "SOAK")  # how long some go on: `make soak`, `make test-long`
+# How long some go on: `make soak`, `make test-long`.
+LONGER = ("MODEL", "RESTART", "SOAK", "ATTACK", "HAMMER")
 
 
 def pytest_configure() -> None:

@@ -22,8 +22,8 @@ from crailpy.errors import (
 
 from .. import requests
 from ..breaker import Circuit
-from ..connection import UNAVAILABLE, check_options
-from ..session import Address
+from ..connection import LATE_TIMEOUT, UNAVAILABLE, check_options
+from ..session import Address, explain_deadline
 from .breaker import LaneBreaker
 from .session import AsyncSession
 from .transfer import Transfers
@@ -181,6 +181,14 @@ class AsyncConnection:
         """What the namenode promises of all that lies with it."""
         return self._session.durability
 
+    def _kept_at(self, path: Any) -> str:
+        """What is promised of a node there: a job of this store may have said less of it."""
+        if not self._homes:
+            return self._kept
+        from ..placement import kept_at
+
+        return kept_at(self._homes, path, self._kept)
+
     @property
     def _session(self) -> AsyncSession:
         if self._opened is None:
@@ -194,6 +202,10 @@ class AsyncConnection:
     ) -> Any:
         """Sends the request and gives what its answer means. `ask`: sends it once, in another way
         than `_call`: with the milliseconds that it may be set aside, and its timeout."""
+        if self._homes:
+            from ..placement import say_durability
+
+            say_durability(self._homes, request, request.path)
         ask = ask or partial(self._call, request)
         try:
             if request.wait is None:
@@ -205,10 +217,22 @@ class AsyncConnection:
                 request.explain(error)
                 raise
             return request.absent
+        except DeadlineError as error:
+            await self._explain_deadline(error)
+            raise
         except CrailError as error:
             request.explain(error)
             raise
         return request.decode(result)
+
+    async def _explain_deadline(self, error: DeadlineError) -> None:
+        if error.server is not None or self._kept == "none":
+            return
+        try:
+            async with asyncio.timeout(LATE_TIMEOUT):
+                explain_deadline(error, await self._session.admin("status", {}))
+        except (CrailError, OSError):
+            pass
 
     async def _call(self, r: Request, wait_ms: int, timeout: float | None) -> Result:
         """One request; `wait_ms`: how long the namenode may set it aside."""

@@ -38,13 +38,14 @@ from ..files import (
     STREAM,
     TAIL_CLOSED,
     Mode,
+    Refused,
 )
 from ..session import RETRY_FIRST, RETRY_MAX
 from .session import Away, OutOfDate
 from .transfer import Making, capacity, room_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from types import TracebackType
 
     from ..requests import Buffer, Result
@@ -102,6 +103,7 @@ class AsyncFile:
         self._granted = 0  # the last so many extents are grants of ours
         self._tail_closed = False
         self._dirty = taken.creates
+        self._avoid = 0  # the server whose disk refused something last
         self._broken = False  # a write was cut short: what lies where is not known
         self._line = b""  # of what was read ahead for lines
         self._made = 0  # version of the empty value that an append began with; 0: there was one
@@ -371,6 +373,30 @@ class AsyncFile:
 
     async def _write_at(self, data: memoryview, at: int) -> None:
         """Writes from byte `at` on; what lies between the end and `at` becomes zeros."""
+        await self._somewhere(lambda: self._write_here(data, at), at + data.nbytes)
+
+    async def _somewhere(self, step: Callable[[], Awaitable[None]], room: int = 0) -> None:
+        """Does the step. A disk may refuse bytes of ours: what it has taken can still be read
+        there, and moves to other servers, with room for `room` bytes, and the step is done again.
+        Where there are none, what the disk's server said is raised."""
+        for tries in range(ELSEWHERE_TRIES + 1):
+            try:
+                await step()
+                return
+            except Refused as refused:
+                if tries == ELSEWHERE_TRIES or not refused.server:
+                    raise refused.error from None
+                self._avoid = refused.server
+                try:
+                    if self._memory is None:
+                        await self._take_over(self._size, room)
+                except Refused:
+                    continue  # all is as it was: the step will say so again
+                except OutOfSpaceError:
+                    raise refused.error from None
+                self._broken = False
+
+    async def _write_here(self, data: memoryview, at: int) -> None:
         if self._memory is None and at < max(self._fixed, self._twice):
             await self._take_over(self._size, 0)
         if at > self._size:
@@ -416,6 +442,8 @@ class AsyncFile:
                 self._twice = max(self._twice, at + part.nbytes)
             except OutOfDate as error:
                 raise await self._lost() from error
+            except (DataLostError, OutOfSpaceError) as error:
+                raise Refused(error) from error
             await asyncio.sleep(pause)
             pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)
 
@@ -431,6 +459,8 @@ class AsyncFile:
                 limit.reason = away.error
             except OutOfDate as error:
                 raise await self._lost() from error
+            except (DataLostError, OutOfSpaceError) as error:
+                raise Refused(error) from error
             if not await self._go_elsewhere():
                 await self._send(part, at, limit)
                 break
@@ -447,11 +477,16 @@ class AsyncFile:
             n += 1
         return n
 
+    def _where(self, stripe: int) -> bytes:
+        """Options for the next extents."""
+        options = place.with_stripe(self._options, stripe)
+        return place.avoiding(options, self._avoid) if self._avoid else options
+
     async def _go_elsewhere(self) -> bool:
         """Others in the place of the extents that nothing was written to; False: there are none."""
         n = self._edge_at()
         fresh = self._extents[n:]
-        options = place.with_stripe(self._options, 1 if len(fresh) == 1 else self._stripe)
+        options = self._where(1 if len(fresh) == 1 else self._stripe)
         granted = self._granted - len(fresh)
         if not await self._transfers.exchange(fresh, options):
             return False
@@ -566,7 +601,7 @@ class AsyncFile:
         need. None if they would be too many."""
         stripe = self._stripe if count + self._stripe <= extents.EXTENTS_SLOW else 1
         sizes = extents.next_sizes(missing, room, count, room > 0 and self._granted > 0)
-        options = place.with_stripe(self._options, stripe)
+        options = self._where(stripe)
         async with self._store._limit(self._deadline() + self._wait_space, self.name):
             new = await self._transfers.extend(
                 self.name, sizes if stripe == 1 else sizes[:1], missing, options,
@@ -614,13 +649,16 @@ class AsyncFile:
         if size > self._size:
             await self._fill(size)
         elif size < self._size:
-            if self._memory is not None:
-                self._memory = bytearray(memoryview(self._memory)[:size])
-            elif size < self._fixed:
-                await self._take_over(size, size)
-            self._size = size
-            self._dirty = True
+            await self._somewhere(lambda: self._cut(size))
         return size
+
+    async def _cut(self, size: int) -> None:
+        if self._memory is not None:
+            self._memory = bytearray(memoryview(self._memory)[:size])
+        elif size < self._fixed:
+            await self._take_over(size, size)
+        self._size = size
+        self._dirty = True
 
     async def flush(self) -> None:
         """Shows what is written so far to those who follow (mode w or x)."""
@@ -628,7 +666,7 @@ class AsyncFile:
         if not self._mode.creates or self._size <= self._announced:
             return
         if self._memory is not None:
-            await self._leave_memory(self._size)
+            await self._somewhere(lambda: self._leave_memory(self._size))
         await self._announce()
 
     async def _announce(self) -> None:
@@ -652,7 +690,8 @@ class AsyncFile:
         elif not self._mode.creates:
             flags |= requests.IF_VERSION | requests.EDIT
         if self._memory is not None and self._like and self._size > requests.INLINE_MAX:
-            await self._leave_memory(self._size)  # to where the value lies that is edited
+            # to where the value lies that is edited
+            await self._somewhere(lambda: self._leave_memory(self._size))
         if self._memory is not None or self._size == 0:
             data = self._memory if self._memory is not None and self._size else b""
             self.version = await self._store._put(
@@ -661,6 +700,7 @@ class AsyncFile:
             return
         if self._fixed:  # appended behind what was committed
             flags, arg0 = GROW, self._token
+        flags |= await self._make_durable()
         kept = self._extents[len(self._extents) - self._granted :]
         self._granted = 0  # the commit's, or it gives them back
         try:
@@ -677,6 +717,29 @@ class AsyncFile:
         self._stream_token = 0  # it ended with the commit
         if self._fixed:
             self._token = 0
+
+    async def _make_durable(self) -> int:
+        """What was written is durable where it lies on disks, if that is promised: the flag that
+        says so."""
+        written = len(self._extents) - self._granted if self._fixed else 0
+        if self._fixed and self._fixed < capacity(self._extents[:written]):
+            written -= 1  # the tail of what was there, which has room, was written too
+        pause = RETRY_FIRST
+        async with self._store._limit(self._deadline(), self.name) as limit:
+            while True:
+                try:
+                    return await self._transfers.make_durable(
+                        self._extents[written:], self._options, limit.deadline
+                    )
+                except Away as away:
+                    limit.reason = away.error
+                except OutOfDate as error:
+                    raise await self._lost() from error
+                except (DataLostError, OutOfSpaceError) as error:
+                    error.path = self.name
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_MAX)
 
     async def close(self) -> None:
         """Publishes what was written. May be called twice. Raises as `put`, and

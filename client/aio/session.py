@@ -172,6 +172,7 @@ class AsyncSession:
             self._unix = reply["redirect"]
             self.is_known = True
             return None
+        self.durability = reply.get("durability", "none")
         if not session:
             self._enter(reply)
         return sock, reply["session"]
@@ -201,7 +202,6 @@ class AsyncSession:
             self.core.forget_servers()
             self._described.clear()
         self.cluster = cluster
-        self.durability = reply.get("durability", "none")
         self._key = reply["session_key"]
         self.number = reply["session"]
         self._drop_data()
@@ -261,6 +261,10 @@ class AsyncSession:
             )
             about = self._described[server] = hello.unpack((await future)[5])
         return about
+
+    async def is_on_disk(self, server: int) -> bool:
+        """Is what is written there durable once it was flushed?"""
+        return (await self.describe(server))["tier"] not in MAPPED_TIERS
 
     async def _reach_once(self, server: int, need: int) -> bool:
         about = await self.describe(server)

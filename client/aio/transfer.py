@@ -35,7 +35,7 @@ from crailpy.errors import (
 from ..connection import STATUS_TIMEOUT
 from ..extents import EXTENTS_MAX, GRANULE
 from ..files import ELSEWHERE_TRIES
-from ..placement import avoiding
+from ..placement import avoiding, is_sync
 from ..session import NEED_SERVER, NEED_WRITABLE, RETRY_FIRST, RETRY_MAX, explain_space, server_away
 from .session import Away, OutOfDate
 
@@ -64,6 +64,7 @@ _DONE, _AGAIN = 0, 3  # of Copy.step(), beside NEED_SERVER and NEED_WRITABLE
 _STALE = -StaleLocationError.status
 _COMMIT, _ALLOC, _RELEASE = 17, 18, 19
 _GRANT_AGAIN, _ONE_EXTENT, _WAIT, _IF_PLENTY = 1 << 6, 1 << 7, 1 << 8, 1 << 13
+_FLUSHED = 1 << 14
 
 
 class Making(NamedTuple):
@@ -269,12 +270,19 @@ class Transfers:
                 raise ConnectionResetError("the storage server closed the connection")
             at += n
 
-    async def flush(self, extents: list[bytes], deadline: float) -> None:
-        """Makes what was written into the extents durable, where they lie on a disk: before a
-        commit that promises so. Raises OutOfDate, DataLostError, OutOfSpaceError."""
-        for extent in extents:
-            if not self._session.core.has_server(_EXTENT.unpack(extent)[0]):
+    async def make_durable(self, extents: list[bytes], options: bytes, deadline: float) -> int:
+        """Makes what was written into the extents durable where they lie on disks, if that is
+        promised: before the commit, whose flag it returns if they all do. Raises OutOfDate, Away,
+        DataLostError, OutOfSpaceError."""
+        if not is_sync(options, self._session.durability):
+            return 0
+        flag = _FLUSHED
+        for server, extent in {_EXTENT.unpack(extent)[0]: extent for extent in extents}.items():
+            if await self._session.is_on_disk(server):
                 await self._converse(extent, partial(self._send_flush, extent), deadline)
+            else:
+                flag = 0
+        return flag
 
     async def _send_flush(self, extent: bytes, sock: socket.socket) -> int:
         head = _DATA_REQUEST.pack(_DATA_MAGIC, _FLUSH, 0, 0, extent, 0, 0)
@@ -309,7 +317,7 @@ class Transfers:
         while True:
             extents = await self._grant(key, size, how.options, how.wait_space)
             try:
-                await self._write_somewhere(key, extents, parts, how.options, limit)
+                flushed = await self._write_somewhere(key, extents, parts, how.options, limit)
             except OutOfDate:
                 self.release(extents)
                 await asyncio.sleep(0)
@@ -318,7 +326,8 @@ class Transfers:
                 self._give_back(extents, at_rest=self._is_shared(extents))
                 raise
             try:
-                return await self.commit(key, extents, size, how, ahead=True)
+                durably = how._replace(flags=how.flags | flushed)
+                return await self.commit(key, extents, size, durably, ahead=True)
             except StaleLocationError:
                 self.release(extents)  # some of it may be ours still
                 await asyncio.sleep(0)
@@ -330,10 +339,11 @@ class Transfers:
         parts: list[native.Flat],
         options: bytes,
         limit: Limit,
-    ) -> None:
-        """Writes to what was granted. Where its server is away, or its disk refuses, other extents
-        take their place in the list; where there are none, the server is waited for, and a disk is
-        not. Raises OutOfDate, and what the disk's server said."""
+    ) -> int:
+        """Writes to what was granted, and makes it durable as `make_durable` does. Where its server
+        is away, or its disk refuses, other extents take their place in the list; where there are
+        none, the server is waited for, and a disk is not. Raises OutOfDate, and what the disk's
+        server said."""
         pause, tries = RETRY_FIRST, 0
         while True:
             early = tries < ELSEWHERE_TRIES
@@ -344,7 +354,7 @@ class Transfers:
                     n = memoryview(part).nbytes
                     await self._move(extents, at, part, n, True, until)
                     at += n
-                return
+                return await self.make_durable(extents, options, until)
             except Away as away:
                 limit.reason = away.error
             except (DataLostError, OutOfSpaceError) as refusal:

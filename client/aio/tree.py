@@ -30,7 +30,7 @@ class AsyncTree(AsyncConnection):
 
     async def stat(self, path: str, *, timeout: float | None = None) -> NodeInfo:
         """Facts about a node. Raises NotFoundError."""
-        ask = requests.stat(path, self._tiers.get, self._kept)
+        ask = requests.stat(path, self._tiers.get, self._kept_at(path))
         info: NodeInfo = await self._run(ask, timeout)
         if await self._learn_tiers([info]):
             info = await self._run(ask, timeout)
@@ -63,7 +63,7 @@ class AsyncTree(AsyncConnection):
                 if isinstance(r, requests.ABSENT_ERRORS)
                 else r
                 if isinstance(r, CrailError)
-                else requests.stat(path, self._tiers.get, self._kept).decode(r)
+                else requests.stat(path, self._tiers.get, self._kept_at(path)).decode(r)
                 for path, r in zip(paths, results, strict=True)
             ]
 
@@ -94,7 +94,12 @@ class AsyncTree(AsyncConnection):
     ) -> None:
         """Moves a node and all below it; see `Store.rename`."""
         try:
-            await self._run(requests.rename(self._prefix, src, dst, overwrite), timeout)
+            request = requests.rename(self._prefix, src, dst, overwrite)
+            if self._homes:
+                from ..placement import say_durability
+
+                say_durability(self._homes, request, dst)
+            await self._run(request, timeout)
         except CrailError as error:  # about either of them
             say_both(error, src, dst)
             raise
@@ -119,7 +124,7 @@ class AsyncTree(AsyncConnection):
     ) -> AsyncIterator[NodeInfo]:
         """NodeInfo of each entry in name order, a page at a time; see `Store.scandir`."""
         async for page in self._pages(path, timeout):
-            for entry in listing.entries(path, page, self._kept):
+            for entry in listing.entries(path, page, self._kept_at(f"{path}/")):
                 yield entry
 
     async def walk(

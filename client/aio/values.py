@@ -76,6 +76,9 @@ class AsyncValues(AsyncConnection):
         except NotFoundError as error:
             requests.explain_absence(error, bool(flags & requests.PARENTS), how.options)
             raise
+        except DeadlineError as error:
+            await self._explain_deadline(error)
+            raise
 
     def _making(
         self, path: Any, flags: int, if_version: int, placement: Mapping[str, Any]
@@ -229,6 +232,12 @@ class AsyncValues(AsyncConnection):
             r if isinstance(r, CrailError) and not isinstance(r, requests.ABSENT_ERRORS) else None
             for r in results
         ]
+        if self._homes:
+            from ..placement import durable_after
+
+            last = durable_after(self._homes, keys)
+            if last is not None:
+                await self._run(last, timeout)
         all_or_batch_error(failed)
 
     # -- reading ---------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class AsyncWaiting(AsyncConnection):
         """Waits until there is a node at `path`; see `Store.wait`."""
         seconds = self._timeout if timeout is None else timeout
         info: NodeInfo | None = await self._run(
-            requests.wait(path, version, absent, seconds, self._kept),
+            requests.wait(path, version, absent, seconds, self._kept_at(path)),
             requests.WAY_BACK,
         )
         return info

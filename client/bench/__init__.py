@@ -6,8 +6,8 @@ latency is compared with the limit's median (`ratio` = store / limit, small is g
 the limit's speed (`ratio` = store speed / limit speed, large is good). Two placements are measured:
 *pinned*, where this process, the echo, the namenode and the storage servers share one core, and
 *free*, where the scheduler decides. For small operations the pinned one counts; rows that do not
-count have `"counts": false` and their verdict in brackets. Sections nodes and stalls come once,
-before the others, placed by the scheduler.
+count have `"counts": false` and their verdict in brackets. Sections nodes, stalls and durability come
+once, before the others, placed by the scheduler.
 
 What is compared with what:
 
@@ -21,6 +21,11 @@ What is compared with what:
   direction, until the other end has it all.
 - ring: the lane through shared memory beside the lane through its socket: in a dense stream, one
   call per millisecond, beside busy processes at nice 10, and by 8 busy clients.
+- durability: stores that differ in nothing but that, in turn: values changed by several clients,
+  alone and a thousand at a time, with `group` and with `none`; single calls likewise. Gets while
+  many nodes are committed, the start of a namenode that has them, values made faster than they can
+  be committed, and puts that wait for their commit in `sync`, in a folder
+  for temporary files.
 - stalls: gets of a second process while this one lists one directory of 1,000,000 names (100,000
   with `--quick`), and while that directory's nodes are removed, beside the same gets with nothing
   else going on.
@@ -55,7 +60,7 @@ from typing import TYPE_CHECKING, Any
 
 from crailpy.config import client_settings
 
-from . import crowd, redis, ring, tree, values
+from . import crowd, durability, redis, ring, tree, values
 from .context import KEYS_BYTES, Bench
 from .machine import machine, memory_available, pin
 from .report import GIB, KIB, MIB, Report, medians, size_text
@@ -81,7 +86,7 @@ PLACED: dict[str, Callable[[Bench], None]] = {
     "redis": redis.compare,
 }
 """The sections that are measured in each placement."""
-SECTIONS = ["nodes", "stalls", *PLACED]
+SECTIONS = ["nodes", "stalls", "durability", *PLACED]
 
 
 def choose_sizes(sizes: Sequence[int] | None, quick: bool, report: Report) -> list[int]:
@@ -143,6 +148,9 @@ def _one_run(
             tree.list_names(bench)
         if "stalls" in sections:
             crowd.stalls(bench)
+        if "durability" in sections:
+            report.title("durability: stores of its own, placed by the scheduler")
+            durability.durability(bench)
         for placement, what in placements.items():
             pin(bench.pids(), {core} if placement == "pinned" else cores)
             bench.placement = placement

@@ -31,7 +31,7 @@ def touch(address: str, key: str, size: int, token: str | None) -> dict[str, int
 
 @dataclass(slots=True)
 class Tally:
-    """What one process of `getting` did."""
+    """What one process of `getting` or `churning` did."""
 
     operations: int
     seconds: float
@@ -46,13 +46,32 @@ def getting(
     """While the block runs, `count` processes get a small value, one get after the other.
 
     Their tallies are in the list when the block has ended. `ring`: may their lanes have rings?"""
-    command = [*COMMAND, "gets", address, key]
     environment = child_environment(token) | {"CRAILPY_RING": str(int(ring))}
+    with _working(["gets", address, key], environment, count) as tallies:
+        yield tallies
+
+
+@contextlib.contextmanager
+def churning(
+    address: str, folder: str, token: str | None, count: int, kind: str
+) -> Iterator[list[Tally]]:
+    """While the block runs, `count` processes change small values, each in a folder of its own;
+    `kind`: see churn() in `__main__.py`. Otherwise as `getting`."""
+    with _working(["churn", address, folder, kind], child_environment(token), count) as tallies:
+        yield tallies
+
+
+@contextlib.contextmanager
+def _working(words: list[str], environment: dict[str, str], count: int) -> Iterator[list[Tally]]:
     with contextlib.ExitStack() as stack:
         processes = []
-        for _ in range(count):
+        for number in range(count):
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+                [*COMMAND, *words, str(number)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
             )
             stack.callback(end, process)
             processes.append(process)

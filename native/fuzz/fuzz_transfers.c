@@ -58,7 +58,7 @@ static void server_connect(struct fuzz_input *in, uint32_t server, bool is_read)
     *peer = pair[1];
     say_replies(in, pair[1], is_read);
     shutdown(pair[1], SHUT_WR);
-    CHECK(crail_client_server_tcp(w.client, server, w.lane->number, pair[0]) == 0);
+    CHECK(crail_client_server_tcp(w.client, server, w.lane->number, pair[0], 1) == 0);
 }
 
 static void servers_hear(void) {

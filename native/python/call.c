@@ -514,12 +514,17 @@ int call_transfer_part(struct call *c, const struct crail_extent *extents, uint3
     return rc;
 }
 
-/* One extent. As call_flush(). */
-static int flush_one(struct call *c, const struct crail_extent *e) {
+bool call_is_sync(const struct call *c) {
+    uint16_t said = c->has_options ? c->options.flags & (CRAIL_OPTION_SYNC | CRAIL_OPTION_GROUP) : 0;
+    return said ? said & CRAIL_OPTION_SYNC : c->client->is_sync;
+}
+
+/* One server. As call_flush(). */
+static int flush_one(struct call *c, const struct crail_extent *e, bool *is_durable) {
     int failures = 0;
     for (;;) {
         int rc;
-        Py_BEGIN_ALLOW_THREADS rc = T->io_flush(c->lane, e, call_deadline(c));
+        Py_BEGIN_ALLOW_THREADS rc = T->io_flush(c->lane, e, call_deadline(c), is_durable);
         Py_END_ALLOW_THREADS if (rc == 0) return 0;
         if (rc == CRAIL_NEED_SERVER) {
             if (call_attach(c, e->server, rc))
@@ -533,15 +538,31 @@ static int flush_one(struct call *c, const struct crail_extent *e) {
             continue;
         if (rc == -EPIPE || rc == -CRAIL_E_STALE_LOCATION)
             return 1;
+        c->is_refused = rc == -CRAIL_E_DATA_LOST || rc == -CRAIL_E_OUT_OF_SPACE;
+        c->troublesome = e->server;
         return call_fail(c, rc == -ETIMEDOUT ? CRAIL_E_DEADLINE : -rc, e->server);
     }
 }
 
-int call_flush(struct call *c, const struct crail_extent *extents, uint32_t count) {
-    int rc = 0;
-    for (uint32_t i = 0; i < count && !rc; i++)
-        rc = flush_one(c, &extents[i]);
-    return rc;
+static bool names_server(const struct crail_extent *extents, uint32_t count, uint32_t server) {
+    for (uint32_t i = 0; i < count; i++)
+        if (extents[i].server == server)
+            return true;
+    return false;
+}
+
+int call_flush(struct call *c, const struct crail_extent *extents, uint32_t count, bool *is_durable) {
+    *is_durable = true;
+    for (uint32_t i = 0; i < count; i++) {
+        bool lies_on_disk;
+        if (names_server(extents, i, extents[i].server))
+            continue;
+        int rc = flush_one(c, &extents[i], &lies_on_disk);
+        if (rc)
+            return rc;
+        *is_durable &= lies_on_disk;
+    }
+    return 0;
 }
 
 int call_parse_extents(PyObject *arg, struct crail_extent *out, uint32_t *count) {

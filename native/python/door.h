@@ -84,9 +84,11 @@ int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t c
                   uint64_t offset, uint64_t length, void *buffer, bool is_write);
 /* The extents of a value as the caller keeps them, at most CRAIL_EXTENTS_MAX. 0, or -1. */
 int call_parse_extents(PyObject *arg, struct crail_extent *out, uint32_t *count);
-/* Makes what was written into the extents durable, where they lie on a disk: before a COMMIT that promises so. 1: a
- * location is out of date. */
-int call_flush(struct call *c, const struct crail_extent *extents, uint32_t count);
+/* Is what the call changes to be durable when it is answered? */
+bool call_is_sync(const struct call *c);
+/* Makes what was written into the extents durable, where they lie on a disk: before a COMMIT that promises so.
+ * *is_durable: they all do. 1: a location is out of date. */
+int call_flush(struct call *c, const struct crail_extent *extents, uint32_t count, bool *is_durable);
 /* In a forked child: has the owner open a session of its own first. */
 int call_follow_fork(HotClient *self);
 /* The same for a part of a transfer of `whole` bytes: a long one goes around the caches. */
@@ -148,5 +150,6 @@ PyObject *view_from_bytes(PyObject *bytes, uint64_t version, bool goes_when_read
 /* ---- pipe.c ---------------------------------------------------------------- */
 
 PyObject *pipe_type_new(void);
+PyObject *rows_type_new(void);
 
 #endif

@@ -113,10 +113,10 @@ PyMODINIT_FUNC PyInit__hot(void) {
         return NULL;
     PyObject *client = PyType_FromSpec(&client_spec);
     view_type = (PyTypeObject *)PyType_FromSpec(&view_spec);
-    PyObject *pipe = pipe_type_new();
-    if (!client || !view_type || !pipe || PyModule_AddObjectRef(m, "Client", client) ||
+    PyObject *pipe = pipe_type_new(), *rows = rows_type_new();
+    if (!client || !view_type || !pipe || !rows || PyModule_AddObjectRef(m, "Client", client) ||
         PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || PyModule_AddObjectRef(m, "Pipe", pipe) ||
-        async_add(m)) {
+        PyModule_AddObjectRef(m, "Rows", rows) || async_add(m)) {
         Py_DECREF(m);
         return NULL;
     }

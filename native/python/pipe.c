@@ -108,7 +108,7 @@ static int interrupted(Pipe *st) {
 static int settle(struct call *c, Pipe *st) {
     while (st->s.writes) {
         int rc, failures = 1;
-        uint32_t server = st->s.server;
+        uint32_t server = st->s.data.server;
         Py_BEGIN_ALLOW_THREADS rc = T->pipe_settle(&st->s, call_deadline(c));
         Py_END_ALLOW_THREADS if (rc == -EINTR) rc = interrupted(st);
         else if (rc) rc = failed(c, st, rc, server, &failures);
@@ -325,7 +325,7 @@ static PyObject *pipe_settle(PyObject *self, PyObject *timeout) {
 
 static int arrived(struct call *c, Pipe *st, uint64_t size, uint64_t *until) {
     int rc, failures = 1;
-    uint32_t server = st->s.server;
+    uint32_t server = st->s.data.server;
     do
         rc = T->pipe_arrived(&st->s, size, until);
     while (rc == -EINTR && (rc = interrupted(st)) == 0 && (rc = -EINTR));
@@ -358,7 +358,7 @@ static int ask(struct call *c, Pipe *st, const struct crail_range *v, uint64_t a
     int rc = reach(c, st, v->extents[T->range_locate(v, at, &within)].server), failures = 1;
     if (rc != BY_TCP || st->s.asks_count)
         return rc == BY_MEMORY || rc == BY_TCP ? 0 : rc;
-    uint32_t server = st->s.server;
+    uint32_t server = st->s.data.server;
     do {
         Py_BEGIN_ALLOW_THREADS rc = T->pipe_ask(&st->s, v, at, until, call_deadline(c));
         Py_END_ALLOW_THREADS
@@ -387,6 +387,13 @@ static PyObject *pipe_ask(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Py_RETURN_NONE;
 }
 
+/* behind() -> int: so many writes to a disk are without their answers */
+static PyObject *pipe_behind(PyObject *self, PyObject *unused) {
+    const struct crail_pipe *s = &((Pipe *)self)->s;
+    (void)unused;
+    return PyLong_FromUnsignedLong(s->data.is_disk ? s->writes : 0);
+}
+
 /* close() -> None: the connection goes back to a lane if nothing is on its way on it. */
 static PyObject *pipe_close(PyObject *self, PyObject *unused) {
     struct call c = {0};
@@ -396,7 +403,7 @@ static PyObject *pipe_close(PyObject *self, PyObject *unused) {
         PyErr_SetString(PyExc_RuntimeError, "another thread is using this pipe");
         return NULL;
     }
-    if (T->pipe_is_ours(&st->s) && st->s.fd >= 0 && !st->s.writes && !st->s.asks_count &&
+    if (T->pipe_is_ours(&st->s) && st->s.data.fd >= 0 && !st->s.writes && !st->s.asks_count &&
         st->client->client == st->s.client) {
         if (begin(&c, st, Py_None) == 0) {
             T->pipe_put_back(&st->s, c.lane);
@@ -417,6 +424,7 @@ static PyMethodDef pipe_methods[] = {
     FAST(write, "write(extents, offset, data, timeout, gives_up_early): may return while the bytes are on their way"),
     FAST(ask, "ask(extents, size, offset, length, timeout): for bytes that will be read, if they come over TCP"),
     FAST(arrived, "arrived(size, timeout) -> int: so many of the first `size` bytes are there by now"),
+    {"behind", pipe_behind, METH_NOARGS, "behind() -> int: so many writes to a disk may be refused still"},
     {"settle", pipe_settle, METH_O, "settle(timeout): waits until everything written is there"},
     {"close", pipe_close, METH_NOARGS, "close(): what is on its way comes to nothing. May be called twice."},
     {NULL, NULL, 0, NULL},

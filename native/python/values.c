@@ -233,6 +233,7 @@ PyObject *client_get_view(PyObject *self, PyObject *const *args, Py_ssize_t n) {
 
 struct grant {
     uint32_t count;
+    bool is_durable; /* what was written to it is, on disks */
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
 };
 
@@ -288,21 +289,20 @@ static int allocate(struct call *c, uint64_t size, uint32_t wait_ms, struct gran
     return rc;
 }
 
-/* flush(extents, timeout) -> None */
+/* flush(path, extents, timeout) -> bool: do they all lie on disks? */
 PyObject *client_flush(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {.self = (HotClient *)self};
     struct crail_extent extents[CRAIL_EXTENTS_MAX];
     uint32_t count;
-    if (!call_arguments("flush", n, 2) || call_parse_extents(args[0], extents, &count) ||
-        call_begin(&c, c.self, args[1], 0))
+    bool is_durable = false;
+    if (!call_arguments("flush", n, 3) || call_set_path(&c, args[0]) || call_parse_extents(args[1], extents, &count) ||
+        call_begin(&c, c.self, args[2], 0))
         return NULL;
-    int rc = call_flush(&c, extents, count);
+    int rc = call_flush(&c, extents, count, &is_durable);
     if (rc == 1)
         rc = call_fail(&c, CRAIL_E_STALE_LOCATION, 0);
     finish(&c);
-    if (rc)
-        return NULL;
-    Py_RETURN_NONE;
+    return rc ? NULL : PyBool_FromLong(is_durable);
 }
 
 /* The write came to nothing: what was granted is kept for the next one, or given back. Nothing may be kept into which
@@ -334,6 +334,8 @@ static int commit(struct call *c, const struct grant *g, uint64_t size, uint16_t
     if (c->client->options.grants_ahead && lies_anywhere(c) && g->count == 1 && size <= GRANT_AHEAD_BYTES_MAX &&
         T->lane_grant_room(c->lane, size + size / 4 + 2 * CRAIL_GRANULE))
         flags |= CRAIL_OPF_GRANT_AGAIN;
+    if (g->is_durable)
+        flags |= CRAIL_OPF_FLUSHED;
     T->lane_begin(c->lane);
     if (call_op(c, CRAIL_OP_COMMIT, flags, g->extents, g->count * sizeof(struct crail_extent), g->count, if_version,
                 size) ||
@@ -419,13 +421,16 @@ static int write_parts(struct call *c, const struct parts *p, const struct grant
     return 0;
 }
 
-/* Writes the bytes to where there is space; a server that is away, or whose disk fails, is
- * avoided. As call_transfer(). */
+/* Writes the bytes to where there is space, and flushes them there if that is promised; a server that is away, or whose
+ * disk fails, is avoided. As call_transfer(). */
 static int write_somewhere(struct call *c, const struct parts *p, struct grant *g) {
     for (int tries = 0;; tries++) {
         c->gives_up_early = tries == 0 || (c->gives_up_early && tries < ELSEWHERE_TRIES);
         c->is_unreachable = c->is_refused = false;
         int rc = write_parts(c, p, g);
+        g->is_durable = false;
+        if (!rc && call_is_sync(c))
+            rc = call_flush(c, g->extents, g->count, &g->is_durable);
         if (rc >= 0 || !(c->is_unreachable || (c->is_refused && tries < ELSEWHERE_TRIES)))
             return rc;
         if (go_elsewhere(c, p->bytes, g))

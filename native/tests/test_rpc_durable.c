@@ -550,6 +550,34 @@ static void test_who_waits_for_cuts_is_woken(void) {
     end_durable();
 }
 
+/* What was freed may be used again when that is durable, however long the commit takes. */
+static void test_who_needs_memory_waits_for_the_commit_that_frees_it(void) {
+    uint32_t n;
+    int channel;
+    pthread_t t;
+    tuning.space_wait_ns = 5000000;
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    server(4, &channel);
+    CHECK(pthread_create(&t, NULL, confirms_all, &channel) == 0);
+    int fd = client(1);
+    CHECK(alloc(fd, 1, 4 * 4096, &n) == 0 && commit(fd, 2, "/all", 4 * 4096, n) == 0);
+    commit_all();
+    CHECK(one(fd, 3, CRAIL_OP_REMOVE, "/all", NULL, 0) == 0);
+    uint64_t epoch = cut();
+    frame(&Q, 4, 4);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_ALLOC, .arg1 = 4 * 4096}, "", NULL, 0);
+    send_all(fd, Q.b.data, Q.b.len);
+    uint64_t until = crail_clock_ns() + 20 * tuning.space_wait_ns;
+    while (crail_clock_ns() < until)
+        CHECK(silent(fd));
+    CHECK(crail_namenode_cut_done(nn, epoch, 1) == 0);
+    CHECK(status_of(fd) == 0);
+    CHECK(alloc(fd, 5, 4096, &n) == -CRAIL_E_OUT_OF_SPACE); /* nothing is on its way */
+    close(fd);
+    end_durable();
+    CHECK(pthread_join(t, NULL) == 0);
+}
+
 /* ---- counters, and cuts that nobody came back for ------------------------------------- */
 
 static uint64_t job(int fd, uint64_t token) {
@@ -623,6 +651,7 @@ int main(int argc, char **argv) {
         T(test_what_is_held_is_not_told_of_while_commits_fail),
         T(test_writers_wait_for_a_commit_that_lags),
         T(test_who_waits_for_cuts_is_woken),
+        T(test_who_needs_memory_waits_for_the_commit_that_frees_it),
         T(test_numbers_of_jobs_go_up_over_many_lives),
         T(test_without_its_bounds_a_state_is_refused),
         T(test_a_cut_is_given_again_until_it_is_done),

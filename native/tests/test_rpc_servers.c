@@ -95,6 +95,31 @@ static void turns(int fd, int n) {
         CHECK(one(fd, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
 }
 
+/* A server that is restarted is away for a moment: who asks for its memory meanwhile waits for it, for the grace. */
+static void test_who_needs_a_server_that_went_down_waits_for_it(void) {
+    start(200);
+    int fd = client(1), other = client(2), channel;
+    uint32_t number = server(64, &channel), n;
+    CHECK(crail_namenode_server_set(nn, number, CRAIL_SERVER_DOWN) == 0);
+    frame(&Q, 1, 1);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_ALLOC, .arg1 = 24 * CRAIL_GRANULE}, "", NULL, 0);
+    send_all(fd, Q.b.data, Q.b.len);
+    turns(other, 10);
+    CHECK(stats().allocs == 0);
+    CHECK(crail_namenode_server_set(nn, number, CRAIL_SERVER_UP) == 0);
+    CHECK(take(fd, &R) && result(&R, 0)->status == 0);
+    CHECK(crail_namenode_server_set(nn, number, CRAIL_SERVER_DOWN) == 0);
+    uint64_t from = crail_clock_ns();
+    CHECK(alloc(fd, 2, 24 * CRAIL_GRANULE, &n) == -CRAIL_E_OUT_OF_SPACE);
+    CHECK(crail_clock_ns() - from >= 190000000);
+    CHECK(crail_namenode_server_set(nn, number, CRAIL_SERVER_LOST) == 0); /* for good */
+    CHECK(alloc(fd, 3, 24 * CRAIL_GRANULE, &n) == -CRAIL_E_OUT_OF_SPACE);
+    close(fd);
+    close(other);
+    close(channel);
+    end();
+}
+
 static void test_who_waits_for_space_waits_no_longer_than_its_connection(void) {
     start(60000);
     int fd = client(1), other = client(2), channel;
@@ -311,6 +336,7 @@ int main(int argc, char **argv) {
         T(test_the_description_of_a_server),
         T(test_a_small_store_is_overwritten_for_ever),
         T(test_an_alloc_waits_and_gives_up),
+        T(test_who_needs_a_server_that_went_down_waits_for_it),
         T(test_who_waits_for_space_waits_no_longer_than_its_connection),
         T(test_channels_break_and_come_back),
         T(test_many_retirements),

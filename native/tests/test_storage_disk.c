@@ -269,6 +269,33 @@ static void test_what_cannot_be_made_durable_is_not_confirmed(void) {
     end_on_file(&w);
 }
 
+static void test_a_namenode_that_came_back_gets_nothing_of_a_failed_disk_but_what_lives(void) {
+    struct world w = begin_on_file();
+    uint8_t data[100] = {7}, back[100];
+    int fd = data_connection(&w, 0);
+    assert(ask(fd, request(CRAIL_DATA_WRITE, 4, 3, 0, 0, 100), data) == 0);
+    set_faults("disk-write 5\n");
+    const uint32_t live[] = {0, 4, 3, 0, 10, 2};
+    const struct {
+        uint32_t region, granule, granules;
+    } rest[] = {{0, 0, 4}, {0, 7, 3}, {0, 12, GRANULES - 12}};
+    uint32_t busy[9];
+    for (int again = 0; again < 2; again++) { /* it fails meanwhile, and then it has failed */
+        assert(crail_storage_retire_others(w.s, live, 2) == 3);
+        assert(crail_storage_busy(w.s, busy, 9) == 3 && memcmp(busy, rest, sizeof(rest)) == 0);
+        unlink(faults_path);
+    }
+    int ch = channel(&w);
+    struct crail_retire o = one_order(7, 3, 100);
+    order(ch, &o, 1);
+    assert(!readable(ch, 150)); /* it waits for good */
+    assert(ask(fd, request(CRAIL_DATA_READ, 4, 3, 0, 0, 100), NULL) == 0);
+    recv_all(fd, back, sizeof(back));
+    assert(memcmp(data, back, sizeof(back)) == 0);
+    close(fd), close(ch);
+    end_on_file(&w);
+}
+
 static void until_bytes_in(struct world *w, uint64_t n) {
     while (stats(w).bytes_in < n) {
     }
@@ -416,6 +443,7 @@ int main(void) {
     test_who_keeps_a_buffer_and_stands_still_makes_way();
     test_a_confirmed_generation_is_on_the_disk();
     test_what_cannot_be_made_durable_is_not_confirmed();
+    test_a_namenode_that_came_back_gets_nothing_of_a_failed_disk_but_what_lives();
     test_an_order_waits_for_a_write_whose_client_has_gone();
     test_an_order_waits_for_a_reader_in_the_middle();
     test_a_disk_that_fails_is_told_of_and_written_no_more();

@@ -19,9 +19,10 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from struct import Struct
-from typing import Any
+from typing import Any, Protocol
 
 import lmdb
 
@@ -40,6 +41,7 @@ MAP_FIRST = 1 << 30  # bytes of addresses, not of memory
 MAP_STEP_MAX = 64 << 30
 PAGE = 4096
 READ_BYTES = 4 << 20  # in one piece
+FULL_BYTES = 1 << 20  # a disk with less than this is full
 
 PIECE = Struct("<BI")  # table, bytes: head of what the reader sends
 _U32 = Struct("<I")
@@ -154,6 +156,31 @@ class Folder:
             self._lock = -1
 
 
+class Changes(Protocol):
+    """What a commit does, in the order of the keys; no key is put and gone."""
+
+    def puts(self) -> Iterator[tuple[bytes, Any]]:
+        """(key, row) of the rows that are written."""
+
+    def gone(self) -> Iterator[bytes]:
+        """The keys of rows that are deleted."""
+
+
+class Table:
+    """Changes of which there are few: rows by their keys."""
+
+    def __init__(self, rows: Mapping[bytes, bytes]) -> None:
+        self._rows = rows
+
+    def puts(self) -> Iterator[tuple[bytes, bytes]]:
+        """As in Changes."""
+        return iter(sorted(self._rows.items()))
+
+    def gone(self) -> Iterator[bytes]:
+        """As in Changes."""
+        return iter(())
+
+
 class Database:
     """The LMDB file, for writing: one thread uses it from open() to close()."""
 
@@ -188,7 +215,7 @@ class Database:
             if os.path.exists(self.path):
                 os.unlink(self.path)
             self.open(new=True)
-            self.commit(dict(superblock.items()))
+            self.commit([Table(dict(superblock.items()))])
             self.close()
             native.failpoint("state-made")
             os.rename(self.path, final)
@@ -197,18 +224,15 @@ class Database:
         sync_folder(os.path.dirname(final))
         self.open()
 
-    def commit(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """One transaction: a row, or None where it goes. All of it is durable afterwards, or
-        nothing of it was done. Raises OSError, ChecksumError."""
-        ordered = sorted(changes.items())
-        puts = [(key, row) for key, row in ordered if row is not None]
-        gone = [key for key, row in ordered if row is None]
+    def commit(self, changes: Sequence[Changes]) -> None:
+        """One transaction. All of it is durable afterwards, or nothing of it was done. Raises
+        OSError, ChecksumError."""
         try:
             if self._env is None:
                 self.open()
             while True:
                 try:
-                    self._apply(puts, gone)
+                    self._apply(changes)
                     return
                 except lmdb.MapFullError:
                     size = self._env.info()["map_size"]
@@ -217,14 +241,12 @@ class Database:
             self.close()  # whatever state it is in: opened anew, it is as the last commit left it
             raise _explain(error, self.path) from error
 
-    def _apply(self, puts: list[tuple[bytes, bytes]], gone: list[bytes]) -> None:
-        with self._env.begin(write=True) as txn:
-            for key in gone:
-                txn.delete(key)
-            native.failpoint("commit-begun")
-            if puts:
-                with txn.cursor() as cursor:
-                    cursor.putmulti(puts)
+    def _apply(self, changes: Sequence[Changes]) -> None:
+        with self._env.begin(write=True) as txn, txn.cursor() as cursor:
+            for change in changes:
+                deque(map(txn.delete, change.gone()), maxlen=0)
+                native.failpoint("commit-begun")
+                cursor.putmulti(change.puts())
             self.rows = txn.stat()["entries"]
             native.failpoint("commit-put")
 
@@ -238,12 +260,22 @@ class Database:
 def _explain(error: lmdb.Error, path: str) -> OSError:
     """LMDB's errors as what they are: damage, or the system's."""
     text = str(error)
+    if os.strerror(errno.EIO) in text and _is_full(path):
+        text = os.strerror(errno.ENOSPC)  # LMDB's word for a write that was cut short
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.ENOMEM):
         if os.strerror(number) in text:
             return OSError(number, os.strerror(number), path)
     if isinstance(error, lmdb.VersionMismatchError | lmdb.InvalidError | lmdb.CorruptedError):
         return damaged(path, text)
     return OSError(errno.EIO, text, path)
+
+
+def _is_full(path: str) -> bool:
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < FULL_BYTES
 
 
 # ---- reading, in another process ---------------------------------------------------------------
@@ -257,6 +289,8 @@ class Reading:
         self.problems: list[dict[str, str]] = []
         """What is wrong, when all was read: `row` and `why`."""
         self.counted = 0
+        self.lost = 0
+        """Rows that could not be read, whatever they were."""
 
     def pieces(self, *, salvage: bool = False) -> Generator[tuple[int, bytes]]:
         """(table, rows behind each other). The problems are known at the end. With `salvage` rows
@@ -283,7 +317,7 @@ class Reading:
                 if table == 0:
                     said = json.loads(data)
                     self.problems += said["problems"]
-                    self.counted = said["rows"]
+                    self.counted, self.lost = said["rows"], said["lost"]
                     whole = True
                     break
                 yield table, data

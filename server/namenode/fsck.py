@@ -20,7 +20,7 @@ from crailpy import native
 from crailpy.errors import CrailError, NotFoundError
 
 from . import rows
-from .database import GRANTS, SUPER, Database, Folder, Reading, Superblock, sync_folder
+from .database import GRANTS, SUPER, Database, Folder, Reading, Superblock, Table, sync_folder
 
 DROPS_MAX = 10000  # rows that do not fit together; beyond that it is no state
 ARENA_MAX = 64 << 30
@@ -79,7 +79,7 @@ class Fsck:
             os.unlink(fresh.path)
         fresh.open(new=True)
         try:
-            fresh.commit(dict(self._rows))
+            fresh.commit([Table(self._rows)])
         finally:
             fresh.close()
         kept = f"{path}.damaged-{number}"
@@ -128,6 +128,8 @@ class Fsck:
                     self.dropped.append(rows.name_of(key))
                 else:
                     self._rows[key] = row
+        if reading.lost:
+            self.dropped.append(f"{reading.lost} rows on damaged pages")
         for problem in reading.problems:
             self.problems.append(problem)
             if problem["row"]:

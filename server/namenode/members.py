@@ -21,6 +21,8 @@ from crailpy.channel import Channel
 from crailpy.control import HEARTBEATS_MISSED_MAX, Registration
 from crailpy.errors import ExistsError, ProtocolError
 
+from .recovery import Recovery
+
 log = logging.getLogger("crailpy.namenode")
 
 # enum crail_meta_server_state
@@ -54,6 +56,7 @@ class Member:
         self.lost = 0  # extents that were gone when it had said so
         self.replaced: list[int] = []  # numbers of its incarnations that are lost
         self.failed = 0  # errno of its disk, since it has registered
+        self.is_closed = False  # is nothing placed there until this namenode ends?
         self.channel: Channel | None = None
         self.retires = False  # is its retire channel open?
         self.left = False  # has it taken its leave?
@@ -61,6 +64,13 @@ class Member:
         self.stats: dict[str, Any] = {}
         self.last_seen = time.monotonic()
         self.late: asyncio.TimerHandle | None = None
+
+    @property
+    def state_name(self) -> str:
+        """As `status` shows it."""
+        if self.state != UP or not (self.failed or self.is_closed):
+            return STATES[self.state]
+        return "failed" if self.failed else "closed"
 
 
 class Members:
@@ -95,9 +105,8 @@ class Members:
             member.registration = new
             member.left = False
             member.failed = 0
-            self._core.server_describe(
-                member.number, new.storage_class, new.location, new.description()
-            )
+            rank = CLOSED if member.is_closed else new.storage_class
+            self._core.server_describe(member.number, rank, new.location, new.description())
             if not member.is_awaited:
                 self._set(member, UP)
                 log.info("storage server %s (%d) is back", new.server, member.number)
@@ -133,10 +142,15 @@ class Members:
         self.seen(member)
         return member
 
-    def recovered(self, member: Member, generations: bytes, busy: bytes) -> None:
-        """It has kept what it was told to keep, and says what it has: it is up. Raises
-        ProtocolError, InvalidArgumentError."""
-        member.lost = self._core.server_recovered(member.number, generations, busy)
+    def recovered(self, member: Member, found: Recovery) -> None:
+        """It has kept what it was told to keep, and says what it has: it is up. If its disk has
+        failed, it could not write down which extents it has retired: when it has another life,
+        nobody will know what it takes for stale but who asks again, as the next namenode does. So
+        this one places nothing there any more. Raises ProtocolError, InvalidArgumentError."""
+        if found.disk_errno:
+            member.is_closed = True
+            self._look_at_disk(member, found.disk_errno)
+        member.lost = self._core.server_recovered(member.number, found.generations, found.busy)
         member.is_awaited = False
         member.state = UP
         name = member.registration.server
@@ -214,7 +228,7 @@ class Members:
             {
                 "number": member.number,
                 "id": member.registration.server,
-                "state": "failed" if member.failed and member.state == UP else STATES[member.state],
+                "state": member.state_name,
                 "failed": os.strerror(member.failed) if member.failed else None,
                 "tier": member.registration.tier,
                 "storage_class": member.registration.storage_class,

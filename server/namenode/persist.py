@@ -18,7 +18,6 @@ from collections.abc import Generator
 from typing import Any
 
 from crailpy import native
-from crailpy.errors import CrailError
 
 from . import rows
 from .database import (
@@ -50,6 +49,8 @@ class State:
         self.servers: list[tuple[int, int, bytes]] = []
         """(number, state, description) of those that were loaded."""
         self.loaded: dict[str, int] = {}
+        self.start_seconds: dict[str, float] = {}
+        """What load() took: to read, to make the nodes, to put them together."""
         self.database = Database(self.folder.database)
         self._reading = Reading(self.folder.database)
         self._pieces: Generator[tuple[int, bytes]] | None = None
@@ -81,8 +82,12 @@ class State:
         if self._pieces is None:
             self.loaded, _ = core.load_end()
             return
+        begin = time.monotonic()
+        making = 0.0
         for table, data in itertools.chain([(rows.SUPER, self._first)], self._pieces):
+            start = time.monotonic()
             why = core.load(data)
+            making += time.monotonic() - start
             if why is not None:
                 raise damaged(self.folder.database, why)
             if table == rows.SESSION:
@@ -90,10 +95,16 @@ class State:
             elif table == rows.SERVER:
                 self.servers += [rows.server_of(key, row) for key, row in rows.parse(data) if row]
         self._refuse()
+        read = time.monotonic()
         self.loaded, why = core.load_end()
         if why is not None:
             raise damaged(self.folder.database, why)
         self.database.open()
+        self.start_seconds = {
+            "reading": read - begin - making,
+            "making": making,
+            "putting together": time.monotonic() - read,
+        }
 
     def _refuse(self) -> None:
         if self._reading.problems:
@@ -113,12 +124,12 @@ class State:
 class Persister:
     """The thread. Made on the event loop, which start() and the other coroutines run on."""
 
-    def __init__(self, core: native.Namenode, database: Database, *, interval: float) -> None:
+    def __init__(self, core: native.Namenode, state: State, *, interval: float) -> None:
         self._core = core
-        self._database = database
+        self._database = state.database
+        self._start_seconds = state.start_seconds
         self._interval = interval
-        self._kept: dict[bytes, bytes | None] = {}
-        self._kept_epoch = 0
+        self._cut: native.Cut | None = None  # that is to be committed
         self._stopping = threading.Event()
         self._quiet = threading.Lock()  # held while the file changes, or is looked at
         self._thread: threading.Thread | None = None
@@ -136,6 +147,7 @@ class Persister:
         """Commits a first cut, so that the bounds of this life hold, and starts the thread. Raises
         what a commit raises."""
         await asyncio.to_thread(self._first)
+        self._start_seconds["first commit"] = self.commit_seconds
         self._thread = threading.Thread(target=self._run, name="crail-persist")
         self._thread.start()
 
@@ -170,6 +182,7 @@ class Persister:
             "group_interval_s": self._interval,
             "rows": self._database.rows,
             "commit_s": round(self.commit_seconds, 4),
+            "start_s": {what: round(took, 4) for what, took in self._start_seconds.items()},
             "failure": self.failure,
         }
 
@@ -219,48 +232,45 @@ class Persister:
         log.error("the last changes are not durable: %s", self.failure)
 
     def _step(self) -> bool:
-        """Makes a cut unless one is kept, and commits it. False: that failed."""
+        """Makes a cut unless there is one, and commits it. False: that failed."""
         try:
-            if not self._kept_epoch:
+            if self._cut is None:
                 self._make()
-            return self._commit() is None
-        except CrailError as error:  # no memory for the cut: it is tried again
+        except Exception as error:  # no memory for the cut, perhaps: it is tried again
             self._fail(error)
             return False
+        return self._commit() is None
 
     def _make(self) -> None:
-        cut = self._core.cut_make()
+        self._cut = self._core.cut_make()
         native.failpoint("cut-made")
-        if cut is not None:
-            rows.merge(self._kept, cut.rows)
-            self._kept_epoch = cut.epoch
 
-    def _commit(self) -> OSError | None:
-        if not self._kept_epoch:
+    def _commit(self) -> Exception | None:
+        cut = self._cut
+        if cut is None:
             return None
         start = time.monotonic()
         try:
             with self._quiet:
-                self._database.commit(self._kept)
-        except OSError as error:
+                self._database.commit(cut.in_order())
+        except Exception as error:  # the thread must not end: writers wait for it
             self._fail(error)
-            self._core.cut_done(self._kept_epoch, False)
+            self._core.cut_done(cut.epoch, False)
             return error
         native.failpoint("committed")
         self.commit_seconds = time.monotonic() - start
         if self.failure is not None:
             log.warning("commits succeed again")
             self.failure = None
-        epoch, self._kept_epoch = self._kept_epoch, 0
-        self._kept.clear()
-        self._core.cut_done(epoch, True)
+        self._cut = None
+        self._core.cut_done(cut.epoch, True)
         try:
-            self._loop.call_soon_threadsafe(self._tell, epoch)
+            self._loop.call_soon_threadsafe(self._tell, cut.epoch)
         except RuntimeError:
             pass  # the loop has ended, and nobody waits
         return None
 
     def _fail(self, error: Exception) -> None:
         if self.failure is None:
-            log.error("a commit failed, changes wait until one succeeds: %s", error)
-        self.failure = str(error)
+            log.error("a commit failed, changes wait until one succeeds: %r", error)
+        self.failure = str(error) or repr(error)

@@ -14,6 +14,7 @@ from crailpy.errors import ProtocolError
 
 RUN_BYTES = 12
 BUSY_MAX = 1 << 20  # runs
+ERRNO_MAX = 4096
 
 
 class Recovery:
@@ -24,16 +25,22 @@ class Recovery:
         self._room = self._bytes + BUSY_MAX * RUN_BYTES
         self._data = bytearray()
         self._stream = zlib.decompressobj()
+        #: Why its disk cannot tell what was retired; 0: it can.
+        self.disk_errno = 0
 
     def add(self, message: dict[str, Any]) -> bool:
         """The next message. True: that was all. Raises ProtocolError. May take a while."""
         piece, last = message.get("data"), message.get("last")
+        error = message.get("disk_errno")
         if not isinstance(piece, bytes) or not isinstance(last, bool):
             raise ProtocolError("recovered: data is bytes, and last says whether that was all")
+        if not isinstance(error, int) or not 0 <= error < ERRNO_MAX:
+            raise ProtocolError(f"recovered: disk_errno is {error!r}")
+        self.disk_errno = error
         try:
             self._data += self._stream.decompress(piece, self._room - len(self._data) + 1)
-        except zlib.error as error:
-            raise ProtocolError(f"recovered: {error}") from None
+        except zlib.error as damage:
+            raise ProtocolError(f"recovered: {damage}") from None
         if len(self._data) > self._room:
             raise ProtocolError("recovered: more than the server can have")
         if last:

@@ -6,7 +6,7 @@ the table, then the row's key with integers turned round, so that the order is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from struct import Struct
 
 from crailpy import native
@@ -84,9 +84,3 @@ def super_row(name: str, value: bytes) -> tuple[bytes, bytes]:
     """(key, row) of one of the superblock."""
     coded = name.encode()
     return key_of(SUPER, coded), native.row_make(SUPER, coded, value)
-
-
-def merge(into: dict[bytes, bytes | None], parts: Iterable[Buffer]) -> None:
-    """Adds the rows of a cut; later ones take the place of earlier ones."""
-    for part in parts:
-        into.update(parse(part))

@@ -28,7 +28,7 @@ from crailpy.errors import (
 
 from ..reception import Reception, Visit, check_exposure, private_folder
 from ..threads import Threads
-from .database import GRANTS, damaged
+from .database import FILE, GRANTS, damaged
 from .members import Member, Members
 from .persist import Persister, State
 from .recovery import Recovery
@@ -133,9 +133,7 @@ class NamenodeService:
             for number, kind, description in state.servers:
                 self._members.load(number, kind, description)
             log.info("%s: %s", state.folder.path, state.loaded)
-            self._persister = Persister(
-                self._core, state.database, interval=self.settings.group_interval
-            )
+            self._persister = Persister(self._core, state, interval=self.settings.group_interval)
             await self._persister.start()
 
     async def close(self) -> None:
@@ -230,6 +228,11 @@ class NamenodeService:
             # A client of an earlier life of this namenode looks like this, too.
             raise SessionLostError("this namenode did not open the session")
 
+    @property
+    def _kept_state(self) -> str:
+        """Whose state outlives this process; "": none does."""
+        return self.cluster if self._state is not None else ""
+
     # -- storage servers -----------------------------------------------------------------------
 
     async def _control(self, visit: Visit) -> None:
@@ -240,7 +243,7 @@ class NamenodeService:
             nonlocal member, recovery
             member = self._members.register(Registration.parse(message))
             if member is None:
-                return {"fresh": True}
+                return {"fresh": True, "state": self._kept_state}
             member.channel = channel
             native.failpoint("register-begun")
             if not await self._settled():  # its number is for ever
@@ -250,7 +253,7 @@ class NamenodeService:
             return {
                 "number": member.number,
                 "mac_key": self._key,
-                "cluster": self.cluster,
+                "state": self._kept_state,
                 "recover": member.is_awaited,
             }
 
@@ -274,7 +277,7 @@ class NamenodeService:
             if awaited() != (server, stream):
                 raise ProtocolError("registered again meanwhile")
             native.failpoint("recovered-heard")
-            self._members.recovered(server, stream.generations, stream.busy)
+            self._members.recovered(server, stream)
             recovery = None
 
         async def heartbeat(message: dict[str, Any]) -> None:
@@ -390,6 +393,11 @@ def durability_of(settings: Settings, folder: str | None) -> str:
     said = settings.durability or ("none" if folder is None else "group")
     if said not in native.DURABILITIES:
         raise InvalidArgumentError(f"durability: {said!r} is none of {native.DURABILITIES}")
+    if said == "none" and folder is not None and os.path.exists(os.path.join(folder, FILE)):
+        raise InvalidArgumentError(
+            f"{folder} has a state, and durability='none' would begin without it",
+            hint="leave out --dir, or --durability",
+        )
     if said != "none" and folder is None:
         raise InvalidArgumentError(
             f"durability={said!r} needs a folder to keep things in", hint="--dir names one"

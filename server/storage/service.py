@@ -21,6 +21,7 @@ from crailpy.errors import (
     ClosedError,
     CrailError,
     ExistsError,
+    InvalidArgumentError,
     ProtocolError,
     StaleLocationError,
     UnavailableError,
@@ -72,6 +73,8 @@ class StorageService:
         self._advertise = advertise
         self._key = b""  # of the cluster, once registered
         self._control: Channel | None = None
+        self._pause = RETRY_FIRST  # until the namenode is tried again
+        self._told = False  # was it logged that it is not there, or does not let us in?
         self._disk_failed = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         self._threads = Threads()
@@ -161,30 +164,29 @@ class StorageService:
     # -- the namenode --------------------------------------------------------------------------
 
     async def _stay_registered(self) -> None:
-        pause = RETRY_FIRST
-        told = False
         while True:
             try:
                 sock, _ = await self._dial({"role": "control", "server": self.tier.server})
-                pause, told = RETRY_FIRST, False
                 await self._serve_control(sock)
             except ExistsError as error:
                 self._failed.set_exception(error)
                 return
-            except (AuthError, ProtocolError) as error:
+            except (AuthError, ProtocolError, InvalidArgumentError) as error:
                 if not self.registered.is_set() and not self._key:
                     self._failed.set_exception(error)  # it was never let in: say so and end
                     return
-                log.error("the namenode refuses: %s", error)
+                if not self._told:
+                    log.error("the namenode refuses: %s", error)
+                self._told = True
             except (CrailError, OSError) as error:
-                if not told:
+                if not self._told:
                     log.warning("no namenode: %s: trying on", error)
-                    told = True
+                self._told = True
             except Exception as error:
                 self._failed.set_exception(error)
                 return
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, RETRY_MAX)
+            await asyncio.sleep(self._pause)
+            self._pause = min(self._pause * 2, RETRY_MAX)
 
     async def _dial(self, fields: dict[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
         return await channel.connect(
@@ -200,6 +202,7 @@ class StorageService:
             await self._register(link, sock)
             self._control = link
             self.registered.set()
+            self._pause, self._told = RETRY_FIRST, False
             failed = asyncio.get_running_loop().create_task(self._disk_failed.wait())
             watched = {run, failed}
             while not run.done():
@@ -221,6 +224,8 @@ class StorageService:
     async def _register(self, link: Channel, sock: socket.socket) -> None:
         reply = await self._ask_to_register(link, sock)
         if reply.get("fresh"):
+            if isinstance(self.tier, FileTier):
+                self.tier.check_state(str(reply.get("state")))
             log.warning("the namenode does not know this memory: made anew")
             await self._start_afresh()
             reply = await self._ask_to_register(link, sock)
@@ -229,11 +234,18 @@ class StorageService:
             raise ProtocolError("the namenode's answer to register")
         self._core.identity(number, key)
         self.number, self._key = number, key
-        await self._threads.run(self.tier.remember_registered)
+        state = str(reply.get("state"))
+        await self._threads.run(lambda: self._remember(state))
         native.failpoint("registered")
         if reply.get("recover"):
             await self._recover(link)
         await self._open_channel()
+
+    def _remember(self, state: str) -> None:
+        if isinstance(self.tier, FileTier):
+            self.tier.remember_registered(state)
+        else:
+            self.tier.remember_registered()
 
     async def _recover(self, link: Channel) -> None:
         """The namenode was started again: it says what is to be kept, and hears what there is once
@@ -254,7 +266,11 @@ class StorageService:
             following = await self._threads.run(lambda: next(pieces, None))
             await link.call(
                 control.RECOVERED,
-                {"data": data, "last": following is None},
+                {
+                    "data": data,
+                    "last": following is None,
+                    "disk_errno": core.stats()["disk_errno"],
+                },
                 timeout=RECOVER_TIMEOUT,
             )
             data = following

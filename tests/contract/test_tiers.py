@@ -190,13 +190,13 @@ class TestTier:
         pipe.write(extents, 0, value, None, False)
         pipe.settle(None)
         pipe.close()
-        store._hot.flush(extents, None)
+        store._hot.flush("/x", extents, None)
         store._call(_COMMIT, 0, f"{folder}/x", extents, arg1=len(value), count=1)
         assert store.get(f"{folder}/x") == value
         stale = extents[:16] + (99).to_bytes(8, "little") + extents[24:]
         if store.stat(f"{folder}/x").tier == "file":
             with pytest.raises((errors.StaleLocationError, errors.AuthError)):
-                store._hot.flush(stale, None)
+                store._hot.flush("/x", stale, None)
 
     @pytest.mark.parametrize("way", ["stop", "kill"])
     def test_a_restarted_server_has_its_blocks_again(self, cluster, folder, way):

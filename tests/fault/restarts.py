@@ -10,8 +10,8 @@ import random
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from multiprocessing import active_children, get_context
 
 import crailpy
 import crailpy.aio
@@ -43,12 +43,35 @@ class Blocks:
         return b"".join(self(number + i) for i in range(-(-size // MIB)))[:size]
 
 
+def reach(address: str) -> crailpy.Store:
+    """A store; also where its namenode is away just now, which a newcomer is told at once."""
+    end = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            return crailpy.connect(address, timeout=TIMEOUT)
+        except errors.UnavailableError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.02)
+
+
+async def reach_awaited(address: str) -> crailpy.aio.AsyncStore:
+    end = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            return await crailpy.aio.connect(address, timeout=TIMEOUT)
+        except errors.UnavailableError:
+            if time.monotonic() > end:
+                raise
+        await asyncio.sleep(0.02)
+
+
 def small(address: str, seed: int, until: float, may_lose: bool) -> int:
     """Values of up to 4 KiB under names that come again, read back at once and later."""
     rng = random.Random(seed)
     last: dict[str, int] = {}
     done = 0
-    with crailpy.connect(address, timeout=TIMEOUT) as store:
+    with reach(address) as store:
         while time.monotonic() < until:
             key = f"/restarts/s{seed}/{rng.randrange(100)}"
             done += 1
@@ -77,7 +100,7 @@ def large(address: str, seed: int, until: float, may_lose: bool) -> int:
     done = 0
     views: list[tuple[memoryview, int]] = []
     room = bytearray(64 * MIB)
-    with crailpy.connect(address, timeout=TIMEOUT) as store:
+    with reach(address) as store:
         while time.monotonic() < until:
             size = rng.randrange(MIB, 64 * MIB)
             value = blocks.value(done, size)
@@ -108,7 +131,7 @@ def stream(address: str, seed: int, until: float, may_lose: bool, size: int) -> 
     """Files of `size` bytes in writes of 1 MiB, read back in pieces."""
     blocks = Blocks(seed)
     done = 0
-    with crailpy.connect(address, timeout=TIMEOUT) as store:
+    with reach(address) as store:
         while time.monotonic() < until or not done:
             path = f"/restarts/f{seed}"
             with store.open(path, "wb") as file:
@@ -133,7 +156,7 @@ def asynchronous(address: str, seed: int, until: float, may_lose: bool) -> int:
         rng = random.Random(seed)
         blocks = Blocks(seed)
         done = 0
-        async with crailpy.aio.connect(address, timeout=TIMEOUT) as store:
+        async with await reach_awaited(address) as store:
 
             async def one(i: int) -> None:
                 size = rng.choice((10, 5000, MIB, 4 * MIB))
@@ -169,8 +192,16 @@ class Load:
         return any(f.done() and f.exception() is not None for _, f in self._futures)
 
     def results(self, timeout: float) -> list[tuple[str, int]]:
-        """What they did. Raises what one of them raised."""
-        return [(name, future.result(timeout)) for name, future in self._futures]
+        """What they did. Raises what the first of them raised."""
+        wait([future for _, future in self._futures], timeout, FIRST_EXCEPTION)
+        for _, future in self._futures:
+            if future.done() and future.exception() is not None:
+                future.result()
+        return [(name, future.result(0)) for name, future in self._futures]
 
     def close(self) -> None:
+        """After a failure the others are not waited for."""
+        if not all(future.done() for _, future in self._futures):
+            for child in active_children():
+                child.kill()
         self._pool.shutdown(cancel_futures=True)

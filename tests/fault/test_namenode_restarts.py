@@ -156,11 +156,15 @@ def test_readers_wait_for_a_server_that_is_still_away():
             store.put("/waits", VALUE[:9])
 
 
-def test_writers_wait_for_the_server_that_was_there_before():
+@pytest.mark.parametrize("is_restarted", [True, False])
+def test_writers_wait_for_the_server_that_was_there_before(is_restarted):
     with crailpy.LocalCluster(dram="16MiB", durability="sync") as cluster:
         cluster.servers[0].kill()
-        restart(cluster.namenode)
+        if is_restarted:
+            restart(cluster.namenode)
         with cluster.connect(timeout=30) as store:
+            while store.status()["servers"][0]["state"] != "down":
+                pass
             done = []
             writer = threading.Thread(target=lambda: done.append(store.put("/later", VALUE)))
             writer.start()

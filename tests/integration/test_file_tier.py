@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,8 +95,10 @@ def test_status_shows_the_tier(store):
     assert file["granules_total"] == 64 * MIB // 4096
 
 
-def test_an_earlier_namenode_is_forgotten_with_what_it_knew(tmp_path):
-    with crailpy.LocalCluster(servers=1, tiers=("file",), capacity="8MiB", dir=tmp_path) as cluster:
+def test_an_earlier_namenode_is_forgotten_with_what_it_knew():
+    """One that keeps nothing: what the disk has is nobody's. One that keeps its state finds it
+    again: test_file_tier_restarts.py."""
+    with crailpy.LocalCluster(tiers=("file",), capacity="8MiB", durability="none") as cluster:
         with cluster.connect() as store:
             store.put("/v", b"1" * MIB)
             before = store.status()["servers"][0]["incarnation"]
@@ -223,9 +226,52 @@ def test_the_command_serves_a_file_and_finds_it_again(tmp_path, ephemeral):
         assert not (tmp_path / "dir" / "data.sock").exists()
 
 
+@pytest.fixture
+def loop_device(tmp_path):
+    """A block device over a file, if the machine gives one."""
+    if os.getuid() or not shutil.which("losetup"):
+        pytest.skip("a loop device needs root and losetup")
+    backing = tmp_path / "disk"
+    backing.touch()
+    os.truncate(backing, 32 * MIB)
+    done = subprocess.run(
+        ["losetup", "--find", "--show", str(backing)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no loop device to be had: {done.stderr.strip()}")
+    yield done.stdout.strip()
+    subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+
+
+@pytest.fixture
+def file_in_memory():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield os.path.join(folder, "tier.data")
+
+
+@pytest.mark.parametrize("where", ["loop_device", "file_in_memory"])
+def test_values_on_whatever_it_is_outlive_a_killed_server(where, request, tmp_path):
+    path = request.getfixturevalue(where)
+    size = [] if where == "loop_device" else ["--capacity", "16MiB"]
+    values = {f"/{i}": os.urandom(MIB + i) for i in range(8)}
+    with crailpy.LocalCluster(servers=0) as cluster, cluster.connect(timeout=30) as store:
+        flags = ["--path", path, "--namenode", cluster.address, "--json", "--dir", tmp_path / "dir"]
+        for life in range(2):
+            process = subprocess.Popen(
+                storage(*flags, *([] if life else size)), stdout=subprocess.PIPE, text=True
+            )
+            with process:
+                assert process.stdout is not None
+                assert json.loads(process.stdout.readline())["number"] == 1
+                for key, value in () if life else values.items():
+                    store.put(key, value, durability="sync")
+                assert [store.get(key) for key in values] == list(values.values())
+                process.kill()
+
+
 def test_two_servers_do_not_share_a_file(tmp_path):
     with crailpy.LocalCluster(servers=1, tiers=("file",), capacity="4MiB", dir=tmp_path) as cluster:
-        path = os.path.join(cluster.folder, "storage-0.data")
+        path = str(tmp_path / "storage-0.data")
         done = subprocess.run(
             storage("--path", path, "--namenode", cluster.address, "--dir", tmp_path / "dir"),
             capture_output=True, text=True, timeout=60,

@@ -70,7 +70,7 @@ def test_all_space_is_taken_at_the_start(make, tmp_path):
 def test_what_was_made_is_found_again(make, tmp_path):
     first = make()
     attached(first)
-    first.remember_registered()
+    first.remember_registered("")
     first.close()
     again = make(server="", capacity=0)
     assert (again.server, again.incarnation, again.registered) == ("s", first.incarnation, True)
@@ -88,7 +88,7 @@ def test_a_file_that_was_never_finished_is_made_again(make):
 def test_a_superblock_torn_in_two_leaves_the_one_before(make, tmp_path):
     tier = make()
     attached(tier)
-    tier.remember_registered()
+    tier.remember_registered("")
     tier.close()
     path = tmp_path / "tier.data"
     with open(path, "r+b") as file:
@@ -102,7 +102,7 @@ def test_a_superblock_torn_in_two_leaves_the_one_before(make, tmp_path):
 def test_two_damaged_superblocks_are_refused(make, tmp_path):
     tier = make()
     attached(tier)
-    tier.remember_registered()
+    tier.remember_registered("")
     tier.close()
     with open(tmp_path / "tier.data", "r+b") as file:
         for at in (0, GRANULE):

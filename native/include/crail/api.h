@@ -31,6 +31,21 @@ int crail_row_make(uint32_t table, const void *key, uint16_t key_len, const void
                    uint32_t out_size);
 /* Is this one whole row, at an address divisible by 8, and its checksum right? 0 or -EUCLEAN. */
 int crail_row_verify(const void *row, uint64_t bytes);
+/* Where a row lies among others, and its key as the database has it: one byte for the table, then the row's key with
+ * integers turned round, then zeroes. */
+typedef struct {
+    uint8_t key[16];
+    uint64_t begin, end; /* bytes */
+} crail_row_place;
+/* How many of each table there are; the index is enum crail_row_table. */
+typedef struct {
+    uint32_t kept[6], gone[6];
+} crail_row_counts;
+/* Whole rows at an address divisible by 8, in the order of the database: those that are kept, then those that are gone;
+ * of several with one key the last one only. There is room for `room` of them: -ENOSPC. -EUCLEAN, -ENOMEM. */
+int crail_rows_order(const void *rows, uint64_t bytes, crail_row_place *out, uint64_t room, crail_row_counts *counts);
+/* How many rows these are: the room that they need, at most. -EUCLEAN. */
+int64_t crail_rows_count(const void *rows, uint64_t bytes);
 
 /* ---- namenode: one loop thread that owns the tree ------------------------ */
 
@@ -137,14 +152,14 @@ void crail_namenode_cut_wake(crail_namenode *nn);
 
 typedef struct {
     uint64_t epoch;
-    const void *rows[2]; /* to be applied in this order; valid until crail_namenode_cut_done() */
+    const void *rows[2]; /* no key is in both; valid until crail_namenode_cut_done() says that they are durable */
     uint64_t bytes[2];
 } crail_namenode_cut;
 /* Makes a cut and waits until it is written: 1; 0: nothing has changed. One that is not done is given again. -ENOMEM,
  * -ETIMEDOUT. */
 int crail_namenode_cut_make(crail_namenode *nn, crail_namenode_cut *out);
-/* The cut of this epoch is durable, or it is not, and its rows are kept for another try: until then no change is
- * acknowledged. A cut that failed may be reported again. -EINVAL. */
+/* The cut of this epoch is durable; or it is not, and there is to be another try: until that is reported no change is
+ * acknowledged. -EINVAL. */
 int crail_namenode_cut_done(crail_namenode *nn, uint64_t epoch, int ok);
 /* Closes every lane's connection; their sessions stay. So that nothing changes any more before the last cut. */
 int crail_namenode_hang_up(crail_namenode *nn);
@@ -205,7 +220,8 @@ int crail_storage_channel(crail_storage *s, int fd);
 /* For a namenode that was started again and knows only the `n` runs of `live` (region, granule and granules of each, by
  * place and apart): retires all else. The retire channel ends; the generations of all granules outside are raised, in
  * steps, and, of file regions, durable when this returns. Then how many runs outside are busy because somebody is using
- * them: they are to be ordered. Again is harmless. -EINVAL: not such runs; -EIO, -ETIMEDOUT: the disk; -ENOMEM. */
+ * them: they are to be ordered; where the disk has failed, all that is outside. Again is harmless. -EINVAL: not such
+ * runs; -ETIMEDOUT: the disk; -ENOMEM. */
 int crail_storage_retire_others(crail_storage *s, const uint32_t *live, uint32_t n);
 /* The busy runs of the last time, likewise: up to `max`; how many. A confirmed one has 0 granules. */
 int crail_storage_busy(crail_storage *s, uint32_t *out, uint32_t max);
@@ -258,10 +274,14 @@ int crail_client_server_shm(crail_client *c, uint32_t server, uint32_t regions, 
                             const int *generation_fds, const uint32_t *granules, int use_fd);
 /* The same regions, open for writing: needed before the first put. */
 int crail_client_server_writable(crail_client *c, uint32_t server, uint32_t regions, const int *region_fds);
-/* A data connection of one lane to a server over TCP. Takes the descriptor. */
-int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t lane, int fd);
+/* A data connection of one lane to a server over TCP. Takes the descriptor. `is_disk`: what is written there is durable
+ * once it was flushed. */
+int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t lane, int fd, int is_disk);
 /* This server is known and neither shm nor tcp can reach it at the moment: calls get CRAIL_E_UNAVAILABLE. */
 int crail_client_server_drop(crail_client *c, uint32_t server);
+
+/* What the cluster promises of a change whose call does not say: is it sync? */
+int crail_client_promise(crail_client *c, int is_sync);
 
 int crail_client_stats_read(crail_client *c, crail_client_stats *out);
 /* The table of functions that the hot door is bound to (struct crail_hot_table of native/src/client/hot.h). */

@@ -39,6 +39,7 @@ enum crail_node_part {
     CRAIL_PART_JOB = 1 << 1,     /* struct crail_job_part: it is the directory of a job */
     CRAIL_PART_ITEM = 1 << 2,    /* struct crail_item_part: it lies in a queue */
     CRAIL_PART_BARRIER = 1 << 3, /* struct crail_barrier_part */
+    CRAIL_PART_FLUSHED = 1 << 4, /* no part: its extents are durable where they lie */
 };
 
 struct crail_node_row {
@@ -88,9 +89,9 @@ struct crail_extent_part {
 /* ---- the value of a SESSION, followed by its jobs ------------------------------------------ */
 
 struct crail_session_row {
-    uint64_t note; /* the rpc room's */
+    uint64_t reserved;
     uint32_t jobs; /* struct crail_session_job, so many */
-    uint32_t reserved;
+    uint32_t reserved_too;
 };
 struct crail_session_job {
     uint64_t token, number;

@@ -120,6 +120,8 @@ enum crail_op_flags {
                                        said of its end holds on, and the options add to it */
     CRAIL_OPF_IF_PLENTY = 1 << 13,  /* ALLOC: one run, ahead of need, and only while space is plenty; it evicts nothing
                                        and waits for nothing */
+    CRAIL_OPF_FLUSHED = 1 << 14,    /* COMMIT: every byte that was written lies on a disk and is durable there
+                                       (CRAIL_DATA_FLUSH). What STAT and LIST say of the value is taken from this */
 };
 
 /* One operation: this head, path_len bytes of path, options_len of struct crail_options (none or all of it), data_len
@@ -243,9 +245,10 @@ struct crail_stat {
     uint64_t job;       /* that it belongs to by its own option, 0: none */
     uint32_t kind;
     uint16_t extents; /* that follow this struct */
-    uint16_t flags;   /* enum crail_option_flags */
+    uint16_t flags;   /* enum crail_option_flags, CRAIL_STAT_FLUSHED */
 };
 _Static_assert(sizeof(struct crail_stat) == 56, "wire");
+#define CRAIL_STAT_FLUSHED (1u << 15) /* as CRAIL_OPF_FLUSHED said */
 
 /* One entry of a listing: this head, the name, zeros up to a multiple of 8. */
 struct crail_dirent {
@@ -255,7 +258,8 @@ struct crail_dirent {
     uint16_t name_len;
     uint8_t kind;
     uint8_t is_inline;
-    uint32_t reserved;
+    uint8_t is_flushed; /* as CRAIL_OPF_FLUSHED said */
+    uint8_t reserved[3];
 };
 _Static_assert(sizeof(struct crail_dirent) == 32, "wire");
 

@@ -89,6 +89,16 @@ int crail_row_verify(const void *row, uint64_t bytes) {
     return rc ? rc : r->size == bytes ? 0 : -EUCLEAN;
 }
 
+int64_t crail_rows_count(const void *rows, uint64_t bytes) {
+    return rows || !bytes ? crail_row_count(rows, bytes) : -CRAIL_E_INVALID_ARGUMENT;
+}
+
+int crail_rows_order(const void *rows, uint64_t bytes, crail_row_place *out, uint64_t room, crail_row_counts *counts) {
+    if ((bytes && !rows) || !out || !counts)
+        return -CRAIL_E_INVALID_ARGUMENT;
+    return crail_row_order(rows, bytes, out, room, counts);
+}
+
 const void *crail_hot_table(void) {
     static const struct crail_hot_table table = {.size = sizeof(table),
                                                  .api_version = CRAIL_API_VERSION,

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 
 #include "base/buf.h"
+#include "crail/api.h"
 #include "crail/rows.h"
 
 /* Room for a row at the end of `b`, whose key and value are to be written by the caller: *key and *value point there
@@ -18,6 +19,11 @@ int crail_row_append(struct crail_buf *b, enum crail_row_table table, bool gone,
 
 /* The row at the beginning of these bytes: it is whole, its lengths agree and its crc is right. 0 or -EUCLEAN. */
 int crail_row_check(const uint8_t *at, size_t left, const struct crail_row **row);
+
+/* Rows behind each other, in the order of the database (api.h, crail_rows_count and crail_rows_order): their lengths are
+ * looked at, and not their checksums. */
+int64_t crail_row_count(const uint8_t *rows, uint64_t bytes);
+int crail_row_order(const uint8_t *rows, uint64_t bytes, crail_row_place *out, uint64_t room, crail_row_counts *counts);
 
 static inline const uint8_t *crail_row_key(const struct crail_row *row) {
     return (const uint8_t *)(row + 1);

@@ -95,6 +95,11 @@ void crail_client_free(crail_client *c) {
     crail_client_unref(c);
 }
 
+int crail_client_promise(crail_client *c, int is_sync) {
+    c->is_sync = is_sync;
+    return 0;
+}
+
 int crail_client_stats_read(crail_client *c, crail_client_stats *out) {
     crail_client_stats s = {
         .requests = c->requests,

@@ -70,6 +70,7 @@ struct crail_attachment {
 struct crail_data_connection {
     uint32_t server;
     int fd;
+    bool is_disk; /* what is written there is durable after a FLUSH */
 };
 
 struct crail_lane {
@@ -107,6 +108,7 @@ struct crail_client {
     pthread_cond_t lane_freed;
     atomic_uint refs;
     bool is_closed;
+    atomic_bool is_sync; /* where a call does not say how durable a change is to be: is it sync? */
     unsigned fork_epoch; /* of the process that made it */
     crail_client_options options;
     uint32_t lanes_count; /* numbers in use: 0 .. lanes_count - 1, checked out or not */
@@ -195,11 +197,11 @@ void crail_io_end(struct crail_io *io);
 /* Has the lane a data connection to this server? */
 bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server);
 
-/* All that was written into the extent, and answered, is durable when this returns 0; in memory there is nothing to do.
- * To be called for each extent before a COMMIT that promises it. CRAIL_NEED_SERVER, -EINTR, -EPIPE (the connection
- * ended: once again), -ETIMEDOUT, or the negative status that the server gave. The caller closes the connection after a
- * failure (crail_lane_data_drop). */
-int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, int64_t deadline_ns);
+/* All that was written to the extent's server, and answered, is durable when this returns 0. In memory there is nothing
+ * to do, and *is_durable is false. To be called for each server before a COMMIT that promises sync. CRAIL_NEED_SERVER,
+ * -EINTR, -EPIPE (the connection ended), -ETIMEDOUT, or the negative status that the server gave. The caller closes the
+ * connection after a failure (crail_lane_data_drop). */
+int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, int64_t deadline_ns, bool *is_durable);
 void crail_lane_data_drop(struct crail_lane *lane, uint32_t server);
 
 /* What a data reply says: 0, a negated status, or -EPIPE for what is none. */
@@ -207,9 +209,9 @@ static inline int crail_data_status(const struct crail_data_reply *r) {
     return crail_is_answer(r->status) ? r->status : -EPIPE;
 }
 
-/* Takes a data connection out of the lane, -1 if it has none; gives one to it, false if it has one or no room. */
-int crail_lane_data_take(struct crail_lane *lane, uint32_t server);
-bool crail_lane_data_give(struct crail_lane *lane, uint32_t server, int fd);
+/* Takes a data connection out of the lane, fd -1 if it has none; gives one to it, false if it has one or no room. */
+struct crail_data_connection crail_lane_data_take(struct crail_lane *lane, uint32_t server);
+bool crail_lane_data_give(struct crail_lane *lane, struct crail_data_connection data);
 
 /* The bytes of a value: they fill its extents in order, each to its end before the next. */
 struct crail_range {
@@ -248,9 +250,8 @@ struct crail_pipe_ask {
 struct crail_pipe {
     crail_client *client; /* referenced; NULL after close */
     unsigned fork_epoch;
-    int fd; /* -1: no connection */
-    uint32_t server;
-    uint64_t id; /* of the last request */
+    struct crail_data_connection data; /* fd -1: no connection */
+    uint64_t id;                       /* of the last request */
     struct crail_data_request request;
     uint64_t out_sent; /* bytes of the present request with its data: 0 between requests */
     struct crail_data_reply reply;

@@ -92,6 +92,13 @@ static int copy_piece(struct crail_io *io, struct crail_attachment *a, uint32_t 
 
 /* ---- TCP ----------------------------------------------------------------- */
 
+static struct crail_data_connection *data_of(struct crail_lane *lane, uint32_t server) {
+    for (uint32_t i = 0; i < lane->data_count; i++)
+        if (lane->data[i].server == server)
+            return &lane->data[i];
+    return NULL;
+}
+
 static int data_fd(const struct crail_lane *lane, uint32_t server) {
     for (uint32_t i = 0; i < lane->data_count; i++)
         if (lane->data[i].server == server)
@@ -102,7 +109,7 @@ static int data_fd(const struct crail_lane *lane, uint32_t server) {
 /* After any failure in mid-transfer the stream has no known position: the connection ends, and with it whatever the
  * server was doing for us. */
 void crail_lane_data_drop(struct crail_lane *lane, uint32_t server) {
-    int fd = crail_lane_data_take(lane, server);
+    int fd = crail_lane_data_take(lane, server).fd;
     if (fd < 0)
         return;
     shutdown(fd, SHUT_RDWR); /* a forked child may have a copy */
@@ -113,29 +120,23 @@ bool crail_lane_has_data(const struct crail_lane *lane, uint32_t server) {
     return data_fd(lane, server) >= 0;
 }
 
-static bool data_add(struct crail_lane *lane, uint32_t server, int fd) {
-    if (lane->data_count == CRAIL_LANE_DATA_CONNECTIONS)
+struct crail_data_connection crail_lane_data_take(struct crail_lane *lane, uint32_t server) {
+    struct crail_data_connection *data = data_of(lane, server), taken = {server, -1, false};
+    if (data) {
+        taken = *data;
+        *data = lane->data[--lane->data_count];
+    }
+    return taken;
+}
+
+bool crail_lane_data_give(struct crail_lane *lane, struct crail_data_connection data) {
+    if (data_of(lane, data.server) || lane->data_count == CRAIL_LANE_DATA_CONNECTIONS)
         return false;
-    lane->data[lane->data_count++] = (struct crail_data_connection){server, fd};
+    lane->data[lane->data_count++] = data;
     return true;
 }
 
-int crail_lane_data_take(struct crail_lane *lane, uint32_t server) {
-    for (uint32_t i = 0; i < lane->data_count; i++) {
-        if (lane->data[i].server != server)
-            continue;
-        int fd = lane->data[i].fd;
-        lane->data[i] = lane->data[--lane->data_count];
-        return fd;
-    }
-    return -1;
-}
-
-bool crail_lane_data_give(struct crail_lane *lane, uint32_t server, int fd) {
-    return data_fd(lane, server) < 0 && data_add(lane, server, fd);
-}
-
-int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, int fd) {
+int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, int fd, int is_disk) {
     struct timeval tick = {.tv_usec = TICK_MS * 1000};
     int on = 1;
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof(tick));
@@ -148,7 +149,7 @@ int crail_client_server_tcp(crail_client *c, uint32_t server, uint32_t number, i
         crail_lane_data_drop(lane, server);
         if (lane->data_count == CRAIL_LANE_DATA_CONNECTIONS) /* of a server that may be gone for long */
             crail_lane_data_drop(lane, lane->data[0].server);
-        data_add(lane, server, fd);
+        crail_lane_data_give(lane, (struct crail_data_connection){server, fd, is_disk});
     }
     pthread_mutex_unlock(&c->lock);
     if (!lane)
@@ -286,17 +287,23 @@ static int tcp_write_piece(struct crail_io *io, uint32_t i, uint64_t within) {
     return rc;
 }
 
-int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, int64_t deadline_ns) {
+int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, int64_t deadline_ns, bool *is_durable) {
     struct crail_io io = {.client = lane->client, .lane = lane, .is_write = true, .deadline_ns = deadline_ns};
+    *is_durable = false;
     if (crail_client_find(lane->client, extent->server))
         return 0;
-    int fd = data_fd(lane, extent->server);
-    if (fd < 0)
+    const struct crail_data_connection *data = data_of(lane, extent->server);
+    if (!data)
         return CRAIL_NEED_SERVER;
+    if (!data->is_disk)
+        return 0;
     struct crail_data_request q = {.magic = CRAIL_DATA_MAGIC, .code = CRAIL_DATA_FLUSH, .extent = *extent};
     struct iovec part = {&q, sizeof(q)};
-    int rc = send_all(&io, fd, &part, 1, 0);
-    return rc ? rc : take_reply(&io, fd, q.id, 0);
+    int rc = send_all(&io, data->fd, &part, 1, 0);
+    if (!rc)
+        rc = take_reply(&io, data->fd, q.id, 0);
+    *is_durable = !rc;
+    return rc;
 }
 
 /* ---- running ------------------------------------------------------------- */

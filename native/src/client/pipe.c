@@ -18,7 +18,7 @@
 #define AHEAD_BYTES (1ull << 20) /* asked beyond what is wanted, once reading is sequential */
 
 void crail_pipe_open(struct crail_pipe *st, crail_client *c) {
-    *st = (struct crail_pipe){.client = c, .fd = -1, .fork_epoch = crail_fork_child_epoch};
+    *st = (struct crail_pipe){.client = c, .data.fd = -1, .fork_epoch = crail_fork_child_epoch};
     crail_client_ref(c);
 }
 
@@ -31,11 +31,11 @@ static bool is_idle(const struct crail_pipe *st) {
 }
 
 static void disconnect(struct crail_pipe *st) {
-    if (st->fd >= 0) {
-        shutdown(st->fd, SHUT_RDWR); /* a forked child may have a copy */
-        close(st->fd);
+    if (st->data.fd >= 0) {
+        shutdown(st->data.fd, SHUT_RDWR); /* a forked child may have a copy */
+        close(st->data.fd);
     }
-    st->fd = -1;
+    st->data.fd = -1;
     st->asks_count = 0;
     st->writes = 0;
     st->out_sent = st->in_got = 0;
@@ -45,29 +45,28 @@ void crail_pipe_close(struct crail_pipe *st) {
     if (crail_pipe_is_ours(st)) {
         disconnect(st);
         crail_client_unref(st->client);
-    } else if (st->client && st->fd >= 0) {
-        close(st->fd); /* the parent's goes on: no shutdown, and nothing of its client is touched */
+    } else if (st->client && st->data.fd >= 0) {
+        close(st->data.fd); /* the parent's goes on: no shutdown, and nothing of its client is touched */
     }
     st->client = NULL;
-    st->fd = -1;
+    st->data.fd = -1;
 }
 
 bool crail_pipe_reaches(const struct crail_pipe *st, uint32_t server) {
-    return st->fd >= 0 && st->server == server;
+    return st->data.fd >= 0 && st->data.server == server;
 }
 
 void crail_pipe_put_back(struct crail_pipe *st, struct crail_lane *lane) {
     assert(!st->writes);
-    if (st->fd >= 0 && is_idle(st) && crail_lane_data_give(lane, st->server, st->fd))
-        st->fd = -1;
+    if (st->data.fd >= 0 && is_idle(st) && crail_lane_data_give(lane, st->data))
+        st->data.fd = -1;
     disconnect(st);
 }
 
 void crail_pipe_take(struct crail_pipe *st, struct crail_lane *lane, uint32_t server) {
     crail_pipe_put_back(st, lane);
-    st->fd = crail_lane_data_take(lane, server);
-    st->server = server;
-    assert(st->fd >= 0);
+    st->data = crail_lane_data_take(lane, server);
+    assert(st->data.fd >= 0);
 }
 
 void crail_pipe_abort(struct crail_pipe *st) {
@@ -94,7 +93,7 @@ static int send_request(struct crail_pipe *st, const uint8_t *data, uint64_t byt
                                 {bytes ? (void *)(uintptr_t)(data + of_data) : NULL, bytes - of_data}};
         bool is_head_sent = st->out_sent >= head;
         struct msghdr m = {.msg_iov = part + is_head_sent, .msg_iovlen = (bytes ? 2u : 1u) - is_head_sent};
-        ssize_t n = sendmsg(st->fd, &m, MSG_NOSIGNAL);
+        ssize_t n = sendmsg(st->data.fd, &m, MSG_NOSIGNAL);
         int rc = n < 0 ? socket_error(deadline_ns) : 0;
         if (rc)
             return rc;
@@ -108,7 +107,7 @@ static int send_request(struct crail_pipe *st, const uint8_t *data, uint64_t byt
 /* A part of st->reply: with MSG_DONTWAIT -EAGAIN if it is not all there. */
 static int receive_reply(struct crail_pipe *st, int flags, int64_t deadline_ns) {
     while (st->in_got < sizeof(st->reply)) {
-        ssize_t n = recv(st->fd, (uint8_t *)&st->reply + st->in_got, sizeof(st->reply) - st->in_got, flags);
+        ssize_t n = recv(st->data.fd, (uint8_t *)&st->reply + st->in_got, sizeof(st->reply) - st->in_got, flags);
         if (n == 0)
             return -EPIPE;
         if (n < 0) {
@@ -198,7 +197,7 @@ int crail_pipe_ask(struct crail_pipe *st, const struct crail_range *value, uint6
             break;
         uint32_t i = crail_range_locate(value, at, &within);
         const struct crail_extent *e = &value->extents[i];
-        if (e->server != st->server)
+        if (e->server != st->data.server)
             break;
         uint64_t n = (uint64_t)e->granules * CRAIL_GRANULE - within;
         if (n > until - at)
@@ -231,7 +230,7 @@ static int receive_bytes(struct crail_pipe *st, uint8_t *to, uint64_t room, uint
             return -EPIPE;
         first->is_begun = true;
     }
-    ssize_t n = recv(st->fd, to, room < first->bytes ? room : first->bytes, 0);
+    ssize_t n = recv(st->data.fd, to, room < first->bytes ? room : first->bytes, 0);
     if (n == 0)
         return -EPIPE;
     if (n < 0)

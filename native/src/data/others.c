@@ -283,6 +283,28 @@ static int wait_durable(struct crail_storage *s, struct sweep *w) {
     return 0;
 }
 
+/* A disk that has failed takes no generation any more. So nothing outside is free before its server is started again:
+ * all of it is busy, and its orders wait as all do there. What lives is served meanwhile. */
+static int all_outside(const struct crail_storage *s, const struct sweep *w, struct install *out) {
+    uint32_t i = 0, n = 0;
+    struct crail_stretch *all = malloc((w->live_n + s->region_count) * sizeof(*all));
+    if (!all)
+        return -ENOMEM;
+    for (uint32_t region = 0; region < s->region_count; region++) {
+        uint32_t at = 0, end = s->regions[region].granules;
+        for (; i < w->live_n && w->live[i].region == region; i++) {
+            if (w->live[i].granule > at)
+                all[n++] = (struct crail_stretch){region, at, w->live[i].granule - at};
+            at = w->live[i].granule + w->live[i].granules;
+        }
+        if (at < end)
+            all[n++] = (struct crail_stretch){region, at, end - at};
+    }
+    free(out->busy);
+    *out = (struct install){all, n};
+    return 0;
+}
+
 int crail_storage_retire_others(crail_storage *s, const uint32_t *live, uint32_t n) {
     _Static_assert(sizeof(struct crail_stretch) == 3 * sizeof(uint32_t), "triples of the wide door");
     struct sweep w = {.live = (const void *)live, .live_n = n};
@@ -293,8 +315,8 @@ int crail_storage_retire_others(crail_storage *s, const uint32_t *live, uint32_t
     while (crail_storage_call(s, on_raise, &w) == 1) {
     }
     int rc = look_until_plain(s, &w, &found.busy, &found.n);
-    if (rc == 0)
-        rc = wait_durable(s, &w);
+    if (rc == 0 && (rc = wait_durable(s, &w)) == -EIO)
+        rc = all_outside(s, &w, &found);
     crail_failpoint("others-seen");
     if (rc == 0)
         crail_storage_call(s, on_install, &found);

@@ -172,6 +172,10 @@ uint64_t crail_meta_changed(const struct crail_meta *m) {
     return m->cut ? m->cut->changed.count + m->cut->sessions_n + m->cut->servers_n : 0;
 }
 
+bool crail_meta_gated(const struct crail_meta *m) {
+    return m->cut && m->cut->gated;
+}
+
 int crail_meta_cut_result(const struct crail_meta *m) {
     return m->cut->result;
 }
@@ -249,11 +253,6 @@ void crail_session_touch(struct crail_meta *m, struct crail_meta_session *s) {
         return;
     crail_list_push(&m->cut->sessions, &s->changed);
     m->cut->sessions_n++;
-}
-
-void crail_meta_session_note(struct crail_meta *m, struct crail_meta_session *s, uint64_t note) {
-    s->note = note;
-    crail_session_touch(m, s);
 }
 
 void crail_cut_session_over(struct crail_meta *m, struct crail_meta_session *s) {

@@ -28,6 +28,7 @@ enum crail_node_flags {
     CRAIL_NODE_TAIL_CLOSED = 1 << 3,  /* of a leaf: nobody may write behind its bytes any more, see opens.c */
     CRAIL_NODE_BROKEN = 1 << 4,       /* of a barrier: a member died before it opened */
     CRAIL_NODE_STORED = 1 << 5,       /* a cut has had a row of it */
+    CRAIL_NODE_FLUSHED = 1 << 6,      /* of a leaf: its extents are durable where they lie, its client says */
 };
 
 /* The state of an item, behind its name. */
@@ -85,6 +86,7 @@ _Static_assert(offsetof(struct crail_node, id) == 64, "the first is for lookups"
 struct crail_value {
     uint64_t size;
     uint8_t extents;
+    bool is_flushed; /* CRAIL_NODE_FLUSHED; the maker's to set */
     crail_ref data;
     union {
         uint8_t tiny[CRAIL_NODE_TINY];
@@ -760,7 +762,6 @@ struct crail_meta_session {
     crail_ref jobs;  /* those of them that are of jobs, linked through `record` */
     uint32_t holds_n;
     crail_ref owned;           /* extras of the nodes that go with it */
-    uint64_t note;             /* of the rpc room, for its row */
     struct crail_list changed; /* among the changed ones, or those whose rows are to be deleted */
     bool is_over;              /* it has ended: its row is gone, or will be with the next cut */
     bool is_stored;            /* a cut has had a row of it */

@@ -203,7 +203,8 @@ int crail_op_commit(struct crail_call *c) {
     memcpy(e, c->data, n * sizeof(e[0]));
     int rc = commit_grants_checked(c, e, n);
     if (!rc && crail_flag(c, CRAIL_OPF_APPEND))
-        return c->op->flags == CRAIL_OPF_APPEND ? crail_op_commit_append(c, e, n) : CRAIL_E_INVALID_ARGUMENT;
+        return (c->op->flags & ~CRAIL_OPF_FLUSHED) == CRAIL_OPF_APPEND ? crail_op_commit_append(c, e, n)
+                                                                       : CRAIL_E_INVALID_ARGUMENT;
     if (!rc && too_small(e, n, size))
         rc = CRAIL_E_INVALID_ARGUMENT;
     if (rc)
@@ -215,6 +216,7 @@ int crail_op_commit(struct crail_call *c) {
         rc = crail_value_runs(c->m, kept, kept_n, size, &v);
     if (rc)
         return rc;
+    v.is_flushed = crail_flag(c, CRAIL_OPF_FLUSHED);
     rc = crail_leaf_publish(c, walked, &w, &v);
     if (rc) {
         crail_value_discard(c->m, &v);

@@ -20,7 +20,8 @@ static int put_entry(const struct crail_meta *m, crail_ref ref, struct crail_buf
                              .mtime_ns = n->mtime_ns,
                              .name_len = n->name_len,
                              .kind = n->kind,
-                             .is_inline = n->kind == CRAIL_KIND_FILE && !n->extents};
+                             .is_inline = n->kind == CRAIL_KIND_FILE && !n->extents,
+                             .is_flushed = !!(n->flags & CRAIL_NODE_FLUSHED)};
     uint8_t *p = reply->data + reply->len;
     memset(p + padded - 8, 0, 8);
     memcpy(p, &d, sizeof(d));

@@ -141,7 +141,7 @@ static uint64_t value_bytes(const struct crail_node_row *head) {
 
 /* Do kind, parts and sizes agree? */
 static bool head_is_right(const struct crail_node_row *h) {
-    const uint8_t known = CRAIL_PART_LIFE | CRAIL_PART_JOB | CRAIL_PART_ITEM | CRAIL_PART_BARRIER;
+    const uint8_t known = CRAIL_PART_LIFE | CRAIL_PART_JOB | CRAIL_PART_ITEM | CRAIL_PART_BARRIER | CRAIL_PART_FLUSHED;
     bool is_file = h->kind == CRAIL_KIND_FILE, is_barrier = h->kind == CRAIL_KIND_BARRIER;
     if (!h->kind || h->kind > CRAIL_KIND_BARRIER || h->parts & ~known || h->extents > CRAIL_EXTENTS_MAX ||
         h->attributes > CRAIL_ATTRIBUTES_MAX)
@@ -149,7 +149,7 @@ static bool head_is_right(const struct crail_node_row *h) {
     if (!!(h->parts & CRAIL_PART_BARRIER) != is_barrier || (h->parts & CRAIL_PART_ITEM && !is_file) ||
         (h->parts & CRAIL_PART_JOB && (h->kind != CRAIL_KIND_DIRECTORY || !(h->parts & CRAIL_PART_LIFE))))
         return false;
-    if (!is_file && (h->size || h->extents))
+    if ((!is_file && (h->size || h->extents)) || (h->parts & CRAIL_PART_FLUSHED && !h->extents))
         return false;
     return h->extents ? h->size > 0 : h->size <= CRAIL_INLINE_MAX;
 }
@@ -191,7 +191,10 @@ static int load_extents(struct crail_meta *m, const struct reading *r, struct cr
     }
     if (granules * CRAIL_GRANULE < r->head.size)
         return bad(l, "node %llu: its extents are too short", (ull)r->id);
-    return crail_value_runs(m, runs, r->head.extents, r->head.size, v) ? -ENOMEM : 0;
+    if (crail_value_runs(m, runs, r->head.extents, r->head.size, v))
+        return -ENOMEM;
+    v->is_flushed = r->head.parts & CRAIL_PART_FLUSHED;
+    return 0;
 }
 
 /* Value and attributes. */
@@ -230,9 +233,9 @@ static int load_node(struct crail_meta *m, const struct crail_row *row) {
         wrong = "it lies nowhere";
     if (wrong)
         return bad(l, "node %llu: %s", (ull)r.id, wrong);
+    bool has_more = r.head.parts & ~(CRAIL_PART_BARRIER | CRAIL_PART_FLUSHED);
     if (more((void **)&l->nodes, l->nodes_n, &l->nodes_cap, sizeof(*l->nodes)) ||
-        (r.head.parts & ~CRAIL_PART_BARRIER &&
-         more((void **)&l->beside, l->beside_n, &l->beside_cap, sizeof(*l->beside))))
+        (has_more && more((void **)&l->beside, l->beside_n, &l->beside_cap, sizeof(*l->beside))))
         return -ENOMEM;
     crail_ref ref = record_for(m, &r);
     if (!ref)
@@ -248,7 +251,7 @@ static int load_node(struct crail_meta *m, const struct crail_row *row) {
         n->flags |= r.barrier.is_broken ? CRAIL_NODE_BROKEN : 0;
     }
     l->nodes[l->nodes_n++] = (struct loaded){r.id, r.head.parent, ref, 0};
-    if (r.head.parts & ~CRAIL_PART_BARRIER) {
+    if (has_more) {
         r.beside.ref = ref;
         l->beside[l->beside_n++] = r.beside;
     }
@@ -276,7 +279,6 @@ static int load_session(struct crail_meta *m, const struct crail_row *row) {
     l->sessions[l->sessions_n++] = in; /* it frees the jobs */
     if (crail_meta_session_open(m, in.id, &l->sessions[l->sessions_n - 1].s))
         return -ENOMEM;
-    l->sessions[l->sessions_n - 1].s->note = head.note;
     crail_cut_session_loaded(m, l->sessions[l->sessions_n - 1].s);
     return 0;
 }
@@ -628,7 +630,7 @@ static int tell_sessions(struct crail_meta *m) {
     int rc = 0;
     for (uint64_t i = 0; i < l->sessions_n && !rc; i++)
         if (l->listener.session)
-            rc = l->listener.session(l->listener.ctx, l->sessions[i].id, l->sessions[i].s->note, l->sessions[i].s);
+            rc = l->listener.session(l->listener.ctx, l->sessions[i].id, l->sessions[i].s);
     return rc;
 }
 

@@ -52,7 +52,8 @@ void crail_kept_free(struct crail_meta *m, crail_ref ref) {
 int crail_kept_answer(struct crail_call *c, crail_ref ref) {
     const struct crail_kept *k = crail_kept_at(c->m, ref);
     for (uint32_t i = 0; i < k->count; i++) {
-        if (crail_server_find(c->m, k->extents[i].server)->state == CRAIL_SERVER_LOST) {
+        struct crail_run run = crail_extent_run(&k->extents[i]);
+        if (crail_run_is_lost(c->m, &run)) {
             c->r->server = k->extents[i].server;
             return CRAIL_E_DATA_LOST;
         }
@@ -231,6 +232,7 @@ static int grow(struct crail_call *c, struct crail_walk *w, const struct crail_e
     int rc = crail_value_runs(c->m, all, total, c->op->arg1, &v);
     if (rc)
         return rc;
+    v.is_flushed = crail_flag(c, CRAIL_OPF_FLUSHED) && n->flags & CRAIL_NODE_FLUSHED;
     rc = crail_life_prepare(c, 0, w, v.size, &life);
     if (rc) {
         crail_value_discard(c->m, &v);

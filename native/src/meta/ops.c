@@ -182,6 +182,8 @@ static int op_stat(struct crail_call *c) {
                             .extents = n->extents};
     if (n->extra)
         stat_extra(c->m, n, &st);
+    if (n->flags & CRAIL_NODE_FLUSHED)
+        st.flags |= CRAIL_STAT_FLUSHED;
     memcpy(c->out, &st, sizeof(st));
     c->r->data_len = sizeof(st);
     c->r->version = n->version;
@@ -245,7 +247,7 @@ struct rule {
     uint16_t flags;                   /* allowed */
     bool path;                        /* takes one; else path_len is 0 */
     enum payload payload;
-    bool options; /* may bring struct crail_options */
+    enum { NONE, HOW_DURABLE, ANY } options; /* that it may bring: none, one that says this and no more, any */
     /* Instead of `run`, where the result may be large: appends all of it, or nothing and returns a status. */
     int (*append)(struct crail_call *c, struct crail_buf *reply);
 };
@@ -253,38 +255,39 @@ struct rule {
 #define PUBLISH_FLAGS (CRAIL_OPF_IF_ABSENT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_PARENTS)
 
 static const struct rule rules[] = {
-    [CRAIL_OP_GET] = {crail_op_get, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
-    [CRAIL_OP_STAT] = {op_stat, CRAIL_OPF_WAIT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_ABSENT, true, NO_DATA, false, NULL},
-    [CRAIL_OP_LIST] = {NULL, 0, true, BYTES, false, crail_op_list},
-    [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_EDIT, true, BYTES, true, NULL},
+    [CRAIL_OP_GET] = {crail_op_get, CRAIL_OPF_WAIT, true, NO_DATA, NONE, NULL},
+    [CRAIL_OP_STAT] = {op_stat, CRAIL_OPF_WAIT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_ABSENT, true, NO_DATA, NONE, NULL},
+    [CRAIL_OP_LIST] = {NULL, 0, true, BYTES, NONE, crail_op_list},
+    [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_EDIT, true, BYTES, ANY, NULL},
     [CRAIL_OP_COMMIT] = {crail_op_commit,
-                         PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND | CRAIL_OPF_EDIT,
-                         true, EXTENTS, true, NULL},
+                         PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND | CRAIL_OPF_EDIT |
+                             CRAIL_OPF_FLUSHED,
+                         true, EXTENTS, ANY, NULL},
     [CRAIL_OP_ALLOC] = {crail_op_alloc, CRAIL_OPF_ONE_EXTENT | CRAIL_OPF_WAIT | CRAIL_OPF_IF_PLENTY, false, NO_DATA,
-                        true, NULL},
-    [CRAIL_OP_RELEASE] = {crail_op_release, 0, false, EXTENTS, false, NULL},
-    [CRAIL_OP_MKDIR] = {op_mkdir, CRAIL_OPF_PARENTS | CRAIL_OPF_EXIST_OK, true, NO_DATA, true, NULL},
-    [CRAIL_OP_RENAME] = {crail_op_rename, CRAIL_OPF_OVERWRITE, true, BYTES, false, NULL},
-    [CRAIL_OP_REMOVE] = {crail_op_remove, CRAIL_OPF_LEAF_ONLY | CRAIL_OPF_IF_VERSION, true, NO_DATA, false, NULL},
-    [CRAIL_OP_RMTREE] = {crail_op_rmtree, 0, true, NO_DATA, false, NULL},
-    [CRAIL_OP_INCR] = {crail_op_incr, CRAIL_OPF_PARENTS, true, NO_DATA, true, NULL},
-    [CRAIL_OP_SETATTR] = {crail_op_setattr, 0, true, BYTES, true, NULL},
-    [CRAIL_OP_ATTRIBUTES] = {NULL, 0, true, NO_DATA, false, crail_op_attributes},
-    [CRAIL_OP_TRUNCATE] = {crail_op_truncate, CRAIL_OPF_IF_VERSION, true, NO_DATA, false, NULL},
-    [CRAIL_OP_JOB] = {crail_op_job, CRAIL_OPF_PARENTS, true, BYTES, true, NULL},
-    [CRAIL_OP_TAKE] = {crail_op_take, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
-    [CRAIL_OP_ACK] = {crail_op_ack, 0, false, NO_DATA, false, NULL},
-    [CRAIL_OP_ENTER] = {crail_op_enter, CRAIL_OPF_WAIT | CRAIL_OPF_PARENTS | CRAIL_META_OPF_AGAIN, true, NO_DATA, false,
+                        ANY, NULL},
+    [CRAIL_OP_RELEASE] = {crail_op_release, 0, false, EXTENTS, NONE, NULL},
+    [CRAIL_OP_MKDIR] = {op_mkdir, CRAIL_OPF_PARENTS | CRAIL_OPF_EXIST_OK, true, NO_DATA, ANY, NULL},
+    [CRAIL_OP_RENAME] = {crail_op_rename, CRAIL_OPF_OVERWRITE, true, BYTES, HOW_DURABLE, NULL},
+    [CRAIL_OP_REMOVE] = {crail_op_remove, CRAIL_OPF_LEAF_ONLY | CRAIL_OPF_IF_VERSION, true, NO_DATA, HOW_DURABLE, NULL},
+    [CRAIL_OP_RMTREE] = {crail_op_rmtree, 0, true, NO_DATA, HOW_DURABLE, NULL},
+    [CRAIL_OP_INCR] = {crail_op_incr, CRAIL_OPF_PARENTS, true, NO_DATA, ANY, NULL},
+    [CRAIL_OP_SETATTR] = {crail_op_setattr, 0, true, BYTES, ANY, NULL},
+    [CRAIL_OP_ATTRIBUTES] = {NULL, 0, true, NO_DATA, NONE, crail_op_attributes},
+    [CRAIL_OP_TRUNCATE] = {crail_op_truncate, CRAIL_OPF_IF_VERSION, true, NO_DATA, HOW_DURABLE, NULL},
+    [CRAIL_OP_JOB] = {crail_op_job, CRAIL_OPF_PARENTS, true, BYTES, ANY, NULL},
+    [CRAIL_OP_TAKE] = {crail_op_take, CRAIL_OPF_WAIT, true, NO_DATA, NONE, NULL},
+    [CRAIL_OP_ACK] = {crail_op_ack, 0, false, NO_DATA, NONE, NULL},
+    [CRAIL_OP_ENTER] = {crail_op_enter, CRAIL_OPF_WAIT | CRAIL_OPF_PARENTS | CRAIL_META_OPF_AGAIN, true, NO_DATA, NONE,
                         NULL},
-    [CRAIL_OP_END] = {crail_op_end, 0, false, NO_DATA, false, NULL},
-    [CRAIL_OP_OPEN] = {crail_op_open, 0, true, NO_DATA, false, NULL},
-    [CRAIL_OP_APPEND] = {crail_op_append, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
-    [CRAIL_OP_STREAM] = {crail_op_stream, 0, true, EXTENTS, false, NULL},
-    [CRAIL_OP_FOLLOW] = {crail_op_follow, CRAIL_OPF_WAIT, true, NO_DATA, false, NULL},
+    [CRAIL_OP_END] = {crail_op_end, 0, false, NO_DATA, NONE, NULL},
+    [CRAIL_OP_OPEN] = {crail_op_open, 0, true, NO_DATA, NONE, NULL},
+    [CRAIL_OP_APPEND] = {crail_op_append, CRAIL_OPF_WAIT, true, NO_DATA, NONE, NULL},
+    [CRAIL_OP_STREAM] = {crail_op_stream, 0, true, EXTENTS, NONE, NULL},
+    [CRAIL_OP_FOLLOW] = {crail_op_follow, CRAIL_OPF_WAIT, true, NO_DATA, NONE, NULL},
 };
 
 static bool well_formed(const struct crail_op *op, const struct rule *rule) {
-    if ((op->options_len && !(rule->options && op->options_len == sizeof(struct crail_options))) ||
+    if ((op->options_len && (rule->options == NONE || op->options_len != sizeof(struct crail_options))) ||
         (op->flags & ~rule->flags) || (!rule->path && op->path_len))
         return false;
     bool may_be_none = op->flags & CRAIL_OPF_APPEND; /* what was there had room */
@@ -298,6 +301,12 @@ static bool well_formed(const struct crail_op *op, const struct rule *rule) {
 static const struct rule *rule_of(const struct crail_op *op) {
     bool known = op->code < sizeof(rules) / sizeof(rules[0]) && (rules[op->code].run || rules[op->code].append);
     return known ? &rules[op->code] : NULL;
+}
+
+/* And nothing else? */
+static bool says_how_durable(const struct crail_options *o) {
+    return !(o->flags & ~(CRAIL_OPTION_SYNC | CRAIL_OPTION_GROUP)) && !o->ttl_ns && !o->job && !o->location &&
+           o->storage_class == CRAIL_CLASS_ANY && o->stripe <= 1 && !o->avoid && !o->reserved;
 }
 
 static const struct crail_options NO_OPTIONS = {.storage_class = CRAIL_CLASS_ANY};
@@ -373,5 +382,9 @@ int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const
     }
     if (op->options_len)
         memcpy(&c.options, options, sizeof(c.options));
+    if (rule->options == HOW_DURABLE && !says_how_durable(&c.options)) {
+        finish(&c, CRAIL_E_INVALID_ARGUMENT, reply);
+        return 0;
+    }
     return run(&c, rule, reply);
 }

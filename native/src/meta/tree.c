@@ -259,7 +259,8 @@ void crail_tree_move(struct crail_meta *m, crail_ref ref, crail_ref dir, const c
     n->hash = hash;
     n->parent = dir;
     n->version = ++m->last_version;
-    uint8_t own = n->flags & (CRAIL_NODE_INDEX_FAILED | CRAIL_NODE_TAIL_CLOSED | CRAIL_NODE_STORED);
+    uint8_t own =
+        n->flags & (CRAIL_NODE_INDEX_FAILED | CRAIL_NODE_TAIL_CLOSED | CRAIL_NODE_STORED | CRAIL_NODE_FLUSHED);
     n->flags = (uint8_t)(own | flags_below(m, crail_node_at(m, dir)));
     attach(m, dir, ref, now_ns);
     if (from_job != to_job)
@@ -331,7 +332,8 @@ void crail_value_replace(struct crail_meta *m, struct crail_node *n, const struc
     m->inline_bytes += v->extents ? 0 : v->size;
     n->size = v->size;
     n->extents = v->extents;
-    n->flags &= (uint8_t)~CRAIL_NODE_TAIL_CLOSED;
+    n->flags &= (uint8_t) ~(CRAIL_NODE_TAIL_CLOSED | CRAIL_NODE_FLUSHED);
+    n->flags |= v->is_flushed ? CRAIL_NODE_FLUSHED : 0;
     n->data = v->data;
     memcpy(n->tiny, v->tiny, sizeof(n->tiny));
 }

@@ -18,7 +18,9 @@
 #include "rpc/rpc.h"
 
 #define WRITE_MS_MAX 60000u
-#define WRITTEN_TO_CLOCK 16384u /* bytes */
+#define WRITTEN_TO_CLOCK 16384u     /* bytes */
+#define ROWS_KEPT_BYTES (16u << 20) /* of memory for rows, from one cut to the next: it need not be touched anew */
+#define HEAP_KEPT_BYTES (32 << 20)  /* likewise of what a commit takes for its pages */
 /* More than commits may lag. Of the number of a job 40 bits count, and each life begins at its bound. */
 #define BOUNDS_AHEAD ((uint64_t)1 << 32)
 #define JOBS_AHEAD ((uint64_t)1 << 24)
@@ -328,18 +330,28 @@ struct done {
     struct crail_buf rows, lanes; /* of the cut, for the caller to free: to unmap megabytes holds the loop */
 };
 
+/* The memory that is not worth keeping for the next cut. */
+static struct crail_buf let_go(struct crail_buf *b) {
+    struct crail_buf large = {0};
+    if (b->cap > ROWS_KEPT_BYTES) {
+        large = *b;
+        *b = (struct crail_buf){0};
+    }
+    b->len = 0;
+    return large;
+}
+
 static int cut_done(crail_namenode *nn, void *args) {
     struct crail_rpc_durable *d = &nn->durable;
     struct done *done = args;
-    if (done->epoch != d->epoch || d->cut == CRAIL_RPC_CUT_WRITING)
+    if (done->epoch != d->epoch || d->cut != CRAIL_RPC_CUT_GIVEN)
         return -EINVAL;
-    d->cut = CRAIL_RPC_CUT_NONE;
     d->failing = !done->ok;
-    done->rows = d->rows;
-    done->lanes = d->lanes;
-    d->rows = d->lanes = (struct crail_buf){0};
     if (!done->ok)
         return 0;
+    d->cut = CRAIL_RPC_CUT_NONE;
+    done->rows = let_go(&d->rows);
+    done->lanes = let_go(&d->lanes);
     d->done = d->epoch;
     d->done_version = d->version;
     d->cut_ns = 0;
@@ -442,8 +454,10 @@ int crail_rpc_durable_init(crail_namenode *nn, uint32_t kind, int grants_fd) {
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         crail_list_init(lists[i]);
     d->kind = kind;
-    if (kind != CRAIL_DURABILITY_NONE)
-        mallopt(M_MMAP_THRESHOLD, 1 << 20); /* so that the rows of a cut grow by remapping, not by copies */
+    if (kind != CRAIL_DURABILITY_NONE) {
+        mallopt(M_MMAP_THRESHOLD, 4 << 20); /* so that the rows of a cut grow by remapping, not by copies */
+        mallopt(M_TRIM_THRESHOLD, HEAP_KEPT_BYTES);
+    }
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);

@@ -61,8 +61,7 @@ static int load_server(void *ctx, uint32_t number, uint32_t state, const uint32_
     return crail_rpc_server_loaded(ctx, number, state, granules, regions, note, note_bytes);
 }
 
-static int load_session(void *ctx, uint64_t id, uint64_t note, struct crail_meta_session *s) {
-    (void)note;
+static int load_session(void *ctx, uint64_t id, struct crail_meta_session *s) {
     return crail_rpc_session_loaded(ctx, id, s);
 }
 
@@ -177,7 +176,8 @@ static int load_end(crail_namenode *nn, void *args) {
     rows->loaded->ownerless = report.ownerless;
     if (!rc)
         crail_meta_ends_after(nn->meta, crail_clock_realtime_ns() + (int64_t)nn->grace_ns[0]);
-    nn->recovery_until_ns = crail_clock_ns() + nn->grace_ns[0];
+    for (uint32_t i = 0; i < nn->servers_count; i++)
+        nn->servers[i]->away_until_ns = crail_clock_ns() + nn->grace_ns[0];
     nn->background = true; /* orphans go */
     nn->excused_ns += crail_clock_ns() - from;
     return rc;

@@ -17,11 +17,10 @@
 #include "base/failpoint.h"
 #include "rpc/rpc.h"
 
-#define ORDER_EXTENTS 256u  /* so many are worth a frame */
-#define ORDER_PART 64u      /* so is this part of the server's memory */
-#define SHORT_PART 8u       /* less than this part free: memory is short */
-#define FRAMES_PER_TURN 2u  /* per channel */
-#define BACK_NS 5000000000u /* one that went away is waited for: whoever starts it again is likely to do so at once */
+#define ORDER_EXTENTS 256u /* so many are worth a frame */
+#define ORDER_PART 64u     /* so is this part of the server's memory */
+#define SHORT_PART 8u      /* less than this part free: memory is short */
+#define FRAMES_PER_TURN 2u /* per channel */
 
 /* ---- the channel --------------------------------------------------------- */
 
@@ -310,8 +309,8 @@ int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state) {
     if (rc)
         return rc;
     s->state = state;
-    s->back_until_ns = state == CRAIL_SERVER_DOWN ? crail_clock_ns() + BACK_NS : 0;
     s->is_awaited &= state != CRAIL_SERVER_LOST;
+    s->away_until_ns = nn->now_ns + nn->grace_ns[0];
     nn->changed = true;
     struct crail_rpc_channel *ch = s->channel;
     if (state == CRAIL_SERVER_LOST && ch)
@@ -330,10 +329,10 @@ uint64_t crail_rpc_servers_awaited(const crail_namenode *nn) {
     uint64_t until = 0;
     for (uint32_t i = 0; i < nn->servers_count; i++) {
         const struct crail_rpc_server *s = nn->servers[i];
-        uint64_t its = s->is_awaited ? nn->recovery_until_ns : s->back_until_ns;
-        until = its > until ? its : until;
+        if (s->state == CRAIL_SERVER_DOWN && s->away_until_ns > nn->now_ns && s->away_until_ns > until)
+            until = s->away_until_ns;
     }
-    return nn->now_ns < until ? until : 0;
+    return until;
 }
 
 int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,

@@ -87,6 +87,7 @@ struct crail_rpc_vector {
     bool bye;                     /* the session wishes to end */
     uint64_t needs;               /* the epoch that must be durable before its reply goes out; 0: none */
     uint64_t space_until;         /* 0: did not yet wait for memory */
+    uint64_t space_epoch;         /* memory comes back when that is durable; 0: none does */
     struct crail_buf *reply;
 };
 
@@ -202,7 +203,7 @@ struct crail_rpc_server {
     uint64_t granules;
     uint32_t region_granules[CRAIL_RPC_REGIONS_MAX]; /* of a loaded one */
     bool is_awaited;                                 /* of an earlier life, and has not said yet what it holds */
-    uint64_t back_until_ns;                          /* it went away, and is waited for */
+    uint64_t away_until_ns;                          /* of one that is DOWN: so long it is waited for */
     void *description;
     uint32_t description_size;
     struct crail_rpc_channel *channel;
@@ -274,8 +275,7 @@ struct crail_rpc_events {
 struct crail_namenode {
     struct crail_meta *meta;
     struct crail_rpc_tuning tuning;
-    uint64_t recovery_until_ns; /* after a load: so long servers of the earlier life are waited for */
-    uint64_t grace_ns[2];       /* of sessions far away, and on this host */
+    uint64_t grace_ns[2]; /* of sessions far away, and on this host */
     int epoll_fd;
     struct crail_rpc_endpoint timer; /* a timerfd: set far more rarely than the loop turns */
     uint64_t timer_at;               /* what it is set to, UINT64_MAX: not */
@@ -491,7 +491,7 @@ int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state);
  * one behind the other. */
 int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64_t *generations, uint64_t count,
                                const struct crail_retire *busy, uint32_t busy_n, uint32_t *lost);
-/* Until when one is waited for that was there before: in an earlier life, or a moment ago. 0: none is. */
+/* Until when a server that was there, in this life or an earlier one, is waited for; 0: none is, any more. */
 uint64_t crail_rpc_servers_awaited(const crail_namenode *nn);
 /* Takes the descriptor in any case. */
 int crail_rpc_server_channel(crail_namenode *nn, uint32_t number, int fd);

@@ -119,9 +119,28 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
     return crail_rpc_operation(nn, lane->session, op, v->reply);
 }
 
-/* A lone ALLOC that found no memory takes its result away again and waits: as long as it said, or a little while some
- * is on its way back, or a server that was there a moment ago. That is what lets a small store be overwritten for
- * ever. */
+/* Until when a lone ALLOC waits: as long as it said, or a little while some memory is on its way back. */
+static void space_wait_begin(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op) {
+    if (op->flags & CRAIL_OPF_WAIT) {
+        v->space_until = nn->now_ns + op->count * 1000000ull;
+        return;
+    }
+    v->space_until = nn->now_ns + nn->tuning.space_wait_ns;
+    v->space_epoch = crail_meta_gated(nn->meta) ? crail_rpc_durable_changed(nn) : 0;
+}
+
+/* A commit that takes long slows whoever needs what it frees, and fails nobody. */
+static bool space_wait_is_over(crail_namenode *nn, struct crail_rpc_vector *v) {
+    if (v->space_until > nn->now_ns)
+        return false;
+    if (v->space_epoch <= nn->durable.done)
+        return true;
+    v->space_until = nn->now_ns + nn->tuning.space_wait_ns;
+    return false;
+}
+
+/* A lone ALLOC that found no memory takes its result away again and waits, which lets a small store be overwritten for
+ * ever; also for a server that was there a moment ago, and may just be restarted. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
     if (op->code != CRAIL_OP_ALLOC || v->count != 1 || op->flags & CRAIL_OPF_IF_PLENTY)
@@ -129,13 +148,14 @@ static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, cons
     const struct crail_result *r = (const void *)(v->reply->data + result_at);
     bool said = op->flags & CRAIL_OPF_WAIT;
     uint64_t awaited_ns = crail_rpc_servers_awaited(nn);
-    if (r->status != -CRAIL_E_OUT_OF_SPACE || !(said || awaited_ns || crail_rpc_retires_coming(nn)))
+    bool comes = said || awaited_ns || crail_rpc_retires_coming(nn);
+    if (r->status != -CRAIL_E_OUT_OF_SPACE || !comes)
         return false;
-    if (!v->space_until && !said && awaited_ns)
-        v->space_until = awaited_ns;
     if (!v->space_until)
-        v->space_until = nn->now_ns + (said ? op->count * 1000000ull : nn->tuning.space_wait_ns);
-    if (v->space_until <= nn->now_ns)
+        space_wait_begin(nn, v, op);
+    if (!said && awaited_ns > v->space_until)
+        v->space_until = awaited_ns;
+    if (space_wait_is_over(nn, v))
         return false;
     v->reply->len = result_at;
     nn->changed = true; /* orders go out now, not when they are many */

@@ -76,6 +76,7 @@ class FileTier:
         self.server = ""
         self.incarnation = 0
         self.registered = False  # has a namenode ever known this file?
+        self._state = ""  # the cluster whose lasting state knows it
         self._capacity = capacity
         self._region_max = region_max
         self._sizes: list[int] = []
@@ -129,6 +130,7 @@ class FileTier:
             self.server = state["server"]
             self.incarnation = state["incarnation"]
             self.registered = state["registered"]
+            self._state = state.get("state", "")
             log.info("found the blocks of %s again in %s", self.server, self.path)
             return True
         self.server = server or secrets.token_hex(8)
@@ -256,6 +258,7 @@ class FileTier:
         os.fsync(self._fd)
         self.incarnation = secrets.randbits(63) | 1
         self.registered = False
+        self._state = ""
 
     def _write(self, data: bytes, at: int) -> None:
         done = 0
@@ -269,6 +272,7 @@ class FileTier:
             "server": self.server,
             "incarnation": self.incarnation,
             "registered": self.registered,
+            "state": self._state,
             "regions": self._sizes,
         }
         body = json.dumps(state).encode()
@@ -276,11 +280,23 @@ class FileTier:
         self._write(block.ljust(GRANULE, b"\0"), self._serial % SUPERBLOCKS * GRANULE)
         os.fsync(self._fd)
 
-    def remember_registered(self) -> None:
-        """A namenode knows these blocks from now on, so they have a history."""
-        if not self.registered:
+    def remember_registered(self, state: str) -> None:
+        """A namenode knows these blocks from now on, so they have a history; `state`: the cluster
+        whose state outlives it, "" if none does."""
+        if not self.registered or self._state != state:
             self.registered = True
+            self._state = state
             self._save()
+
+    def check_state(self, state: str) -> None:
+        """A namenode with this state does not know the blocks. May they be made anew for it? Raises
+        InvalidArgumentError if they are another one's, which may come back for them."""
+        if self._state and self._state != state:
+            raise InvalidArgumentError(
+                f"{self.path} holds values of the cluster {self._state}, whose state this namenode"
+                " does not have",
+                hint="start the namenode in the folder that it had, or give another --path",
+            )
 
     # -- the core ------------------------------------------------------------------------------
 
