@@ -141,6 +141,8 @@ def test_nothing_acknowledged_is_lost_or_done_twice(world, seed, name, action, t
         killed = restart_armed(world, armed, quiet=how == "start" or world.durability == "group")
     else:
         world.open()
+        if name == "cut-made" and world.durability == "group":
+            world.go_on()
         world.switch.arm(armed)
         if how == "session":
             anew = Call(connect_anew, world)
@@ -346,7 +348,8 @@ def test_ordinary_builds_have_no_failpoints():
     assert not native.test_guards()
     native.failpoint("no such thing")
     spec = find_spec("crailpy._native")
-    assert spec and spec.origin
+    assert spec
+    assert spec.origin
     assert b"CRAILPY_FAILPOINTS" not in Path(spec.origin).read_bytes()
 
 
