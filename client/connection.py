@@ -24,7 +24,7 @@ from crailpy.errors import (
 )
 
 from . import requests
-from .session import Address, Session, explain_space
+from .session import Address, Session, explain_deadline, explain_space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 STATUS_TIMEOUT = 1.0  # seconds to find out more about a failure
+LATE_TIMEOUT = 0.25  # the same, where there is no time left
 TIMEOUT_DEFAULT = float("10")  # of connect(): this very object says that none was given
 TRANSPORTS = (None, "shm", "tcp")
 UNAVAILABLE = ("raise", "miss")
@@ -179,15 +180,18 @@ class Connection:
     def _error(self, status: int, path: str | None, server: int) -> CrailError:
         error = from_status(status, path=path, server=str(server) if server else None)
         if isinstance(error, OutOfSpaceError):
-            self._explain_space(error)
+            explain_space(error, self._facts(STATUS_TIMEOUT))
+        elif isinstance(error, DeadlineError) and not server and self._kept != "none":
+            explain_deadline(error, self._facts(LATE_TIMEOUT))
         return error
 
-    def _explain_space(self, error: OutOfSpaceError) -> None:
+    def _facts(self, timeout: float) -> dict[str, Any]:
+        """The namenode's `status`; nothing where it cannot be had in this time, in seconds."""
         try:
-            facts = self._session.admin("status", {}, time.monotonic() + STATUS_TIMEOUT)
+            facts: dict[str, Any] = self._session.admin("status", {}, time.monotonic() + timeout)
         except (CrailError, OSError):
-            return
-        explain_space(error, facts)
+            return {}
+        return facts
 
     def _delivered(self, key: str, version: int, deadline: float) -> None:
         """All of a value that goes when it was read has been read: it goes, unless another took

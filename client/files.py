@@ -454,16 +454,16 @@ class File(io.RawIOBase):
         if not pipe.behind():
             self._forget_behind()
             return
-        self._behind.append((at, bytes(data)))
-        self._behind_bytes += data.nbytes
-        if self._behind_bytes <= BEHIND_BYTES_MAX:
-            return
-        until = pipe.arrived(sys.maxsize, self._timeout())
-        while self._behind and self._behind[0][0] + len(self._behind[0][1]) <= until:
-            self._behind_bytes -= len(self._behind.popleft()[1])
-        if self._behind_bytes > BEHIND_BYTES_MAX:
+        if self._behind_bytes + data.nbytes > BEHIND_BYTES_MAX:
+            until = pipe.arrived(sys.maxsize, self._timeout())
+            while self._behind and self._behind[0][0] + len(self._behind[0][1]) <= until:
+                self._behind_bytes -= len(self._behind.popleft()[1])
+        if self._behind_bytes + data.nbytes > BEHIND_BYTES_MAX:
             pipe.settle(self._timeout())
             self._forget_behind()
+            return
+        self._behind.append((at, bytes(data)))
+        self._behind_bytes += data.nbytes
 
     def _forget_behind(self) -> None:
         self._behind = deque()

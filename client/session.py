@@ -441,9 +441,17 @@ def server_away(server: int, why: BaseException) -> CrailError:
 def explain_space(error: OutOfSpaceError, facts: dict[str, Any]) -> None:
     """There may be another reason than full servers: none, as just after a namenode's start.
     `facts`: the namenode's `status`."""
-    if not any(server["state"] == "up" for server in facts["servers"]):
+    if facts and not any(server["state"] == "up" for server in facts["servers"]):
         error.retell("no storage server is there (yet)")
         error.hint = "crailpy status shows them, crailpy storage starts one"
+
+
+def explain_deadline(error: DeadlineError, facts: dict[str, Any]) -> None:
+    """Changes wait while the namenode cannot keep them. `facts`: its `status`."""
+    failure = (facts.get("state") or {}).get("failure")
+    if failure:
+        error.retell(f"the deadline has passed: the namenode cannot keep changes: {failure}")
+        error.hint = "all goes on by itself as soon as it can"
 
 
 def outcome_unknown(where: str) -> UnavailableError:

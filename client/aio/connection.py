@@ -22,8 +22,8 @@ from crailpy.errors import (
 
 from .. import requests
 from ..breaker import Circuit
-from ..connection import UNAVAILABLE, check_options
-from ..session import Address
+from ..connection import LATE_TIMEOUT, UNAVAILABLE, check_options
+from ..session import Address, explain_deadline
 from .breaker import LaneBreaker
 from .session import AsyncSession
 from .transfer import Transfers
@@ -217,10 +217,22 @@ class AsyncConnection:
                 request.explain(error)
                 raise
             return request.absent
+        except DeadlineError as error:
+            await self._explain_deadline(error)
+            raise
         except CrailError as error:
             request.explain(error)
             raise
         return request.decode(result)
+
+    async def _explain_deadline(self, error: DeadlineError) -> None:
+        if error.server is not None or self._kept == "none":
+            return
+        try:
+            async with asyncio.timeout(LATE_TIMEOUT):
+                explain_deadline(error, await self._session.admin("status", {}))
+        except (CrailError, OSError):
+            pass
 
     async def _call(self, r: Request, wait_ms: int, timeout: float | None) -> Result:
         """One request; `wait_ms`: how long the namenode may set it aside."""

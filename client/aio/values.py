@@ -76,6 +76,9 @@ class AsyncValues(AsyncConnection):
         except NotFoundError as error:
             requests.explain_absence(error, bool(flags & requests.PARENTS), how.options)
             raise
+        except DeadlineError as error:
+            await self._explain_deadline(error)
+            raise
 
     def _making(
         self, path: Any, flags: int, if_version: int, placement: Mapping[str, Any]

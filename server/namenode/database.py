@@ -41,6 +41,7 @@ MAP_FIRST = 1 << 30  # bytes of addresses, not of memory
 MAP_STEP_MAX = 64 << 30
 PAGE = 4096
 READ_BYTES = 4 << 20  # in one piece
+FULL_BYTES = 1 << 20  # a disk with less than this is full
 
 PIECE = Struct("<BI")  # table, bytes: head of what the reader sends
 _U32 = Struct("<I")
@@ -259,12 +260,22 @@ class Database:
 def _explain(error: lmdb.Error, path: str) -> OSError:
     """LMDB's errors as what they are: damage, or the system's."""
     text = str(error)
+    if os.strerror(errno.EIO) in text and _is_full(path):
+        text = os.strerror(errno.ENOSPC)  # LMDB's word for a write that was cut short
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.ENOMEM):
         if os.strerror(number) in text:
             return OSError(number, os.strerror(number), path)
     if isinstance(error, lmdb.VersionMismatchError | lmdb.InvalidError | lmdb.CorruptedError):
         return damaged(path, text)
     return OSError(errno.EIO, text, path)
+
+
+def _is_full(path: str) -> bool:
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < FULL_BYTES
 
 
 # ---- reading, in another process ---------------------------------------------------------------
@@ -278,6 +289,8 @@ class Reading:
         self.problems: list[dict[str, str]] = []
         """What is wrong, when all was read: `row` and `why`."""
         self.counted = 0
+        self.lost = 0
+        """Rows that could not be read, whatever they were."""
 
     def pieces(self, *, salvage: bool = False) -> Generator[tuple[int, bytes]]:
         """(table, rows behind each other). The problems are known at the end. With `salvage` rows
@@ -304,7 +317,7 @@ class Reading:
                 if table == 0:
                     said = json.loads(data)
                     self.problems += said["problems"]
-                    self.counted = said["rows"]
+                    self.counted, self.lost = said["rows"], said["lost"]
                     whole = True
                     break
                 yield table, data

@@ -128,6 +128,8 @@ class Fsck:
                     self.dropped.append(rows.name_of(key))
                 else:
                     self._rows[key] = row
+        if reading.lost:
+            self.dropped.append(f"{reading.lost} rows on damaged pages")
         for problem in reading.problems:
             self.problems.append(problem)
             if problem["row"]:

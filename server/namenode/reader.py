@@ -25,6 +25,7 @@ _META = Struct("<IIQQ48s48sQQ")
 _META_AT = 16
 _MAGIC = 0xBEEFC0DE
 SHOWN = 100  # problems, at most
+ODD_ROWS_MAX = 1000  # beyond twice as many as there should be
 
 
 def check_metas(file: BinaryIO, size: int) -> str | None:
@@ -51,10 +52,17 @@ def check_metas(file: BinaryIO, size: int) -> str | None:
 class Reader:
     """Walks a database and sends what it finds."""
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: BinaryIO, *, salvage: bool) -> None:
         self._out = out
+        self._salvage = salvage
+        self._last = b""  # key of the last row that fitted
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._table = 0
         self.problems: list[dict[str, str]] = []
         self.rows = 0
+        self.rows_max = 0
+        """Where pages point back at pages above them, there is no end of rows."""
 
     def complain(self, row: str, why: str) -> None:
         """Notes a problem; only so many are told."""
@@ -67,54 +75,100 @@ class Reader:
         self._out.write(data)
 
     def walk(self, cursor: Any, first: bytes, end: bytes) -> bool:
-        """The rows from `first` on, up to `end`. False: the pages do not hold together."""
-        pieces: list[bytes] = []
-        size, table, before = 0, 0, b""
-        try:
-            if not cursor.set_range(first):
-                return True
-            for key, row in cursor:
-                if key >= end:
-                    break
-                if key <= before:
-                    self.complain(rows.name_of(key), "it is out of order")
-                    return False
-                before = key
-                self.rows += 1
-                # Most rows are nodes', and well: the rest of the head comes with the checksum.
-                if (
-                    key[0] != rows.NODE
-                    or row[23:15:-1] != key[1:]
-                    or int.from_bytes(row[:4], "little") != len(row)
-                ):
-                    why = rows.take_apart(key, row)
-                    if why:
-                        self.complain(rows.name_of(key), why)
-                        continue
-                if size > READ_BYTES or key[0] != table:
-                    if pieces:
-                        self.send(table, b"".join(pieces))
-                    pieces, size, table = [], 0, key[0]
-                pieces.append(row)
-                size += len(row)
-        except lmdb.Error as error:
-            self.complain("", f"its pages do not hold together: {error}")
-            return False
-        finally:
-            if pieces:
-                self.send(table, b"".join(pieces))
-        return True
+        """The rows from `first` on, up to `end`. False: the pages do not hold together. What can be
+        salvaged comes all the same."""
+        self._last = b""
+        at: bytes | None = first
+        whole = True
+        while at is not None:
+            try:
+                self._walk(cursor, at, end)
+                break
+            except lmdb.Error as error:
+                whole = False
+                self.complain("", f"its pages do not hold together: {error}")
+                at = self._beyond(cursor, at) if self._salvage else None
+        self._send_rest()
+        return whole
 
-    def finish(self) -> None:
-        """The last piece: what was wrong."""
-        self.send(0, json.dumps({"rows": self.rows, "problems": self.problems}).encode())
+    def _walk(self, cursor: Any, first: bytes, end: bytes) -> None:
+        if not cursor.set_range(first):
+            return
+        for key, row in cursor:
+            why = None
+            # Most rows are nodes', and well: the rest of the head comes with the checksum.
+            if (
+                not key
+                or key[0] != rows.NODE
+                or row[23:15:-1] != key[1:]
+                or int.from_bytes(row[:4], "little") != len(row)
+            ):
+                why = rows.take_apart(key, row)
+            if why is None and key >= end:
+                return
+            if why is None and key <= self._last:
+                why = "it is out of order"
+            self.rows += 1
+            if self.rows > self.rows_max:
+                raise lmdb.CorruptedError("there is no end of rows")
+            if why is not None:
+                self.complain(rows.name_of(key), why)
+                continue
+            self._last = key
+            if self._size > READ_BYTES or key[0] != self._table:
+                self._send_rest()
+                self._table = key[0]
+            self._pieces.append(row)
+            self._size += len(row)
+
+    def _send_rest(self) -> None:
+        if self._pieces:
+            self.send(self._table, b"".join(self._pieces))
+        self._pieces, self._size = [], 0
+
+    def _beyond(self, cursor: Any, at: bytes) -> bytes | None:
+        """The first key behind the last row from which on there is something to be read. Ids of
+        nodes are dense; of another table nothing more is tried. None: there is none."""
+        at = max(at, self._last)
+        if self.rows > self.rows_max or at[0] > rows.NODE:
+            following = at[0] + 1
+            return None if self.rows > self.rows_max or following >= rows.SUPER else bytes((following,))
+        bad = int.from_bytes(at[1:9].ljust(8, b"\0"), "big") if at[0] == rows.NODE else 0
+        step = 1
+        while not _readable(cursor, bad + step):
+            bad += step
+            step *= 2
+            if bad + step >= 1 << 64:
+                return bytes((rows.NODE + 1,))
+        while step > 1:  # a page that is damaged takes a run of them away: where does it end?
+            step //= 2
+            if not _readable(cursor, bad + step):
+                bad += step
+        return _node_key(bad + 1)
+
+    def finish(self, lost: int) -> None:
+        """The last piece: what was wrong. So many rows could not be read."""
+        facts = {"rows": self.rows, "lost": lost, "problems": self.problems}
+        self.send(0, json.dumps(facts).encode())
         self._out.flush()
+
+
+def _node_key(number: int) -> bytes:
+    return bytes((rows.NODE,)) + number.to_bytes(8, "big")
+
+
+def _readable(cursor: Any, number: int) -> bool:
+    try:
+        return bool(cursor.set_range(_node_key(number))) and bool(cursor.key())
+    except lmdb.Error:
+        return False
 
 
 def main(path: str, salvage: bool) -> int:
     """Exit code 0 if all is well."""
     out = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
-    reader = Reader(out)
+    reader = Reader(out, salvage=salvage)
+    lost = 0
     with open(path, "rb") as file:
         why = check_metas(file, os.path.getsize(path))
     if why is not None:
@@ -123,11 +177,13 @@ def main(path: str, salvage: bool) -> int:
         env = lmdb.open(path, subdir=False, readonly=True, lock=False, max_dbs=0)
         with env.begin() as txn, txn.cursor() as cursor:
             entries = txn.stat()["entries"]
+            reader.rows_max = 2 * entries + ODD_ROWS_MAX
             whole = reader.walk(cursor, bytes((rows.SUPER,)), bytes((rows.SUPER + 1,)))
             whole = reader.walk(cursor, b"\0", bytes((rows.SUPER,))) and whole
-        if whole and reader.rows != entries:
+        if (whole or salvage) and reader.rows != entries:
             reader.complain("", f"it has {reader.rows} rows, and should have {entries}")
-    reader.finish()
+            lost = max(0, entries - reader.rows)
+    reader.finish(lost)
     out.close()
     return 1 if reader.problems else 0
 

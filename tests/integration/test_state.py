@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import resource
 import select
 import shutil
@@ -17,13 +18,18 @@ import pytest
 
 import crailpy
 from crailpy import errors, native
+from crailpy.server.namenode import database as database_module
 from crailpy.server.namenode import rows
-from crailpy.server.namenode.database import Database, Table
+from crailpy.server.namenode.database import Database, Reading, Superblock, Table
 from crailpy.server.namenode.persist import Persister, State
+from crailpy.server.namenode.reader import PAGE, check_metas
 
 from .kit import Call
 
 NODES = 3000
+DAMAGES = int(os.environ.get("CRAILPY_DAMAGES", "12"))
+"""Bits that flip at random, and as many in the heads of pages."""
+REPAIRS = 4  # of them, in an ordinary run
 CRAILPY = [sys.executable, "-m", "crailpy.cli"]
 
 
@@ -130,6 +136,13 @@ def test_none_keeps_nothing_and_says_so(tmp_path):
                 store.put("/x", b"2", durability=asked)
         assert store.get("/x") == b"1"
     assert os.listdir(tmp_path) == []
+
+
+def test_a_state_is_not_passed_over(state):
+    command = [*CRAILPY, "namenode", "--dir", str(state), "--durability", "none", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "has a state" in done.stderr
 
 
 def test_durability_is_asked_for_by_call():
@@ -286,19 +299,36 @@ def test_ctrl_c_while_the_state_is_read_is_no_damage(state):
     assert done.stdout.endswith(" []\n"), done
 
 
+def test_wherever_it_is_truncated_is_seen_at_the_start(state):
+    path = os.path.join(state, "metadata.mdb")
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        assert check_metas(file, size) is None
+        for cut in [*range(0, size, PAGE), *range(PAGE - 1, size, PAGE)]:
+            assert check_metas(file, cut) is not None, cut
+
+
+def lost(dropped):
+    """How many rows a repair says that it has dropped."""
+    known = [re.fullmatch(r"(\d+) rows on damaged pages", row) for row in dropped]
+    return sum(int(row[1]) if row else 1 for row in known)
+
+
 def test_flipped_bits_never_start_with_less(state):
-    """Wherever a bit flips: all is there, or the start is refused."""
+    """Wherever a bit flips: all is there, or the start is refused, and a repair tells of each row
+    that is not there afterwards."""
     number = random.randrange(1 << 32)
     print(f"seed {number}")
     seed = random.Random(number)
     path = os.path.join(state, "metadata.mdb")
-    nodes = load(state)
+    nodes, before = load(state), raw(state)
     with open(path, "rb") as file:
         good = file.read()
     places = [0x18, 0x30, 0x60, 0x98, 0x1018, 0x1030, 0x1060, 0x1098]  # of the meta pages
-    places += [seed.randrange(len(good)) for _ in range(32)]
-    refused = 0
-    for place in places:
+    places += [seed.randrange(len(good)) for _ in range(DAMAGES)]
+    heads = [seed.randrange(len(good) // PAGE) * PAGE + seed.randrange(80) for _ in range(DAMAGES)]
+    refused = repaired = 0
+    for place in places + heads:
         with open(path, "r+b") as file:
             file.seek(place)
             file.write(bytes((good[place] ^ 1 << seed.randrange(8),)))
@@ -306,11 +336,43 @@ def test_flipped_bits_never_start_with_less(state):
             assert load(state) == nodes
         except (errors.CrailError, OSError):
             refused += 1
+            if place >= 2 * PAGE and (repaired < REPAIRS or DAMAGES > 100):
+                code, report = fsck(state, "--repair")
+                assert code == 0, (place, report)
+                assert load(state)
+                missing = before.keys() - raw(state).keys()
+                assert len(missing) <= lost(report["dropped"]), (place, report)
+                repaired += 1
         finally:
             with open(path, "wb") as file:
                 file.write(good)
-    print(f"{refused} of {len(places)} refused")
+    print(f"{refused} of {len(places + heads)} refused, {repaired} repaired")
     assert refused > 0
+
+
+@pytest.mark.parametrize("what", ["order", "flag"])
+def test_a_repair_loses_what_is_damaged_and_not_what_lies_behind(state, what):
+    """One node of a page in the middle: its key, or a flag that ends whoever reads it."""
+    path = os.path.join(state, "metadata.mdb")
+    with open(path, "rb") as file:
+        good = bytearray(file.read())
+    nodes = load(state)
+    key = (1).to_bytes(1, "big") + (NODES // 2).to_bytes(8, "big")
+    at = good.index(key)
+    while at % PAGE < 512 or key not in raw(state):  # in a leaf that is in use, not in a branch
+        at = good.index(key, at + 1)
+    if what == "order":
+        good[at + 1] ^= 0x20
+    else:
+        good[at - 4] ^= 0x04  # F_DUPDATA, in the head of the node
+    with open(path, "wb") as file:
+        file.write(good)
+    with pytest.raises(errors.ChecksumError):
+        load(state)
+    code, report = fsck(state, "--repair")
+    assert code == 0
+    assert lost(report["dropped"]) == 1
+    assert load(state) == nodes - 1
 
 
 def test_a_damaged_row_is_refused_by_name_and_repaired(state):
@@ -401,6 +463,22 @@ def test_what_cannot_be_repaired_is_said_to_be_damaged_still(state):
     assert (code, report["ok"]) == (1, False)
     assert "cannot be repaired" in report["verdict"]
     assert raw(state) == before
+
+
+def test_the_database_grows_beyond_the_addresses_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(database_module, "MAP_FIRST", 1 << 20)
+    path = str(tmp_path / "metadata.mdb")
+    database = Database(path)
+    database.create(Superblock.fresh())
+    keys = [(i.to_bytes(8, "little")) for i in range(2000)]
+    made = {rows.key_of(rows.NODE, k): native.row_make(rows.NODE, k, bytes(3000)) for k in keys}
+    database.commit([Table(made)])
+    database.close()
+    reading = Reading(path)
+    assert sum(len(data) for table, data in reading.pieces() if table == rows.NODE) == sum(
+        map(len, made.values())
+    )
+    assert reading.problems == []
 
 
 def test_an_unknown_format_is_refused(state):
