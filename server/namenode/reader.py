@@ -132,7 +132,8 @@ class Reader:
         at = max(at, self._last)
         if self.rows > self.rows_max or at[0] > rows.NODE:
             following = at[0] + 1
-            return None if self.rows > self.rows_max or following >= rows.SUPER else bytes((following,))
+            over = self.rows > self.rows_max or following >= rows.SUPER
+            return None if over else bytes((following,))
         bad = int.from_bytes(at[1:9].ljust(8, b"\0"), "big") if at[0] == rows.NODE else 0
         step = 1
         while not _readable(cursor, bad + step):
