@@ -133,9 +133,7 @@ class NamenodeService:
             for number, kind, description in state.servers:
                 self._members.load(number, kind, description)
             log.info("%s: %s", state.folder.path, state.loaded)
-            self._persister = Persister(
-                self._core, state, interval=self.settings.group_interval
-            )
+            self._persister = Persister(self._core, state, interval=self.settings.group_interval)
             await self._persister.start()
 
     async def close(self) -> None:
