@@ -380,8 +380,8 @@ class File(io.RawIOBase):
         return data
 
     def ask(self, length: int) -> None:
-        """Has the next `length` bytes on their way, where they come over TCP. A connection that broke
-        meanwhile shows when they are read, which tries again."""
+        """Has the next `length` bytes on their way, where they come over TCP. A connection that
+        broke meanwhile shows when they are read, which tries again."""
         if self._memory is None and self._size > self._at:
             try:
                 self._moves().ask(self._extents, self._size, self._at, length, self._timeout())
@@ -454,16 +454,16 @@ class File(io.RawIOBase):
         if not pipe.behind():
             self._forget_behind()
             return
-        self._behind.append((at, bytes(data)))
-        self._behind_bytes += data.nbytes
-        if self._behind_bytes <= BEHIND_BYTES_MAX:
-            return
-        until = pipe.arrived(sys.maxsize, self._timeout())
-        while self._behind and self._behind[0][0] + len(self._behind[0][1]) <= until:
-            self._behind_bytes -= len(self._behind.popleft()[1])
-        if self._behind_bytes > BEHIND_BYTES_MAX:
+        if self._behind_bytes + data.nbytes > BEHIND_BYTES_MAX:
+            until = pipe.arrived(sys.maxsize, self._timeout())
+            while self._behind and self._behind[0][0] + len(self._behind[0][1]) <= until:
+                self._behind_bytes -= len(self._behind.popleft()[1])
+        if self._behind_bytes + data.nbytes > BEHIND_BYTES_MAX:
             pipe.settle(self._timeout())
             self._forget_behind()
+            return
+        self._behind.append((at, bytes(data)))
+        self._behind_bytes += data.nbytes
 
     def _forget_behind(self) -> None:
         self._behind = deque()
@@ -519,9 +519,10 @@ class File(io.RawIOBase):
                 self._moves().write(self._extents, at, data, left, early)
                 break
             except (UnavailableError, DeadlineError) as error:
-                if not early or error.server is None or int(error.server) in behind:
+                if not early or int(error.server or 0) in behind:
                     raise
-                early = self._go_elsewhere()
+                # Without a server: the namenode did not say in so short a time where it is.
+                early = error.server is not None and self._go_elsewhere()
         while self._edge < at + data.nbytes:
             self._edge += extents.capacity(self._extents[self._edge_at() :][: extents.EXTENT_BYTES])
 

@@ -721,21 +721,25 @@ class AsyncFile:
     async def _make_durable(self) -> int:
         """What was written is durable where it lies on disks, if that is promised: the flag that
         says so."""
-        deadline = self._deadline()
         written = len(self._extents) - self._granted if self._fixed else 0
         if self._fixed and self._fixed < capacity(self._extents[:written]):
             written -= 1  # the tail of what was there, which has room, was written too
-        try:
-            return await self._transfers.make_durable(
-                self._extents[written:], self._options, deadline
-            )
-        except OutOfDate as error:
-            raise await self._lost() from error
-        except Away as away:
-            raise away.error from None
-        except (DataLostError, OutOfSpaceError) as error:
-            error.path = self.name
-            raise
+        pause = RETRY_FIRST
+        async with self._store._limit(self._deadline(), self.name) as limit:
+            while True:
+                try:
+                    return await self._transfers.make_durable(
+                        self._extents[written:], self._options, limit.deadline
+                    )
+                except Away as away:
+                    limit.reason = away.error
+                except OutOfDate as error:
+                    raise await self._lost() from error
+                except (DataLostError, OutOfSpaceError) as error:
+                    error.path = self.name
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_MAX)
 
     async def close(self) -> None:
         """Publishes what was written. May be called twice. Raises as `put`, and

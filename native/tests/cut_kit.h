@@ -79,7 +79,7 @@ struct known_session {
 };
 struct loaded_facts {
     struct known_session session[64];
-    uint32_t sessions, servers, notes_wrong;
+    uint32_t sessions, servers;
 };
 
 static inline int heard_server(void *ctx, uint32_t number, uint32_t state, const uint32_t *granules, uint32_t regions,
@@ -90,10 +90,9 @@ static inline int heard_server(void *ctx, uint32_t number, uint32_t state, const
     return 0;
 }
 
-static inline int heard_session(void *ctx, uint64_t id, uint64_t note, struct crail_meta_session *s) {
+static inline int heard_session(void *ctx, uint64_t id, struct crail_meta_session *s) {
     struct loaded_facts *f = ctx;
     assert(f->sessions < 64);
-    f->notes_wrong += note != id * 3;
     f->session[f->sessions++] = (struct known_session){id, s};
     return 0;
 }
@@ -129,7 +128,6 @@ static inline struct crail_load_report kit_load(struct kit *k, struct db *db, st
         fprintf(stderr, "crail_meta_load: %s\n", why);
         abort();
     }
-    assert(!f->notes_wrong);
     return report;
 }
 
@@ -223,7 +221,7 @@ static inline void say_node(struct facts *f, const struct crail_meta *m, crail_r
 }
 
 static inline void say_session(struct facts *f, const struct crail_meta *m, const struct crail_meta_session *s) {
-    say(f, "session %" PRIu64 " note %" PRIu64, s->id, s->note);
+    say(f, "session %" PRIu64, s->id);
     for (crail_ref h = s->jobs; h; h = crail_hold_at(m, h)->record) /* what is told of one that is over means nothing */
         if (crail_tree_reachable(m, crail_hold_at(m, h)->node))
             say(f, " holds %" PRIu64 " by %" PRIu64, crail_job_of_hold(m, crail_hold_at(m, h))->number,

@@ -209,7 +209,6 @@ static void do_commit(struct life *w) {
 static void open_session(struct life *w, uint32_t i) {
     uint64_t id = ++w->next_id;
     assert(crail_meta_session_open(w->k.m, id, &w->s[i]) == 0);
-    crail_meta_session_note(w->k.m, w->s[i], id * 3);
 }
 
 static void do_session(struct life *w) {

@@ -253,7 +253,7 @@ class Persister:
         try:
             with self._quiet:
                 self._database.commit(cut.in_order())
-        except Exception as error:  # this thread must not end: who changes something waits for it
+        except Exception as error:  # the thread must not end: writers wait for it
             self._fail(error)
             self._core.cut_done(cut.epoch, False)
             return error

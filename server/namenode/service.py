@@ -28,7 +28,7 @@ from crailpy.errors import (
 
 from ..reception import Reception, Visit, check_exposure, private_folder
 from ..threads import Threads
-from .database import GRANTS, damaged
+from .database import FILE, GRANTS, damaged
 from .members import Member, Members
 from .persist import Persister, State
 from .recovery import Recovery
@@ -393,6 +393,11 @@ def durability_of(settings: Settings, folder: str | None) -> str:
     said = settings.durability or ("none" if folder is None else "group")
     if said not in native.DURABILITIES:
         raise InvalidArgumentError(f"durability: {said!r} is none of {native.DURABILITIES}")
+    if said == "none" and folder is not None and os.path.exists(os.path.join(folder, FILE)):
+        raise InvalidArgumentError(
+            f"{folder} has a state, and durability='none' would begin without it",
+            hint="leave out --dir, or --durability",
+        )
     if said != "none" and folder is None:
         raise InvalidArgumentError(
             f"durability={said!r} needs a folder to keep things in", hint="--dir names one"

@@ -493,16 +493,14 @@ class Items(Scenario):
 
     def finish(self, store: Any, deaths: list[Death]) -> None:
         def may_be_lost(ack: Ack) -> bool:
-            return any(
-                d.loses and d.first - INTERVAL - COMMIT <= ack.end <= d.seen for d in deaths
-            )
+            return any(d.loses and d.first - INTERVAL - COMMIT <= ack.end <= d.seen for d in deaths)
 
         queue = store.queue("/fp/q")
         times = Counter(name for name, _ in self._taken)
         while len(queue):
             with queue.get(wait=5) as item:
                 times[item.data.decode()] += 1
-        again = {name: ack for name, ack in reversed(self._taken)}
+        again = dict(reversed(self._taken))
         for name, ack in self._put.items():
             assert times[name] or may_be_lost(ack), f"the item {name} is lost"
             assert times[name] <= 1 or may_be_lost(again[name]), f"{name}: {times[name]} times"
@@ -625,28 +623,30 @@ class World:
             if client.error is not None:
                 raise client.error
 
-    def kill(self, server: Any) -> Death:
-        """Without a failpoint."""
-        first = time.monotonic()
-        server.kill()
-        return Death(first, time.monotonic(), self.durability == "group")
-
-    def await_death(self, name: str) -> Death:
+    def await_death(self, name: str) -> None:
         """Waits until a process has died at the failpoint that is armed, and disarms it."""
 
         def died() -> bool:
             self.fail_early()
             return bool(self.dead())
 
-        def hits() -> list[Hit]:
-            pids = {server.pid for server in self.servers}
-            return [hit for hit in self.switch.hits() if hit.name == name and hit.pid in pids]
-
         until(died, PATIENCE)
         self.switch.disarm()  # another one may have passed it meanwhile
-        until(lambda: {hit.pid for hit in hits()} == {server.pid for server in self.dead()})
-        loses = self.durability == "group" and not self.cluster.namenode.alive
-        return Death(min(hit.when for hit in hits()), time.monotonic(), loses)
+        until(lambda: set(self._hits(name)) == {server.pid for server in self.dead()})
+
+    def _hits(self, name: str) -> dict[int, float]:
+        """When the last life of each server passed it."""
+        pids = {server.pid for server in self.servers}
+        return {h.pid: h.when for h in self.switch.hits() if h.name == name and h.pid in pids}
+
+    def restart(self, name: str, killed: float = 0.0) -> Death:
+        """Starts whoever has died. `killed`: when the namenode was, if it was already once."""
+        loses = killed or not self.cluster.namenode.alive
+        first = killed or min(self._hits(name).values())
+        death = Death(first, time.monotonic(), bool(loses) and self.durability == "group")
+        for server in self.dead():
+            server.start()
+        return death
 
     def compare(self, name: str, death: Death) -> None:
         """All run again: what there is, against what was acknowledged."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
@@ -105,6 +106,32 @@ async def test_a_server_that_is_the_only_one_is_waited_for_and_named(way):
         assert 0.5 < time.monotonic() - begin < 4
         assert raised.value.server == str(number)
         assert (await write_all(cluster, way, "tcp", ["/a"]))[0] > 0, "it is back"
+
+
+def test_a_stream_waits_for_its_server_though_the_namenode_does_not_say_where_it_is():
+    """To know in time whether to go elsewhere, it asks with less patience than its own."""
+    with (
+        crailpy.LocalCluster(tiers=("file",), capacity="64MiB") as cluster,
+        cluster.connect(timeout=30) as store,
+    ):
+        with store.open("/x", "wb") as file:
+            for _ in range(2):  # what comes next has its extent by then
+                file.write(VALUE[: 1 << 20])
+            file.flush()
+            cluster.servers[0].kill()
+            stop(cluster.namenode.pid)
+
+            def come_back() -> None:
+                os.kill(cluster.namenode.pid, signal.SIGCONT)
+                cluster.servers[0].start()
+
+            later = threading.Timer(0.6, come_back)
+            later.start()
+            try:
+                file.write(VALUE[1 << 20 : 2 << 20])
+            finally:
+                later.join()
+        assert store.get("/x") == VALUE[: 1 << 20] + VALUE[: 2 << 20]
 
 
 @pytest.mark.parametrize("way", ["put", "aio file"])

@@ -506,6 +506,33 @@ def test_a_disk_that_stands_still_is_waited_for_up_to_the_deadline(cluster, disk
         assert states(store) == ["up", "up"]
 
 
+def test_a_flush_that_stands_still_is_waited_for_up_to_the_deadline(cluster, disks):
+    async def main() -> None:
+        async with (
+            await crailpy.aio.connect(cluster.address, timeout=1) as store,
+            await store.open("/s", "wb", durability="sync") as file,
+        ):
+            await file.write(VALUE)
+
+    def write() -> None:
+        with store.open("/s", "wb", durability="sync") as file:
+            file.write(VALUE)
+
+    with cluster.connect(timeout=1) as store:
+        disks.fail(0, "disk-sync", 0)
+        disks.fail(1, "disk-sync", 0)
+        for call in (write, lambda: asyncio.run(main())):
+            began = time.monotonic()
+            with pytest.raises(errors.DeadlineError):
+                call()
+            assert time.monotonic() - began < 5
+            assert not store.exists("/s")
+        disks.mend(0)
+        disks.mend(1)
+        write()
+        assert store.get("/s") == VALUE
+
+
 def test_after_a_reboot_the_blocks_are_there(cluster):
     """All that lay in memory is gone: the servers' folders."""
     with cluster.connect() as store:

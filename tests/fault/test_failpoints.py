@@ -95,6 +95,7 @@ OF_CLIENT = [name for name, plan in PLANS.items() if plan.how == "client"]
 
 hits: Counter[str] = Counter()
 finished: set[str] = set()
+said: list[str] = []
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,6 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Wor
     try:
         yield world
     finally:
-        hits.update(hit.name for hit in world.switch.hits())
         world.end()
 
 
@@ -133,28 +133,24 @@ def test_nothing_acknowledged_is_lost_or_done_twice(world, seed, name, action, t
     how = PLANS[name].how
     armed = spec(name, action, seed)
     print(f"{world.durability}: {armed}")
-    node = world.cluster.namenode
-    calls = []
-    first = None
+    anew = None
+    killed = 0.0
     if how in ("start", "return"):
         # Two deaths: where something may be lost, nothing is acknowledged between them.
-        first = restart_armed(world, armed, quiet=how == "start" or world.durability == "group")
+        killed = restart_armed(world, armed, quiet=how == "start" or world.durability == "group")
     else:
         world.open()
         world.switch.arm(armed)
         if how == "session":
-            calls.append(Call(connect_anew, world))
-    death = world.await_death(name)
+            anew = Call(connect_anew, world)
+    world.await_death(name)
     world.close()
-    if node in world.dead():
+    if not world.cluster.namenode.alive:
         with fsck(world.state) as check:
             assert check.problems == []
-    death = Death(first or death.first, time.monotonic(), death.loses or first is not None)
-    death = death._replace(loses=death.loses and world.durability == "group")
-    for server in world.dead():
-        server.start()
-    for call in calls:
-        call.result(TIMEOUT)
+    death = world.restart(name, killed)
+    if anew:
+        anew.result(TIMEOUT)
     world.compare(armed, death)
 
 
@@ -197,9 +193,11 @@ def test_in_the_end_all_is_counted_and_every_granule_is_free(world):
     world.open()
     world.progress(200)
     world.finish()
-    facts = {scenario.__class__.__name__: scenario.calls for scenario in world.scenarios}
-    print(f"{world.durability}: {len(world.deaths)} deaths, {world.lost} lost of {facts}")
+    calls = sum(scenario.calls for scenario in world.scenarios)
+    deaths = len(world.deaths)
+    said.append(f"{world.durability}: {deaths} deaths, {world.lost} of {calls} calls lost")
     assert world.lost == 0 or world.durability == "group"
+    hits.update(hit.name for hit in world.switch.hits())
     finished.add(world.durability)
 
 
@@ -267,9 +265,11 @@ def test_a_folder_whose_first_namenode_died_while_it_was_made_is_new(tmp_path, m
     with pytest.raises(errors.UnavailableError):
         crailpy.LocalCluster(dir=tmp_path / "state", servers=0)
     switch.disarm()
-    with crailpy.LocalCluster(dir=tmp_path / "state", servers=0) as cluster:
-        with cluster.connect() as store:
-            store.put("/x", b"x")
+    with (
+        crailpy.LocalCluster(dir=tmp_path / "state", servers=0) as cluster,
+        cluster.connect() as store,
+    ):
+        store.put("/x", b"x")
     count(switch, "state-made")
     finished.add("state")
 
@@ -278,9 +278,11 @@ def test_a_folder_whose_first_namenode_died_while_it_was_made_is_new(tmp_path, m
 def damaged(tmp_path_factory: Any) -> Path:
     """A state folder of 500 values, one of whose rows is damaged."""
     path = tmp_path_factory.mktemp("damaged")
-    with crailpy.LocalCluster(dir=path, servers=0, durability="sync") as cluster:
-        with cluster.connect() as store:
-            store.put_many([(f"/r/{i}", b"x" * i) for i in range(500)])
+    with (
+        crailpy.LocalCluster(dir=path, servers=0, durability="sync") as cluster,
+        cluster.connect() as store,
+    ):
+        store.put_many([(f"/r/{i}", b"x" * i) for i in range(500)])
     with fsck(path / "namenode") as check:
         assert not check.problems
         key = max(key for key in check._rows if key[0] == rows.NODE)
@@ -353,3 +355,4 @@ def test_every_failpoint_was_hit(capsys):
     assert set(hits) == set(names())
     with capsys.disabled():
         print(f"\nfailpoints: {len(hits)} of {len(names())} hit, {hits.total()} times in all")
+        print("; ".join(said))

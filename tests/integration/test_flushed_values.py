@@ -30,9 +30,9 @@ def cluster(request):
         yield cluster
 
 
-@pytest.fixture(params=[None, "tcp"])
-def store(cluster, request):
-    with cluster.connect(transport=request.param) as store:
+@pytest.fixture
+def store(cluster):
+    with cluster.connect() as store:
         yield store
         clear(store)
 
@@ -109,13 +109,14 @@ def promises(store, paths) -> set[str]:
     return said
 
 
-@pytest.mark.parametrize("face", ["synchronous", "asynchronous"])
+@pytest.mark.parametrize("face", ["synchronous", "synchronous, by tcp", "asynchronous"])
 def test_disks_are_flushed_where_sync_is_promised_and_nowhere_else(cluster, store, face):
     def write(**how):
         clear(store)
-        if face == "synchronous":
-            return write_all(store, **how)
-        return asyncio.run(write_all_awaited(cluster.address, **how))
+        if face == "asynchronous":
+            return asyncio.run(write_all_awaited(cluster.address, **how))
+        with cluster.connect(transport="tcp" if "tcp" in face else None) as other:
+            return write_all(other, **how)
 
     flushes = Flushes(store)
     paths = write(tier="file", durability="group")

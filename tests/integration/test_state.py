@@ -18,8 +18,9 @@ import pytest
 
 import crailpy
 from crailpy import errors, native
+from crailpy.server.namenode import database as database_module
 from crailpy.server.namenode import rows
-from crailpy.server.namenode.database import Database, Table
+from crailpy.server.namenode.database import Database, Reading, Superblock, Table
 from crailpy.server.namenode.persist import Persister, State
 from crailpy.server.namenode.reader import PAGE, check_metas
 
@@ -135,6 +136,13 @@ def test_none_keeps_nothing_and_says_so(tmp_path):
                 store.put("/x", b"2", durability=asked)
         assert store.get("/x") == b"1"
     assert os.listdir(tmp_path) == []
+
+
+def test_a_state_is_not_passed_over(state):
+    command = [*CRAILPY, "namenode", "--dir", str(state), "--durability", "none", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "has a state" in done.stderr
 
 
 def test_durability_is_asked_for_by_call():
@@ -457,6 +465,22 @@ def test_what_cannot_be_repaired_is_said_to_be_damaged_still(state):
     assert (code, report["ok"]) == (1, False)
     assert "cannot be repaired" in report["verdict"]
     assert raw(state) == before
+
+
+def test_the_database_grows_beyond_the_addresses_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(database_module, "MAP_FIRST", 1 << 20)
+    path = str(tmp_path / "metadata.mdb")
+    database = Database(path)
+    database.create(Superblock.fresh())
+    keys = [(i.to_bytes(8, "little")) for i in range(2000)]
+    made = {rows.key_of(rows.NODE, k): native.row_make(rows.NODE, k, bytes(3000)) for k in keys}
+    database.commit([Table(made)])
+    database.close()
+    reading = Reading(path)
+    assert sum(len(data) for table, data in reading.pieces() if table == rows.NODE) == sum(
+        map(len, made.values())
+    )
+    assert reading.problems == []
 
 
 def test_an_unknown_format_is_refused(state):

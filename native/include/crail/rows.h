@@ -89,9 +89,9 @@ struct crail_extent_part {
 /* ---- the value of a SESSION, followed by its jobs ------------------------------------------ */
 
 struct crail_session_row {
-    uint64_t note; /* the rpc room's */
+    uint64_t reserved;
     uint32_t jobs; /* struct crail_session_job, so many */
-    uint32_t reserved;
+    uint32_t reserved_too;
 };
 struct crail_session_job {
     uint64_t token, number;

@@ -255,11 +255,6 @@ void crail_session_touch(struct crail_meta *m, struct crail_meta_session *s) {
     m->cut->sessions_n++;
 }
 
-void crail_meta_session_note(struct crail_meta *m, struct crail_meta_session *s, uint64_t note) {
-    s->note = note;
-    crail_session_touch(m, s);
-}
-
 void crail_cut_session_over(struct crail_meta *m, struct crail_meta_session *s) {
     if (!m->cut)
         return;

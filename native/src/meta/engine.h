@@ -762,7 +762,6 @@ struct crail_meta_session {
     crail_ref jobs;  /* those of them that are of jobs, linked through `record` */
     uint32_t holds_n;
     crail_ref owned;           /* extras of the nodes that go with it */
-    uint64_t note;             /* of the rpc room, for its row */
     struct crail_list changed; /* among the changed ones, or those whose rows are to be deleted */
     bool is_over;              /* it has ended: its row is gone, or will be with the next cut */
     bool is_stored;            /* a cut has had a row of it */

@@ -279,7 +279,6 @@ static int load_session(struct crail_meta *m, const struct crail_row *row) {
     l->sessions[l->sessions_n++] = in; /* it frees the jobs */
     if (crail_meta_session_open(m, in.id, &l->sessions[l->sessions_n - 1].s))
         return -ENOMEM;
-    l->sessions[l->sessions_n - 1].s->note = head.note;
     crail_cut_session_loaded(m, l->sessions[l->sessions_n - 1].s);
     return 0;
 }
@@ -631,7 +630,7 @@ static int tell_sessions(struct crail_meta *m) {
     int rc = 0;
     for (uint64_t i = 0; i < l->sessions_n && !rc; i++)
         if (l->listener.session)
-            rc = l->listener.session(l->listener.ctx, l->sessions[i].id, l->sessions[i].s->note, l->sessions[i].s);
+            rc = l->listener.session(l->listener.ctx, l->sessions[i].id, l->sessions[i].s);
     return rc;
 }
 

@@ -167,8 +167,6 @@ bool crail_meta_gated(const struct crail_meta *m);
 /* Every change of an epoch up to this one is durable: extents that were freed in them may be retired. */
 void crail_meta_durable_up_to(struct crail_meta *m, uint64_t epoch);
 
-/* Eight bytes of the rpc room in the session's row. */
-void crail_meta_session_note(struct crail_meta *m, struct crail_meta_session *s, uint64_t note);
 /* What its registration said, in the server's row. 0, -ENOMEM, -ENOENT, -EINVAL (longer than CRAIL_NOTE_MAX). */
 #define CRAIL_NOTE_MAX 65536u
 int crail_meta_server_note(struct crail_meta *m, uint32_t number, const void *note, uint32_t bytes);
@@ -194,7 +192,7 @@ struct crail_meta_load_listener {
      * what crail_meta_load_end() fails with. `granules` is of `regions` numbers. */
     int (*server)(void *ctx, uint32_t number, uint32_t state, const uint32_t *granules, uint32_t regions,
                   struct crail_meta_place place, const void *note, uint32_t note_bytes);
-    int (*session)(void *ctx, uint64_t id, uint64_t note, struct crail_meta_session *s);
+    int (*session)(void *ctx, uint64_t id, struct crail_meta_session *s);
 };
 
 struct crail_load_report {

@@ -52,7 +52,8 @@ void crail_kept_free(struct crail_meta *m, crail_ref ref) {
 int crail_kept_answer(struct crail_call *c, crail_ref ref) {
     const struct crail_kept *k = crail_kept_at(c->m, ref);
     for (uint32_t i = 0; i < k->count; i++) {
-        if (crail_server_find(c->m, k->extents[i].server)->state == CRAIL_SERVER_LOST) {
+        struct crail_run run = crail_extent_run(&k->extents[i]);
+        if (crail_run_is_lost(c->m, &run)) {
             c->r->server = k->extents[i].server;
             return CRAIL_E_DATA_LOST;
         }

@@ -210,7 +210,7 @@ int crail_row_of_session(const struct crail_meta *m, const struct crail_meta_ses
     uint8_t *key, *value;
     if (s->is_over)
         return crail_row_append(rows, CRAIL_TABLE_SESSION, true, &s->id, sizeof(s->id), NULL, 0);
-    struct crail_session_row row = {.note = s->note, .jobs = jobs_of(m, s)};
+    struct crail_session_row row = {.jobs = jobs_of(m, s)};
     uint32_t bytes = (uint32_t)(sizeof(row) + row.jobs * sizeof(struct crail_session_job));
     if (crail_row_begin(rows, sizeof(s->id), bytes, &key, &value))
         return -ENOMEM;

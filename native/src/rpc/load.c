@@ -61,8 +61,7 @@ static int load_server(void *ctx, uint32_t number, uint32_t state, const uint32_
     return crail_rpc_server_loaded(ctx, number, state, granules, regions, note, note_bytes);
 }
 
-static int load_session(void *ctx, uint64_t id, uint64_t note, struct crail_meta_session *s) {
-    (void)note;
+static int load_session(void *ctx, uint64_t id, struct crail_meta_session *s) {
     return crail_rpc_session_loaded(ctx, id, s);
 }
 

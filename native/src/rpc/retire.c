@@ -17,10 +17,10 @@
 #include "base/failpoint.h"
 #include "rpc/rpc.h"
 
-#define ORDER_EXTENTS 256u  /* so many are worth a frame */
-#define ORDER_PART 64u      /* so is this part of the server's memory */
-#define SHORT_PART 8u       /* less than this part free: memory is short */
-#define FRAMES_PER_TURN 2u  /* per channel */
+#define ORDER_EXTENTS 256u /* so many are worth a frame */
+#define ORDER_PART 64u     /* so is this part of the server's memory */
+#define SHORT_PART 8u      /* less than this part free: memory is short */
+#define FRAMES_PER_TURN 2u /* per channel */
 
 /* ---- the channel --------------------------------------------------------- */
 
