@@ -196,8 +196,8 @@ class Writes(Scenario):
         self._number += 1
         key = f"/fp/w/{self._number}"
         self.put(store, who, [key], key, key.encode() * 5)
-        if self._number % 4 == 0:
-            keys = [f"{key}.{i}" for i in range(40)]
+        if self._number % 20 == 0:  # so many that the cut takes more than one step
+            keys = [f"{key}.{i}" for i in range(1000)]
             items = [(key, key.encode() * 5) for key in keys]
             said = self.call(who, keys, store.put_many, items)
             assert said == sorted(set(said))
@@ -618,6 +618,11 @@ class World:
 
         until(has_come, PATIENCE)
 
+    def go_on(self) -> None:
+        """Long enough that not all of what was done since then may be lost."""
+        end = time.monotonic() + 2 * (INTERVAL + COMMIT)
+        until(lambda: self.fail_early() or time.monotonic() > end)
+
     def fail_early(self) -> None:
         for client in self.clients:
             if client.error is not None:
@@ -658,15 +663,16 @@ class World:
         self.deaths.append(death)
 
     def finish(self) -> None:
-        """The last comparison; then all is removed, and every granule is free."""
+        """The clients end, and with them what they hold; the last comparison; then all is removed,
+        and every granule is free."""
         self.settle()
-        for scenario in self.scenarios:
-            scenario.finish(self.store, self.deaths)
         for client in self.clients:
             client.is_over.set()
         self.open()
         for client in self.clients:
             client.join(PATIENCE)
+        for scenario in self.scenarios:
+            scenario.finish(self.store, self.deaths)
         self.store.rmtree("/fp")
 
         def is_free() -> bool:

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +141,8 @@ def test_nothing_acknowledged_is_lost_or_done_twice(world, seed, name, action, t
         killed = restart_armed(world, armed, quiet=how == "start" or world.durability == "group")
     else:
         world.open()
+        if name == "cut-made" and world.durability == "group":
+            world.go_on()
         world.switch.arm(armed)
         if how == "session":
             anew = Call(connect_anew, world)
@@ -344,8 +347,10 @@ def test_each_failpoint_is_passed_at_one_place_and_described():
 def test_ordinary_builds_have_no_failpoints():
     assert not native.test_guards()
     native.failpoint("no such thing")
-    with open(native._native.__file__, "rb") as file:
-        assert b"CRAILPY_FAILPOINTS" not in file.read()
+    spec = find_spec("crailpy._native")
+    assert spec
+    assert spec.origin
+    assert b"CRAILPY_FAILPOINTS" not in Path(spec.origin).read_bytes()
 
 
 def test_every_failpoint_was_hit(capsys):
