@@ -55,10 +55,10 @@ test: dev native-test guards
 # What `make test` has no time for: the same tests under load and under attack, going on for long. About 50 minutes,
 # of which MINUTES=10 are for each test of the models. docs/TESTING.md.
 LONG := tests/fault/test_namenode_restarts.py tests/fault/test_failpoints.py tests/fault/test_soak.py \
-	tests/fault/test_reuse_rule.py tests/integration/test_processes.py
+	tests/fault/test_reuse_rule.py tests/integration/test_processes.py tests/integration/test_state.py
 test-long: dev guards
 	CRAILPY_RESTART_SECONDS=120 CRAILPY_SOAK_SECONDS=600 CRAILPY_FAILPOINT_ROUNDS=5 CRAILPY_ATTACK_SECONDS=60 \
-		CRAILPY_HAMMER_SECONDS=60 $(PY) -m pytest -s $(LONG) $(PYTEST_ARGS)
+		CRAILPY_HAMMER_SECONDS=60 CRAILPY_DAMAGES=150 $(PY) -m pytest -s $(LONG) $(PYTEST_ARGS)
 	$(MAKE) soak
 
 # C alone, warnings are errors: under the address and undefined sanitizers, then under the thread sanitizer. The inputs

@@ -380,8 +380,8 @@ class File(io.RawIOBase):
         return data
 
     def ask(self, length: int) -> None:
-        """Has the next `length` bytes on their way, where they come over TCP. A connection that broke
-        meanwhile shows when they are read, which tries again."""
+        """Has the next `length` bytes on their way, where they come over TCP. A connection that
+        broke meanwhile shows when they are read, which tries again."""
         if self._memory is None and self._size > self._at:
             try:
                 self._moves().ask(self._extents, self._size, self._at, length, self._timeout())

@@ -6,8 +6,8 @@ latency is compared with the limit's median (`ratio` = store / limit, small is g
 the limit's speed (`ratio` = store speed / limit speed, large is good). Two placements are measured:
 *pinned*, where this process, the echo, the namenode and the storage servers share one core, and
 *free*, where the scheduler decides. For small operations the pinned one counts; rows that do not
-count have `"counts": false` and their verdict in brackets. Sections nodes, stalls and durability come
-once, before the others, placed by the scheduler.
+count have `"counts": false` and their verdict in brackets. Sections nodes, stalls and durability
+come once, before the others, placed by the scheduler.
 
 What is compared with what:
 

@@ -8,7 +8,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import crailpy
@@ -93,7 +93,7 @@ def _calls(bench: Bench, group: Any, none: Any) -> None:
             if size == MIB:
                 sources = [memoryview(data)] * len(keys)
                 targets = bench.slices(bench.memory.target, size)
-            parts = {}
+            parts: dict[str, Callable[[], Iterable[int]]] = {}
             for name, store in (("none", theirs), ("group", ours)):
                 for key in keys:
                     store.put(key, data)

@@ -73,8 +73,10 @@ static PyObject *rows_next(PyObject *self) {
 }
 
 static PyType_Slot rows_slots[] = {
-    {Py_tp_init, rows_init},         {Py_tp_dealloc, rows_dealloc},
-    {Py_tp_iter, PyObject_SelfIter}, {Py_tp_iternext, rows_next},
+    {Py_tp_init, rows_init},
+    {Py_tp_dealloc, rows_dealloc},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, rows_next},
     {Py_tp_doc, "Rows(data, places, first, count, key_bytes, keys_only): an iterator of (key, row), or of keys."
                 " `places` is as crail_rows_order() leaves it; key_bytes 0: keys are texts."},
     {0, NULL},

@@ -119,9 +119,9 @@ static void what_is_no_row_is_refused(void) {
     struct crail_row *r = (void *)b.data, whole = *r;
     for (uint64_t bytes = 1; bytes < len; bytes++)
         assert(crail_row_count(b.data, bytes) == -EUCLEAN);
-#define REFUSED(field, what)                                                                                           \
-    r->field = what;                                                                                                   \
-    assert(crail_row_order(b.data, len, places, 4, &counts) == -EUCLEAN);                                              \
+#define REFUSED(field, what)                                              \
+    r->field = what;                                                      \
+    assert(crail_row_order(b.data, len, places, 4, &counts) == -EUCLEAN); \
     *r = whole
     REFUSED(size, 0);
     REFUSED(size, 12);

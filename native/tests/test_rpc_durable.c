@@ -126,9 +126,9 @@ static int64_t incr(int fd, uint64_t seq, const char *path) {
     return number;
 }
 
-static void send_with_options(int fd, uint64_t seq, uint16_t flags) {
+static void send_code_with_options(int fd, uint64_t seq, uint16_t code, uint16_t flags) {
     struct crail_options o = {.flags = flags, .storage_class = CRAIL_CLASS_ANY};
-    struct crail_op head = {.code = CRAIL_OP_PUT, .path_len = 2, .options_len = sizeof o};
+    struct crail_op head = {.code = code, .path_len = 2, .options_len = sizeof o};
     frame(&Q, seq, seq);
     CHECK(crail_buf_reserve(&Q.b, 128) == 0);
     uint8_t *at = Q.b.data + Q.b.len;
@@ -140,6 +140,10 @@ static void send_with_options(int fd, uint64_t seq, uint16_t flags) {
     head_of(&Q)->count = 1;
     head_of(&Q)->size = (uint32_t)Q.b.len;
     send_all(fd, Q.b.data, Q.b.len);
+}
+
+static void send_with_options(int fd, uint64_t seq, uint16_t flags) {
+    send_code_with_options(fd, seq, CRAIL_OP_PUT, flags);
 }
 
 /* ---- exactly once ------------------------------------------------------------- */
@@ -457,6 +461,26 @@ static void test_an_operation_may_ask_for_more_or_less(void) {
     end();
 }
 
+static void test_a_removal_may_ask_for_more_and_for_nothing_else(void) {
+    static const uint16_t codes[] = {CRAIL_OP_REMOVE, CRAIL_OP_RMTREE, CRAIL_OP_TRUNCATE};
+    begin_durable(CRAIL_DURABILITY_GROUP);
+    int fd = client(1);
+    uint64_t seq = 0;
+    for (uint32_t i = 0; i < sizeof codes / sizeof *codes; i++) {
+        CHECK(one(fd, ++seq, CRAIL_OP_PUT, "/o", "1", 1) == 0);
+        send_code_with_options(fd, ++seq, codes[i], CRAIL_OPTION_SYNC | CRAIL_OPTION_EVICTABLE);
+        CHECK(crail_namenode_cut_wait(nn, 5000) == 1);
+        commit_all();
+        CHECK(status_of(fd) == -CRAIL_E_INVALID_ARGUMENT);
+        send_code_with_options(fd, ++seq, codes[i], CRAIL_OPTION_SYNC);
+        CHECK(crail_namenode_cut_wait(nn, 5000) == 1 && silent(fd));
+        commit_all();
+        CHECK(status_of(fd) == 0);
+    }
+    close(fd);
+    end_durable();
+}
+
 /* ---- slowing --------------------------------------------------------------------- */
 
 static void test_writers_wait_while_commits_fail_and_readers_do_not(void) {
@@ -647,6 +671,7 @@ int main(int argc, char **argv) {
         T(test_late_replies_wait_too),
         T(test_a_replay_waits_like_the_reply),
         T(test_an_operation_may_ask_for_more_or_less),
+        T(test_a_removal_may_ask_for_more_and_for_nothing_else),
         T(test_writers_wait_while_commits_fail_and_readers_do_not),
         T(test_what_is_held_is_not_told_of_while_commits_fail),
         T(test_writers_wait_for_a_commit_that_lags),

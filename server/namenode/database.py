@@ -289,6 +289,8 @@ class Reading:
         self.problems: list[dict[str, str]] = []
         """What is wrong, when all was read: `row` and `why`."""
         self.counted = 0
+        self.is_whole = False
+        """Did its reader come to an end? Else nobody knows what there is."""
         self.lost = 0
         """Rows that could not be read, whatever they were."""
 
@@ -318,7 +320,7 @@ class Reading:
                     said = json.loads(data)
                     self.problems += said["problems"]
                     self.counted, self.lost = said["rows"], said["lost"]
-                    whole = True
+                    whole = self.is_whole = True
                     break
                 yield table, data
             said_last = process.stderr.read().decode(errors="replace").strip().splitlines()

@@ -128,6 +128,9 @@ class Fsck:
                     self.dropped.append(rows.name_of(key))
                 else:
                     self._rows[key] = row
+        if not reading.is_whole:
+            self._complain("", "nobody knows what a repair would drop")
+            self.repairable = False
         if reading.lost:
             self.dropped.append(f"{reading.lost} rows on damaged pages")
         for problem in reading.problems:

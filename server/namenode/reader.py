@@ -74,7 +74,7 @@ class Reader:
         self._out.write(PIECE.pack(table, len(data)))
         self._out.write(data)
 
-    def walk(self, cursor: Any, first: bytes, end: bytes) -> bool:
+    def walk(self, env: Any, first: bytes, end: bytes) -> bool:
         """The rows from `first` on, up to `end`. False: the pages do not hold together. What can be
         salvaged comes all the same."""
         self._last = b""
@@ -82,12 +82,13 @@ class Reader:
         whole = True
         while at is not None:
             try:
-                self._walk(cursor, at, end)
+                with env.begin() as txn, txn.cursor() as cursor:  # an error is the end of both
+                    self._walk(cursor, at, end)
                 break
             except lmdb.Error as error:
                 whole = False
                 self.complain("", f"its pages do not hold together: {error}")
-                at = self._beyond(cursor, at) if self._salvage else None
+                at = self._beyond(env, at) if self._salvage else None
         self._send_rest()
         return whole
 
@@ -126,23 +127,24 @@ class Reader:
             self.send(self._table, b"".join(self._pieces))
         self._pieces, self._size = [], 0
 
-    def _beyond(self, cursor: Any, at: bytes) -> bytes | None:
+    def _beyond(self, env: Any, at: bytes) -> bytes | None:
         """The first key behind the last row from which on there is something to be read. Ids of
         nodes are dense; of another table nothing more is tried. None: there is none."""
         at = max(at, self._last)
-        if self.rows > self.rows_max or at[0] > rows.NODE:
-            following = at[0] + 1
-            return None if self.rows > self.rows_max or following >= rows.SUPER else bytes((following,))
+        if self.rows > self.rows_max:
+            return None
+        if at[0] > rows.NODE:
+            return bytes((at[0] + 1,)) if at[0] + 1 < rows.SUPER else None
         bad = int.from_bytes(at[1:9].ljust(8, b"\0"), "big") if at[0] == rows.NODE else 0
         step = 1
-        while not _readable(cursor, bad + step):
+        while not _readable(env, bad + step):
             bad += step
             step *= 2
             if bad + step >= 1 << 64:
                 return bytes((rows.NODE + 1,))
         while step > 1:  # a page that is damaged takes a run of them away: where does it end?
             step //= 2
-            if not _readable(cursor, bad + step):
+            if not _readable(env, bad + step):
                 bad += step
         return _node_key(bad + 1)
 
@@ -157,9 +159,10 @@ def _node_key(number: int) -> bytes:
     return bytes((rows.NODE,)) + number.to_bytes(8, "big")
 
 
-def _readable(cursor: Any, number: int) -> bool:
+def _readable(env: Any, number: int) -> bool:
     try:
-        return bool(cursor.set_range(_node_key(number))) and bool(cursor.key())
+        with env.begin() as txn, txn.cursor() as cursor:
+            return bool(cursor.set_range(_node_key(number))) and bool(cursor.key())
     except lmdb.Error:
         return False
 
@@ -175,11 +178,10 @@ def main(path: str, salvage: bool) -> int:
         reader.complain("", why)
     if why is None or salvage:
         env = lmdb.open(path, subdir=False, readonly=True, lock=False, max_dbs=0)
-        with env.begin() as txn, txn.cursor() as cursor:
-            entries = txn.stat()["entries"]
-            reader.rows_max = 2 * entries + ODD_ROWS_MAX
-            whole = reader.walk(cursor, bytes((rows.SUPER,)), bytes((rows.SUPER + 1,)))
-            whole = reader.walk(cursor, b"\0", bytes((rows.SUPER,))) and whole
+        entries = env.stat()["entries"]
+        reader.rows_max = 2 * entries + ODD_ROWS_MAX
+        whole = reader.walk(env, bytes((rows.SUPER,)), bytes((rows.SUPER + 1,)))
+        whole = reader.walk(env, b"\0", bytes((rows.SUPER,))) and whole
         if (whole or salvage) and reader.rows != entries:
             reader.complain("", f"it has {reader.rows} rows, and should have {entries}")
             lost = max(0, entries - reader.rows)

@@ -202,8 +202,9 @@ class Churn:
 
     def count(self) -> None:
         """A counter of this process: exactly once, whoever is killed."""
-        with self._journal.noted(f"count {self.at}/n"):
-            self.store.incr(f"{self.at}/n", durability="sync")
+        counter = f"{ROOT}/counters/{self.seed}"
+        with self._journal.noted(f"count {counter}"):
+            self.store.incr(counter, durability="sync")
 
     def queue_up(self) -> None:
         """An item for `consume`: likewise."""

@@ -6,6 +6,7 @@ which kills, and which churn. In the last third the servers live on: so what the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pprint
@@ -143,7 +144,7 @@ class Killer:
         self._rng = rng
         self._folder = folder
         self._context = get_context("spawn")
-        self._victims: list[Any] = []
+        self._victims: list[tuple[Any, str]] = []  # each with what it leaves
         for name in (soak.KILLS, soak.STORAGE_KILLS):
             (folder / name).touch()
 
@@ -153,7 +154,7 @@ class Killer:
             self._one_more_victim()
         while time.monotonic() < begin + seconds and not load.failed:
             threading.Event().wait(self._rng.uniform(*PAUSES))
-            for victim in self._victims:
+            for victim, _ in self._victims:
                 assert victim.exitcode is None, f"a client ended by itself: {victim.exitcode}"
             if time.monotonic() < begin + seconds * SERVERS_PART:
                 kinds = (self.namenode, self.storage, self.both, self.client)
@@ -189,31 +190,38 @@ class Killer:
 
     def client(self) -> None:
         """One of the clients; another one comes for it."""
-        self._end(self._victims.pop(self._rng.randrange(VICTIMS)))
+        self._end(*self._victims.pop(self._rng.randrange(VICTIMS)))
         self._one_more_victim()
 
     def _one_more_victim(self) -> None:
         seed, for_ever = self._rng.randrange(1 << 32), time.monotonic() + 1e6
         if self._rng.randrange(4):
-            target, arguments = soak.churn, (self._cluster.address, seed, for_ever, self._folder)
+            target, last, leaves = soak.churn, self._folder, f"{soak.ROOT}/{seed}"
         else:
-            target, arguments = restarts.asynchronous, (self._cluster.address, seed, for_ever, True)
+            target, last, leaves = restarts.asynchronous, True, f"/restarts/a{seed}"
+        arguments = (self._cluster.address, seed, for_ever, last)
         victim = self._context.Process(target=target, args=arguments)
         victim.start()
-        self._victims.append(victim)
+        self._victims.append((victim, leaves))
 
-    def _end(self, victim: Any) -> None:
+    def _end(self, victim: Any, leaves: str) -> None:
+        """What it leaves goes, or all of them would fill the store."""
         victim.kill()
         victim.join()
         victim.close()
         self.kills["client"] += 1
+        with (
+            self._cluster.connect(timeout=60) as store,
+            contextlib.suppress(crailpy.errors.NotFoundError),
+        ):
+            store.rmtree(leaves)
 
     def end_clients(self) -> None:
         while self._victims:
-            self._end(self._victims.pop())
+            self._end(*self._victims.pop())
 
     def close(self) -> None:
-        for victim in self._victims:
+        for victim, _ in self._victims:
             victim.kill()
             victim.join()
 

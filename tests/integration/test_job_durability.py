@@ -125,9 +125,7 @@ async def test_stat_tells_the_weaker_promise(group, sync, connect):
             await got(store.put(path, VALUE))
             (many,) = await got(store.stat_many([path]))
             entries = store.scandir(job.path)
-            listed = (
-                [e async for e in entries] if hasattr(entries, "__aiter__") else list(entries)
-            )
+            listed = [e async for e in entries] if hasattr(entries, "__aiter__") else list(entries)
             infos = [await got(store.stat(path)), many, await got(store.wait(path)), *listed]
             assert [info.durability for info in infos] == [holds] * 4
             await got(store.put("/x", VALUE))

@@ -338,11 +338,13 @@ def test_flipped_bits_never_start_with_less(state):
             refused += 1
             if place >= 2 * PAGE and (repaired < REPAIRS or DAMAGES > 100):
                 code, report = fsck(state, "--repair")
-                assert code == 0, (place, report)
+                repaired += code == 0
+                if code:
+                    assert report["verdict"].endswith("cannot be repaired"), (place, report)
+                    continue
                 assert load(state)
                 missing = before.keys() - raw(state).keys()
                 assert len(missing) <= lost(report["dropped"]), (place, report)
-                repaired += 1
         finally:
             with open(path, "wb") as file:
                 file.write(good)

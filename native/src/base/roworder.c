@@ -39,8 +39,10 @@ static void turn_round(uint8_t *to, const uint8_t *from, uint32_t bytes) {
 
 /* 0 or -EUCLEAN. */
 static int key_of(const struct crail_row *r, crail_row_place *p) {
-    static const uint16_t lengths[TABLES] = {
-        [CRAIL_TABLE_NODE] = 8, [CRAIL_TABLE_SESSION] = 8, [CRAIL_TABLE_LANE] = LANE_KEY_BYTES, [CRAIL_TABLE_SERVER] = 4};
+    static const uint16_t lengths[TABLES] = {[CRAIL_TABLE_NODE] = 8,
+                                             [CRAIL_TABLE_SESSION] = 8,
+                                             [CRAIL_TABLE_LANE] = LANE_KEY_BYTES,
+                                             [CRAIL_TABLE_SERVER] = 4};
     const uint8_t *key = crail_row_key(r);
     memset(p->key, 0, sizeof p->key);
     p->key[0] = (uint8_t)(r->table | (r->gone ? GONE : 0));

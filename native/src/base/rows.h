@@ -20,8 +20,8 @@ int crail_row_append(struct crail_buf *b, enum crail_row_table table, bool gone,
 /* The row at the beginning of these bytes: it is whole, its lengths agree and its crc is right. 0 or -EUCLEAN. */
 int crail_row_check(const uint8_t *at, size_t left, const struct crail_row **row);
 
-/* Rows behind each other, in the order of the database (api.h, crail_rows_count and crail_rows_order): their lengths are
- * looked at, and not their checksums. */
+/* Rows behind each other, in the order of the database (api.h, crail_rows_count and crail_rows_order): their lengths
+ * are looked at, and not their checksums. */
 int64_t crail_row_count(const uint8_t *rows, uint64_t bytes);
 int crail_row_order(const uint8_t *rows, uint64_t bytes, crail_row_place *out, uint64_t room, crail_row_counts *counts);
 

@@ -396,7 +396,8 @@ int crail_op_job(struct crail_call *c) {
     struct crail_walk w;
     struct parts p;
     if ((c->op->data_len && c->op->data_len != sizeof(struct crail_quota)) || c->options.job ||
-        c->options.flags & ~(CRAIL_OPTION_TTL | CRAIL_OPTION_SYNC | CRAIL_OPTION_GROUP) || c->options.ttl_ns > CRAIL_TTL_NS_MAX)
+        c->options.flags & ~(CRAIL_OPTION_TTL | CRAIL_OPTION_SYNC | CRAIL_OPTION_GROUP) ||
+        c->options.ttl_ns > CRAIL_TTL_NS_MAX)
         return CRAIL_E_INVALID_ARGUMENT;
     int walked = crail_path_walk(m, c->path, c->op->path_len, &w);
     crail_ref hold = crail_hold_find(m, c->s, c->op->arg0);
