@@ -186,17 +186,19 @@ class Scenario:
 
 
 class Writes(Scenario):
-    """Values under names of their own, one by one and in vectors."""
+    """Values under names of their own, one by one and in vectors, in a directory that goes when it
+    was looked at."""
 
     def __init__(self, loses: bool) -> None:
         super().__init__(loses)
         self._number = 0
+        self._round = 0
 
     def step(self, store: Any, who: int) -> None:
         self._number += 1
-        key = f"/fp/w/{self._number}"
+        key = f"/fp/w{self._round}/{self._number}"
         self.put(store, who, [key], key, key.encode() * 5)
-        if self._number % 20 == 0:  # so many that the cut takes more than one step
+        if self._number % 50 == 0:  # so many that the cut takes more than one step
             keys = [f"{key}.{i}" for i in range(1000)]
             items = [(key, key.encode() * 5) for key in keys]
             said = self.call(who, keys, store.put_many, items)
@@ -212,6 +214,9 @@ class Writes(Scenario):
                 assert None not in values, ack
             else:
                 (found.lost if None in values else found.kept).append(ack)
+        if store.exists(f"/fp/w{self._round}"):
+            store.rmtree(f"/fp/w{self._round}")
+        self._round += 1
         return found
 
 
