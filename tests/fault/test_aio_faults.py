@@ -109,8 +109,11 @@ async def test_connections_that_are_cut_all_the_time_change_no_answer(cluster):
             await aio.rmtree("/acut")
 
 
-async def test_a_change_that_may_have_been_made_in_a_lost_session_is_said_to_be_unknown(own):
-    with DroppingProxy(target(own), k=1) as proxy:
+async def test_a_change_that_may_have_been_made_in_a_lost_session_is_said_to_be_unknown():
+    with (
+        crailpy.LocalCluster(dram="64MiB", durability="none") as own,  # no session outlives it
+        DroppingProxy(target(own), k=1) as proxy,
+    ):
         async with await through(proxy) as aio:
             sent = asyncio.ensure_future(aio.put("/unknown", b"1"))
             while not proxy.dropped:  # noqa: ASYNC110 (what we wait for is in a thread)
