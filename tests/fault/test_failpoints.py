@@ -7,6 +7,7 @@ CRAILPY_FAILPOINT_ROUNDS: how often, each time with other numbers of passings (d
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import crailpy
+import crailpy.aio
 from crailpy import errors, native
 from crailpy.server.namenode import rows
 from crailpy.server.namenode.fsck import Fsck
@@ -175,10 +177,21 @@ def restart_armed(world: World, armed: str, *, quiet: bool) -> float:
 
 
 def connect_anew(world: World) -> None:
+    """With one face in `sync`, with the other in `group`."""
+    if world.durability == "group":
+        asyncio.run(connect_anew_awaited(world.cluster.address))
+        return
     with world.cluster.connect(timeout=TIMEOUT) as store:
         path = store.session_path()
         store.put(f"{path}/x", b"x")
         assert store.get(f"{path}/x") == b"x"
+
+
+async def connect_anew_awaited(address: str) -> None:
+    async with crailpy.aio.connect(address, timeout=TIMEOUT) as store:
+        path = await store.session_path()
+        await store.put(f"{path}/x", b"x")
+        assert await store.get(f"{path}/x") == b"x"
 
 
 def test_a_commit_that_fails_is_acknowledged_by_nobody(world, seed):
