@@ -202,6 +202,7 @@ class Session:
             self.core.lane_add(number, sock.detach(), old != session, ring or None)
         finally:
             hello.close_all(ring)
+        self.core.promise(self.durability == "sync")
 
     def stay(self) -> None:
         """A connection broke that may have been the only one, and who computes for an hour opens no
@@ -288,7 +289,6 @@ class Session:
             self._is_known = True
             return None
         self.durability = reply.get("durability", "none")
-        self.core.promise(self.durability == "sync")
         if not session:
             self._enter_cluster(reply.get("cluster", ""))
             self._key = reply["session_key"]

@@ -27,6 +27,13 @@ def own():
         yield cluster
 
 
+@pytest.fixture
+def forgetful():
+    """Its namenode keeps nothing: who started it again has lost its session."""
+    with crailpy.LocalCluster(dram="64MiB", durability="none") as cluster:
+        yield cluster
+
+
 def target(cluster) -> tuple[str, int]:
     host, port = cluster.address.removeprefix("crail://").split(":")
     return host, int(port)
@@ -109,19 +116,16 @@ async def test_connections_that_are_cut_all_the_time_change_no_answer(cluster):
             await aio.rmtree("/acut")
 
 
-async def test_a_change_that_may_have_been_made_in_a_lost_session_is_said_to_be_unknown():
-    with (
-        crailpy.LocalCluster(dram="64MiB", durability="none") as own,  # no session outlives it
-        DroppingProxy(target(own), k=1) as proxy,
-    ):
+async def test_a_change_that_may_have_been_made_in_a_lost_session_is_said_to_be_unknown(forgetful):
+    with DroppingProxy(target(forgetful), k=1) as proxy:
         async with await through(proxy) as aio:
             sent = asyncio.ensure_future(aio.put("/unknown", b"1"))
             while not proxy.dropped:  # noqa: ASYNC110 (what we wait for is in a thread)
                 await asyncio.sleep(0.01)
             queued = asyncio.ensure_future(aio.put("/queued", b"2"))  # behind it, not sent
             proxy.k = NEVER
-            own.namenode.kill()
-            own.namenode.start()
+            forgetful.namenode.kill()
+            forgetful.namenode.start()
             proxy.cut()
             with pytest.raises(errors.UnavailableError, match="outcome unknown"):
                 await sent
@@ -130,14 +134,14 @@ async def test_a_change_that_may_have_been_made_in_a_lost_session_is_said_to_be_
             assert not await aio.exists("/unknown"), "this namenode remembers nothing"
 
 
-async def test_reads_go_on_in_the_next_session_after_the_namenode_died(own):
-    async with crailpy.aio.connect(own.address, timeout=30) as aio:
+async def test_reads_go_on_in_the_next_session_after_the_namenode_died(forgetful):
+    async with crailpy.aio.connect(forgetful.address, timeout=30) as aio:
         await aio.put("/gone", b"x" * 100_000)
-        stop(own.namenode.pid)
+        stop(forgetful.namenode.pid)
         calls = [asyncio.ensure_future(aio.get("/gone", default=None)) for _ in range(500)]
         await asyncio.sleep(0)
-        own.namenode.kill()
-        own.namenode.start()
+        forgetful.namenode.kill()
+        forgetful.namenode.start()
         assert set(await asyncio.gather(*calls)) == {None}
         while True:  # until the storage server has registered
             try:

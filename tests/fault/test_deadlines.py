@@ -11,13 +11,15 @@ import pytest
 import crailpy
 from crailpy import errors
 
+from ..stopping import stop
+
 
 @pytest.fixture(scope="module")
 def stopped():
     """A store whose namenode is stopped, and goes on at the end."""
     with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
         store.put("/there", b"1")
-        os.kill(cluster.namenode.pid, signal.SIGSTOP)
+        stop(cluster.namenode.pid)
         yield store
         os.kill(cluster.namenode.pid, signal.SIGCONT)
 
