@@ -122,8 +122,8 @@ def test_memory_that_is_gone_comes_back_as_a_new_incarnation() -> None:
         assert store.get("/big") == b"1" * (1 << 20)
 
 
-def test_a_storage_server_of_an_earlier_namenode_comes_with_fresh_memory() -> None:
-    with crailpy.LocalCluster(dram="64MiB") as cluster:
+def test_a_storage_server_of_a_namenode_that_kept_nothing_comes_with_fresh_memory() -> None:
+    with crailpy.LocalCluster(dram="64MiB", durability="none") as cluster:
         with cluster.connect() as store:
             store.put("/big", bytes(1 << 20))
         before = servers(cluster)[0]["incarnation"]
