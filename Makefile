@@ -52,11 +52,12 @@ format: dev
 test: dev native-test guards
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-# What `make test` has no time for: the same tests under load and under attack, going on for long. About 50 minutes,
+# What `make test` has no time for: the same tests under load and under attack, going on for long. About an hour,
 # of which MINUTES=10 are for each test of the models. docs/TESTING.md.
 LONG := tests/fault/test_namenode_restarts.py tests/fault/test_failpoints.py tests/fault/test_soak.py \
 	tests/fault/test_reuse_rule.py tests/integration/test_processes.py tests/integration/test_state.py
 test-long: dev guards
+	$(MAKE) fuzz FUZZ_SECONDS=600
 	CRAILPY_RESTART_SECONDS=120 CRAILPY_SOAK_SECONDS=600 CRAILPY_FAILPOINT_ROUNDS=5 CRAILPY_ATTACK_SECONDS=60 \
 		CRAILPY_HAMMER_SECONDS=60 CRAILPY_DAMAGES=150 $(PY) -m pytest -s $(LONG) $(PYTEST_ARGS)
 	$(MAKE) soak

@@ -181,13 +181,17 @@ static size_t make_op(struct fuzz_input *in, const struct lane *l, uint8_t *at, 
     return sizeof op + crail_pad8((uint32_t)op.path_len + op.options_len + op.data_len);
 }
 
-static void number_frame(struct fuzz_input *in, struct lane *l, struct crail_frame *f, bool recorded) {
+/* Whether the reply answers this frame for sure: a number that was there before is answered as it was then, and it may
+ * have been there if ever the lane said any. */
+static bool number_frame(struct fuzz_input *in, struct lane *l, struct crail_frame *f, bool recorded) {
     uint8_t how = fuzz_u8(in);
     f->id = ++l->id;
     if (how >= 232)
         f->seq = how >= 248 ? fuzz_value(in) : l->seq; /* the last one again, or any */
     else if (recorded && how < 224)
         f->seq = ++l->seq;
+    l->astray |= how >= 248;
+    return !f->seq || (how < 232 && !l->astray);
 }
 
 static bool is_recorded(uint16_t code) {
@@ -208,13 +212,14 @@ static void cooked(struct fuzz_input *in, struct lane *l) {
         recorded |= is_recorded(asked[i]);
     }
     f->size = (uint32_t)at;
-    number_frame(in, l, f, recorded);
-    l->asked[f->id % ASKED].id = f->seq && f->seq != l->seq ? 0 : f->id; /* a replay answers another one */
+    bool fresh = number_frame(in, l, f, recorded);
+    l->asked[f->id % ASKED].id = fresh ? f->id : 0;
     l->asked[f->id % ASKED].count = f->count;
     memcpy(l->asked[f->id % ASKED].codes, asked, sizeof asked);
     if (fuzz_u8(in) >= 240) { /* something in it does not fit */
         bytes[fuzz_u16(in) % at] ^= fuzz_u8(in);
         memset(l->asked, 0, sizeof l->asked); /* perhaps its id */
+        l->astray = true;                     /* or its number */
     }
     say(l, bytes, at);
 }
@@ -224,6 +229,7 @@ static void cooked(struct fuzz_input *in, struct lane *l) {
 static void rubbish(struct fuzz_input *in, struct lane *l) {
     size_t n;
     const uint8_t *raw = fuzz_bytes(in, fuzz_u16(in) % 2048, &n);
+    l->astray = true;
     say(l, raw, n);
 }
 

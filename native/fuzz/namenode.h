@@ -27,6 +27,7 @@ struct lane {
     uint64_t session;
     uint32_t number;
     uint64_t seq, id;
+    bool astray; /* other numbers than these may have been said */
     struct crail_ring ring;
     int bell;
     uint8_t *in; /* REPLY_ROOM bytes, in_len of them received */
@@ -229,6 +230,7 @@ static inline void dial(struct lane *l, bool with_ring) {
     hang_up(l);
     l->session = ++w.sessions_last;
     l->seq = 0;
+    l->astray = false;
     CHECK(crail_namenode_session_open(w.nn, l->session) == 0);
     dial(l, with_ring);
 }
