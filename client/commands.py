@@ -425,6 +425,12 @@ def server_row(server: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def bench_report(options: argparse.Namespace) -> int:
+    from .bench.page import run
+
+    return run(options.files, options.output)
+
+
 def bench(options: argparse.Namespace) -> int:
     from .bench import SECTIONS, run
 
@@ -588,6 +594,13 @@ def register(subparsers: Any) -> None:
         "--fresh", type=count, default=1, metavar="N", help="medians over N fresh stores"
     )
     p.add_argument("--check", action="store_true", help="exit code 1 when a bar is missed")
+    words = "turn the JSON of benches and jobs into one page with charts"
+    p = p.add_subparsers(title="what has been measured").add_parser(
+        "report", help=words, description=words
+    )
+    p.set_defaults(func=guarded(bench_report))
+    p.add_argument("files", metavar="FILE", nargs="+", help="what --json printed")
+    p.add_argument("-o", "--output", metavar="FILE", required=True, help="or - for standard output")
 
     p = add(
         "demo", demo, "count words with worker processes that share data in a store", common, facts

@@ -39,7 +39,8 @@ JSON (`--json`): an object with
   run), `thp`, `thp_shmem`
 - `placements`: name -> sentence
 - `rows`: a list of objects with `section`, `placement`, `op`, `size` (bytes of one value), `counts`
-  (do its bars count?), `samples`, `p50_ns`, `p99_ns` (null when there are no such samples), `gbps`
+  (do its bars count?), `samples`, `p50_ns`, `p99_ns` (null when there are no such samples),
+  `quantiles_ns` (percentiles 1, 10, 25, 50, 75, 90, 99 of a hundred samples or more), `gbps`
   (10^9 bytes/s at p50, null for small values), `value` and `unit` (facts that are no latency:
   values/s, gets/s, us/path, B/node, s), `limit` (null or `what`, `p50_ns`, `p99_ns`), `ratio` and
   `ratio_p99` (p99 of the store / p50 of the limit; null), `bars`: a list of `what`, `measured`,

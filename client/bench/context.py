@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..probes import Echo, Memory
-from .measure import percentile
+from .measure import percentile, quantiles
 from .report import GIB, KIB, MIB, Bar, Limit, Report, Row, at_least, at_most, size_text
 
 SMALL_MAX = 4 * KIB
@@ -85,6 +85,7 @@ class Bench:
             samples=len(samples),
             p50_ns=p50,
             p99_ns=percentile(samples, 99) if len(samples) >= 100 else None,
+            quantiles_ns=quantiles(samples) if len(samples) >= 100 else None,
             gbps=size / p50 if size > SMALL_MAX else None,
         )
 

@@ -53,6 +53,15 @@ def pairs(keys: Sequence[str], views: Sequence[memoryview]) -> Iterable[tuple[st
     return zip(itertools.cycle(keys), views, strict=False)
 
 
+QUANTILES = (1, 10, 25, 50, 75, 90, 99)
+
+
+def quantiles(samples: Sequence[int]) -> list[float]:
+    """The percentiles of QUANTILES."""
+    ordered = sorted(samples)
+    return [float(ordered[len(ordered) * per_cent // 100]) for per_cent in QUANTILES]
+
+
 def percentile(samples: Sequence[int], per_cent: float) -> float:
     """The smallest sample that at least `per_cent` of all do not exceed."""
     ordered = sorted(samples)

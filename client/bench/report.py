@@ -50,6 +50,7 @@ class Row:
     samples: int = 0
     p50_ns: float | None = None
     p99_ns: float | None = None
+    quantiles_ns: list[float] | None = None
     gbps: float | None = None
     value: float | None = None
     unit: str | None = None
@@ -98,6 +99,9 @@ def medians(runs: Sequence[Sequence[Row]]) -> list[Row]:
         for name in ("p50_ns", "p99_ns", "gbps", "value", "ratio", "ratio_p99"):
             if getattr(row, name) is not None:
                 setattr(row, name, statistics.median(getattr(one, name) for one in rows))
+        if row.quantiles_ns:
+            spreads = zip(*(one.quantiles_ns or [] for one in rows), strict=True)
+            row.quantiles_ns = [statistics.median(spread) for spread in spreads]
         if row.limit:
             row.limit.p50_ns = statistics.median(one.limit.p50_ns for one in rows if one.limit)
         row.bars = []
