@@ -38,18 +38,22 @@ def loaded(path: str) -> Records:
 
 
 def values_of(found: Records) -> Any:
-    """The values as an Arrow column."""
+    """The values as an Arrow column; not all engines know the type of fixed width."""
     import pyarrow
 
     values = np.ascontiguousarray(found["value"])
     parts = [None, pyarrow.py_buffer(values.view(np.uint8))]
-    return pyarrow.FixedSizeBinaryArray.from_buffers(pyarrow.binary(90), len(found), parts)
+    fixed = pyarrow.FixedSizeBinaryArray.from_buffers(pyarrow.binary(90), len(found), parts)
+    return fixed.cast(pyarrow.binary())
 
 
 def saved(folder: str, high: Any, low: Any, values: Any) -> int:
     """Writes sorted columns (an Arrow array of values) as records."""
+    import pyarrow
+
     if not len(high):
         return 0
+    values = values.cast(pyarrow.binary(90))
     found = np.empty(len(high), RECORD)
     found["high"], found["low"] = high, low
     raw = np.frombuffer(values.buffers()[1], "V90")[values.offset : values.offset + len(values)]
@@ -161,7 +165,7 @@ def spark_load(batches: Iterator[Any]) -> Iterator[Any]:
             keys = np.ascontiguousarray(found.view(np.uint8).reshape(-1, RECORD_BYTES)[:, :10])
             parts = [None, pyarrow.py_buffer(keys)]
             key = pyarrow.FixedSizeBinaryArray.from_buffers(pyarrow.binary(10), len(found), parts)
-            columns = [key.cast(pyarrow.binary()), values_of(found).cast(pyarrow.binary())]
+            columns = [key.cast(pyarrow.binary()), values_of(found)]
             yield pyarrow.record_batch(columns, names=["key", "value"])
 
 
@@ -177,8 +181,7 @@ def spark_save(folder: str) -> Callable[[Iterator[Any]], Iterator[Any]]:
             raw = np.frombuffer(keys.buffers()[1], np.uint8, 10 * len(keys)).reshape(-1, 10)
             split = np.dtype([("high", ">u8"), ("low", ">u2")])
             both = np.ascontiguousarray(raw).view(split)[:, 0]
-            values = joined(whole["value"]).cast(pyarrow.binary(90))
-            rows = saved(folder, both["high"], both["low"], values)
+            rows = saved(folder, both["high"], both["low"], joined(whole["value"]))
         yield pyarrow.record_batch([pyarrow.array([rows])], names=["rows"])
 
     return save

@@ -187,54 +187,29 @@ class Job:
         self.base = base
         self.plan = plan
         self.repeated = 0
-        self._watch = watch
+        self.watch = watch
         store.put(f"{base}/plan", json.dumps(plan).encode())
 
     def part(self, name: str, plan: dict[str, Any]) -> Job:
         """Another directory in this one's, with a plan of its own."""
         base = f"{self.base}/{name}"
-        return Job(self.store, self.address, self.executor, base, plan, self._watch)
+        return Job(self.store, self.address, self.executor, base, plan, self.watch)
+
+    def scale(self, workers: int) -> None:
+        """So many processes from now on, where the engine can do that while a job runs."""
+        scale = getattr(self.executor, "scale", None)
+        if scale:
+            scale(workers)
 
     def stage(
         self, name: str, function: Callable[[Task], None], tasks: int, *, reports: bool = True
     ) -> Phase:
-        """Has all tasks of a stage done; a task whose process died is tried again."""
-        began = clock()
-        self._all_done(name, function, tasks)
-        phase = Phase(name, clock() - began, tasks)
-        if reports:
-            self.collect(phase)
-        return phase
+        """Has all tasks of a stage done."""
+        return self.begin(name, function, tasks).end(reports=reports)
 
-    def _all_done(self, name: str, function: Callable[[Task], None], tasks: int) -> None:
-        attempts = dict.fromkeys(range(tasks), 0)
-        doing: dict[Future[None], int] = {}
-
-        def begin(number: int) -> None:
-            words = (self.address, self.base, name, number, attempts[number])
-            doing[self.executor.submit(run, function, *words)] = number
-
-        for number in range(tasks):
-            begin(number)
-        done = 0
-        while doing:
-            ended, _ = wait(doing, timeout=TASK_SECONDS_MAX, return_when=FIRST_COMPLETED)
-            if not ended:
-                raise TimeoutError(f"no task of {name} was done within {TASK_SECONDS_MAX:.0f} s")
-            for future in ended:
-                number = doing.pop(future)
-                try:
-                    future.result()
-                except BrokenExecutor:
-                    attempts[number] += 1
-                    if attempts[number] == ATTEMPTS_MAX:
-                        raise
-                    self.repeated += 1
-                    begin(number)
-                    continue
-                done += 1
-                if self._watch:
-                    self._watch(name, done, tasks)
+    def begin(self, name: str, function: Callable[[Task], None], tasks: int) -> Stage:
+        """Gives all tasks of a stage to the executor."""
+        return Stage(self, name, function, tasks)
 
     def collect(self, phase: Phase) -> None:
         """Adds the reports of the tasks to their phase."""
@@ -246,6 +221,57 @@ class Job:
     def rerun(self) -> int:
         """How many tasks were begun although their output was committed."""
         return int(self.store.get(f"{self.base}/rerun", default=b"0"))
+
+
+class Stage:
+    """Tasks of one kind that are under way; one whose process died is tried again."""
+
+    def __init__(self, job: Job, name: str, function: Callable[[Task], None], tasks: int) -> None:
+        self._job = job
+        self._function = function
+        self._attempts = [0] * tasks
+        self._doing: dict[Future[None], int] = {}
+        self._began = clock()
+        self.phase = Phase(name, 0.0, tasks)
+        for number in range(tasks):
+            self._submit(number)
+
+    def _submit(self, number: int) -> None:
+        job = self._job
+        words = (job.address, job.base, self.phase.name, number, self._attempts[number])
+        self._doing[job.executor.submit(run, self._function, *words)] = number
+
+    def end(self, *, reports: bool = True) -> Phase:
+        """Waits until all are done. Raises what a task raised, BrokenExecutor (it was tried often
+        enough), TimeoutError (no task was done for long)."""
+        job, phase, done = self._job, self.phase, 0
+        while self._doing:
+            ended, _ = wait(self._doing, timeout=TASK_SECONDS_MAX, return_when=FIRST_COMPLETED)
+            if not ended:
+                raise TimeoutError(f"no task of {phase.name} ended in {TASK_SECONDS_MAX:.0f} s")
+            for future in ended:
+                if self._is_done(future):
+                    done += 1
+                    if job.watch:
+                        job.watch(phase.name, done, phase.tasks)
+        phase.seconds = clock() - self._began
+        if reports:
+            job.collect(phase)
+        return phase
+
+    def _is_done(self, future: Future[None]) -> bool:
+        """False: it has to be done again, and will be."""
+        number = self._doing.pop(future)
+        try:
+            future.result()
+        except BrokenExecutor:
+            self._attempts[number] += 1
+            if self._attempts[number] == ATTEMPTS_MAX:
+                raise
+            self._job.repeated += 1
+            self._submit(number)
+            return False
+        return True
 
 
 # ---- what the machine can do --------------------------------------------------------------------

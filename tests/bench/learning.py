@@ -21,7 +21,7 @@ SPARSE_WIDTH = 5000
 SPARSE_FILLED = 20  # entries of an example
 TOPIC_WIDTH = 200  # columns that the examples around one centre have entries in
 CLUSTERS = 8
-RATE = {"dense": 0.05, "sparse": 400.0}
+RATE = {"dense": 0.05, "sparse": 200.0}
 DECAY = 1e-3  # of the weights, per step
 
 
@@ -87,7 +87,7 @@ def make(seed: int, kind: str, shard: int, examples: int) -> Shard:
         found = near + draw.normal(size=(examples, DENSE_WIDTH))
         return Dense(found, labels_of(found @ hidden, draw))
     topics = np.stack([common.permutation(SPARSE_WIDTH)[:TOPIC_WIDTH] for _ in range(CLUSTERS)])
-    hidden = common.normal(size=SPARSE_WIDTH) * 4
+    hidden = common.normal(size=SPARSE_WIDTH) * 12
     own = topics[draw.integers(CLUSTERS, size=examples)]
     picked = draw.random(own.shape).argpartition(SPARSE_FILLED, axis=1)[:, :SPARSE_FILLED]
     columns = np.take_along_axis(own, picked, axis=1).astype(np.int32)
