@@ -52,6 +52,9 @@ class Worker:
         self._items = items
         self._start()
         self._thread = threading.Thread(target=self._feed, daemon=True)
+
+    def feed(self) -> None:
+        """To be called once, when it is ready."""
         self._thread.start()
 
     def _start(self) -> None:
@@ -62,6 +65,12 @@ class Worker:
             env=environment(),
             cwd=ROOT,
         )
+
+    def wait_ready(self) -> None:
+        """Until the process has started, at the latest when it was asked for something."""
+        assert self._process.stdout
+        if receive(self._process.stdout) is None:
+            raise BrokenExecutor(f"worker {self._process.pid} did not start")
 
     def _feed(self) -> None:
         """Until there is a None in the queue."""
@@ -74,6 +83,7 @@ class Worker:
                 self._end()
                 future.set_exception(BrokenExecutor(f"worker {self._process.pid} died"))
                 self._start()
+                self.wait_ready()
                 continue
             good, result = pickle.loads(answer)
             if good:
@@ -125,8 +135,11 @@ class Local(Executor):
 
     def scale(self, n: int) -> None:
         """More processes at once; fewer when the tasks that were given before are under way."""
-        for _ in range(self._size, n):
-            self._workers.append(Worker(self._items))
+        new = [Worker(self._items) for _ in range(self._size, n)]
+        for worker in new:
+            worker.wait_ready()
+            worker.feed()
+        self._workers += new
         for _ in range(n, self._size):
             self._items.put(None)  # whoever finds it goes
         self._size = n
@@ -144,8 +157,12 @@ class Local(Executor):
 
 def serve() -> int:
     """A worker's process: what a task prints goes to standard error."""
+    from . import job
+
+    assert job.run  # what the first task would wait for
     with os.fdopen(os.dup(1), "wb") as back, os.fdopen(os.dup(0), "rb") as to:
         os.dup2(2, 1)
+        send(back, b"ready")
         while (data := receive(to)) is not None:
             try:
                 fn, args, kwargs = pickle.loads(data)
