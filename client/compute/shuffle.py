@@ -53,7 +53,8 @@ _END = Struct("<IIQ")  # runs, partitions, magic
 _PAIR = Struct("<QQ")
 _OFFSET = 8  # bytes of one in a table
 _MAGIC = int.from_bytes(b"CRSHUFL1", "little")
-_COLUMN = Struct("<QQIIIHBB")  # version, size, data_len, partitions, server, name_len, kind, extents
+# version, size, data_len, partitions, server, name_len, kind, extents
+_COLUMN = Struct("<QQIIIHBB")
 _EXTENT = 32
 _partition_of = itemgetter(0)
 
@@ -354,9 +355,7 @@ class _Patience:
             return _ask(self._shuffle, self._partition, cursor, timeout)
         began = time.monotonic()
         try:
-            return _await(
-                self._shuffle, self._partition, cursor, self._target, self._left, timeout
-            )
+            return _await(self._shuffle, self._partition, cursor, self._target, self._left, timeout)
         except DeadlineError:
             raise self._late() from None
         finally:
@@ -432,7 +431,7 @@ def _far_views(
 
 def _segments(shuffle: Shuffle, parts: Iterable[Any], timeout: float | None) -> list[native.View]:
     """Views of the first of the parts that are to be read, as many as may be in flight at once."""
-    asked = []
+    asked: list[tuple[Entry, int, native.Landing]] = []
     room = IN_FLIGHT_BYTES_MAX
     for part in parts:
         if type(part) is not tuple:
