@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..store import Store
 
     #: (name, version, size, kind, partitions, lost server, extents) of a map output
-    Entry = tuple[bytes, int, int, int, int, int, bytes]
+    Entry = tuple[str, int, int, int, int, int, bytes]
 
 MAPS_MAX = 10**10
 PARTITIONS_MAX = 1 << 24
@@ -505,7 +505,7 @@ def _check(shuffle: Shuffle, entry: Entry, bytes_min: int) -> None:
 
 
 def _path_of(shuffle: Shuffle, entry: Entry) -> str:
-    return shuffle._map_path(entry[0].decode(errors="replace"))
+    return shuffle._map_path(entry[0])
 
 
 def _no_output(shuffle: Shuffle, entry: Entry) -> ProtocolError:
@@ -551,7 +551,7 @@ def _tables(shuffle: Shuffle, timeout: float | None) -> Iterator[bytes | bytearr
         page, _, more = _ask(shuffle, _WHOLE, cursor, timeout)
         far = []
         for entry, value in _entries(page):
-            cursor = entry[0]
+            cursor = entry[0].encode()
             if value and entry[4] == shuffle.partitions:
                 runs = _runs(shuffle, entry, value[-_END.size :])
                 yield value[-_END.size - runs * (shuffle.partitions + 1) * _OFFSET : -_END.size]
@@ -588,7 +588,7 @@ def _entries(page: bytes) -> Iterator[tuple[Entry, bytes]]:
             page, at
         )
         at += _COLUMN.size
-        name = page[at : at + name_len]
+        name = page[at : at + name_len].decode()
         at += name_len + -name_len % 8
         whence = page[at : at + extents * _EXTENT]
         at += extents * _EXTENT
