@@ -78,10 +78,10 @@ def dump(obj: Any) -> list[bytes | memoryview]:
         at = _aligned(at)
         head.append(_BUFFER.pack(at, raw.nbytes))
         at += raw.nbytes
-    return _gathered([b"".join(head), *body])
+    return gathered([b"".join(head), *body])
 
 
-def _gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
+def gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
     """The same bytes, with short parts joined."""
     found: list[bytes | memoryview] = []
     short: list[bytes | memoryview] = []

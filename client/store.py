@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .compute import Shuffle
     from .containers import Queue, Table
     from .files import AnyFile
     from .multifile import MultiFile
@@ -152,6 +153,14 @@ class Store(Values, Tree, Lifetimes):
 
         open_container(self, path, create, requests.MULTIFILE, "multifile", timeout, placement)
         return MultiFile(self, path, timeout, placement)
+
+    def shuffle(self, path: str, *, partitions: int, **placement: Any) -> Shuffle:
+        """The shuffle at the directory `path`, where map tasks leave their output by partition and
+        reduce tasks read it: see `Shuffle`. It costs no request; the first map output makes the
+        directory. `placement` holds for the outputs. Raises InvalidArgumentError."""
+        from .compute.shuffle import Shuffle
+
+        return Shuffle(self, path, partitions, placement)
 
     # -- facts --------------------------------------------------------------------------
 

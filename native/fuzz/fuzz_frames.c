@@ -19,7 +19,7 @@ static const uint16_t codes[] = {
     CRAIL_OP_RENAME, CRAIL_OP_REMOVE, CRAIL_OP_RMTREE,   CRAIL_OP_BYE,    CRAIL_OP_INCR,    CRAIL_OP_SETATTR,
     CRAIL_OP_ACK,    CRAIL_OP_END,    CRAIL_OP_TRUNCATE, CRAIL_OP_OPEN,   CRAIL_OP_TAKE,    CRAIL_OP_ENTER,
     CRAIL_OP_APPEND, CRAIL_OP_WATCH,  CRAIL_OP_STREAM,   CRAIL_OP_FOLLOW, CRAIL_OP_JOB,     CRAIL_OP_ATTRIBUTES,
-    CRAIL_OP_PUT,    CRAIL_OP_ALLOC,  CRAIL_OP_COMMIT,   CRAIL_OP_PUT,
+    CRAIL_OP_PUT,    CRAIL_OP_ALLOC,  CRAIL_OP_COMMIT,   CRAIL_OP_COLUMN,
 };
 
 /* ---- operations made of the script ------------------------------------------------------ */
@@ -85,6 +85,17 @@ static uint32_t make_attributes(struct fuzz_input *in, uint8_t *to) {
     return n;
 }
 
+/* The end of a value becomes that of a map output. */
+static void make_table(uint8_t *value, uint32_t n, uint8_t how) {
+    struct crail_partitions_end end = {1 + how % 2, how % 3, CRAIL_PARTITIONS_MAGIC};
+    uint32_t at = n - (uint32_t)sizeof end, offsets = end.runs * (end.partitions + 1);
+    memcpy(value + at, &end, sizeof end);
+    for (uint64_t from = 0; offsets-- && at >= sizeof from; from += how % 7) {
+        at -= (uint32_t)sizeof from;
+        memcpy(value + at, &from, sizeof from);
+    }
+}
+
 /* The data of an operation: mostly what its code wants. */
 static uint32_t make_data(struct fuzz_input *in, struct crail_op *op, uint8_t *to) {
     uint8_t how = fuzz_u8(in);
@@ -109,8 +120,11 @@ static uint32_t make_data(struct fuzz_input *in, struct crail_op *op, uint8_t *t
     case CRAIL_OP_PUT:
         n = how < 160 ? how % 40 : (how - 150) * 64u;
         memset(to, how, n);
+        if (how % 40 > 15 && n > 15) /* a map output, whose table mostly makes sense */
+            make_table(to, (uint32_t)n, how);
         return (uint32_t)n;
     case CRAIL_OP_LIST:
+    case CRAIL_OP_COLUMN:
         to[0] = (uint8_t)('a' + how % 8);
         return how % 2;
     }
@@ -150,6 +164,8 @@ static void make_numbers(struct fuzz_input *in, const struct lane *l, struct cra
         op->arg1 = 1 + fuzz_u8(in) * 900u;
     else if (op->code == CRAIL_OP_ENTER)
         op->arg1 = 1 + n / 6 % 3;
+    else if (op->code == CRAIL_OP_COLUMN)
+        op->arg1 = n % 8 == 7 ? CRAIL_COLUMN_WHOLE : n % 4 | (op->flags & CRAIL_OPF_WAIT ? n / 32ull << 32 : 0);
     else if (op->code == CRAIL_OP_TRUNCATE || op->code == CRAIL_OP_NEXT || op->code == CRAIL_OP_FOLLOW)
         op->arg1 = fuzz_value(in);
 }

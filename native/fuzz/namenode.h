@@ -89,6 +89,23 @@ static inline void check_listing(const struct crail_result *r, const uint8_t *at
     CHECK(at == end);
 }
 
+static inline void check_column(const struct crail_result *r, const uint8_t *at) {
+    const uint8_t *end = at + r->data_len;
+    for (uint32_t i = 0; i < r->count; i++) {
+        struct crail_column c;
+        CHECK((size_t)(end - at) >= sizeof c);
+        memcpy(&c, at, sizeof c);
+        at += sizeof c;
+        size_t name = crail_pad8(c.name_len), extents = c.extents * sizeof(struct crail_extent);
+        CHECK(c.name_len && c.name_len <= CRAIL_NAME_MAX && c.extents <= CRAIL_EXTENTS_MAX);
+        CHECK(c.data_len <= CRAIL_INLINE_MAX && c.data_len <= c.size && (!c.extents || !c.data_len));
+        CHECK((size_t)(end - at) >= name + extents + crail_pad8(c.data_len));
+        learn((const void *)(at + name), c.extents);
+        at += name + extents + crail_pad8(c.data_len);
+    }
+    CHECK(at == end);
+}
+
 /* A result to a request of which we know the code: does its data make sense? */
 static inline void check_result(uint16_t code, const struct crail_result *r) {
     const void *data = r + 1;
@@ -111,6 +128,9 @@ static inline void check_result(uint16_t code, const struct crail_result *r) {
         return;
     case CRAIL_OP_LIST:
         check_listing(r, data);
+        return;
+    case CRAIL_OP_COLUMN:
+        check_column(r, data);
         return;
     case CRAIL_OP_STAT:
         CHECK(r->data_len >= sizeof(struct crail_stat));

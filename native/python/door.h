@@ -130,6 +130,8 @@ PyObject *client_flush(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_pipe(PyObject *self, PyObject *path);
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_segments(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_gather(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 

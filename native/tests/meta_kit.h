@@ -111,7 +111,7 @@ static inline struct answer kit_do(struct kit *k, struct crail_op op, const void
         k->reply.len = 0;
         rc = crail_meta_execute(k->m, k->s, &op, frame, options, options + op.options_len, ++k->now_ns, &k->reply);
         assert(rc == 0 || k->reply.len == 0);
-        assert(rc == 0 || (rc == CRAIL_META_AGAIN && op.code == CRAIL_OP_LIST) ||
+        assert(rc == 0 || (rc == CRAIL_META_AGAIN && (op.code == CRAIL_OP_LIST || op.code == CRAIL_OP_COLUMN)) ||
                (rc == CRAIL_META_WAIT && op.flags & CRAIL_OPF_WAIT));
         if (rc == CRAIL_META_AGAIN)
             crail_meta_step(k->m, 20000);

@@ -10,17 +10,18 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire is little-en
 
 /* ---- limits -------------------------------------------------------------- */
 
-#define CRAIL_GRANULE 4096u              /* bytes; unit of accounting */
-#define CRAIL_NAME_MAX 255u              /* bytes of one path component */
-#define CRAIL_PATH_MAX 4096u             /* bytes of a path */
-#define CRAIL_INLINE_MAX 4096u           /* bytes of a value kept inside its node */
-#define CRAIL_VECTOR_OPS_MAX 1024u       /* operations in one request */
-#define CRAIL_FRAME_BYTES_MAX (8u << 20) /* bytes of one request: a full vector of inline puts fits */
-#define CRAIL_EXTENTS_MAX 64u            /* extents of one value */
-#define CRAIL_LIST_ENTRIES_MAX 1024u     /* entries of one page of a listing */
-#define CRAIL_RETIRES_MAX 1024u          /* extents in one retire frame */
-#define CRAIL_ATTRIBUTES_MAX 65536u      /* bytes of a node's user attributes, heads included */
-#define CRAIL_ATTRIBUTE_EDITS_MAX 256u   /* attributes in one SETATTR */
+#define CRAIL_GRANULE 4096u                /* bytes; unit of accounting */
+#define CRAIL_NAME_MAX 255u                /* bytes of one path component */
+#define CRAIL_PATH_MAX 4096u               /* bytes of a path */
+#define CRAIL_INLINE_MAX 4096u             /* bytes of a value kept inside its node */
+#define CRAIL_VECTOR_OPS_MAX 1024u         /* operations in one request */
+#define CRAIL_FRAME_BYTES_MAX (8u << 20)   /* bytes of one request: a full vector of inline puts fits */
+#define CRAIL_EXTENTS_MAX 64u              /* extents of one value */
+#define CRAIL_LIST_ENTRIES_MAX 1024u       /* entries of one page of a listing */
+#define CRAIL_COLUMN_BYTES_MAX (96u << 10) /* of one page of a column: beyond its first entry */
+#define CRAIL_RETIRES_MAX 1024u            /* extents in one retire frame */
+#define CRAIL_ATTRIBUTES_MAX 65536u        /* bytes of a node's user attributes, heads included */
+#define CRAIL_ATTRIBUTE_EDITS_MAX 256u     /* attributes in one SETATTR */
 #define CRAIL_WAIT_MS_MAX (86400u * 1000u)
 
 /* ---- metadata: client <-> namenode --------------------------------------- */
@@ -51,6 +52,10 @@ enum crail_op_code {
     CRAIL_OP_NEXT = 8,       /* arg0 = token of a watch, arg1 = number of the last event that arrived (0: none did)
                                 -> struct crail_event ..., version: the number of the last of them;
                                 CRAIL_RESF_MORE: there are more. Without WAIT perhaps none */
+    CRAIL_OP_COLUMN = 9, /* path of a container, data = last name seen, arg0 = entries wanted, arg1 = a partition, or
+                            CRAIL_COLUMN_WHOLE; with WAIT also, in its upper half, the children that it waits for
+                            -> struct crail_column ... . With WAIT, RESF_MORE may come without an entry: to ask
+                            again, without */
 
     /* These are recorded: the frame carries a sequence number. */
     CRAIL_OP_PUT = 16,      /* path, data = value of at most CRAIL_INLINE_MAX bytes -> version */
@@ -107,9 +112,9 @@ enum crail_op_flags {
     CRAIL_OPF_GRANT_AGAIN = 1 << 6, /* COMMIT: grant arg1 bytes anew in the reply, if space is plenty */
     CRAIL_OPF_ONE_EXTENT = 1 << 7,  /* ALLOC: one contiguous run or CRAIL_E_OUT_OF_SPACE */
     CRAIL_OPF_WAIT = 1 << 8,        /* alone in its frame: if the answer would be "not yet", wait for up to `count`
-                                       milliseconds. GET, STAT, TAKE, ENTER, APPEND, NEXT, FOLLOW leave their lane meanwhile,
-                                       and their reply may overtake or be overtaken; ALLOC keeps it. Nothing in time:
-                                       CRAIL_E_DEADLINE (ALLOC: CRAIL_E_OUT_OF_SPACE). More than 65536 of them on one
+                                       milliseconds. GET, STAT, COLUMN, TAKE, ENTER, APPEND, NEXT, FOLLOW leave their lane
+                                       meanwhile, and their reply may overtake or be overtaken; ALLOC keeps it. Nothing in
+                                       time:        CRAIL_E_DEADLINE (ALLOC: CRAIL_E_OUT_OF_SPACE). More than 65536 of them on one
                                        connection, or 64 MiB with their paths: CRAIL_E_NO_MEMORY. The id of one that
                                        waits is not used for another: CRAIL_E_PROTOCOL */
     CRAIL_OPF_ABSENT = 1 << 9,      /* STAT with WAIT: until nothing is there */
@@ -194,7 +199,8 @@ _Static_assert(sizeof(struct crail_event) == 16, "wire");
 
 enum crail_result_flags {
     CRAIL_RESF_INLINE = 1 << 0,            /* data is the value itself; without it data is `count` extents */
-    CRAIL_RESF_MORE = 1 << 1,              /* LIST: more entries follow the last one; FOLLOW: more bytes will come */
+    CRAIL_RESF_MORE = 1 << 1,              /* LIST, COLUMN: more entries follow the last one; FOLLOW: more bytes will
+                                              come */
     CRAIL_RESF_REPLAY = 1 << 2,            /* answered from the record of the lane: done before, not again */
     CRAIL_RESF_DELETE_AFTER_READ = 1 << 3, /* who has read it all says REMOVE with IF_VERSION */
     CRAIL_RESF_TAIL_CLOSED = 1 << 4,       /* APPEND: the last extent must not be written. If it has room, the first new
@@ -206,7 +212,7 @@ struct crail_result {
     int32_t status; /* 0 or a negated enum crail_status */
     uint32_t data_len;
     uint64_t version;
-    uint64_t size;  /* bytes of the value; LIST: entries of the directory */
+    uint64_t size;  /* bytes of the value; LIST, COLUMN: entries of the directory */
     uint16_t count; /* extents or entries in data */
     uint8_t kind;   /* enum crail_kind */
     uint8_t flags;
@@ -262,6 +268,32 @@ struct crail_dirent {
     uint8_t reserved[3];
 };
 _Static_assert(sizeof(struct crail_dirent) == 32, "wire");
+
+/* One entry of a column, what GET would say of a child: this head, the name, `extents` of struct crail_extent, data_len
+ * bytes; zeros up to a multiple of 8 after the name and after the bytes. */
+struct crail_column {
+    uint64_t version;
+    uint64_t size;       /* of the value */
+    uint32_t data_len;   /* of a value within its node: all of it, or the bytes of the partition */
+    uint32_t partitions; /* the same: how many its table has; 0: it has none */
+    uint32_t server;     /* one that is lost, and with it the value; 0: none */
+    uint16_t name_len;
+    uint8_t kind;    /* enum crail_kind: only leaves have more than their head */
+    uint8_t extents; /* 0: the value is within its node */
+};
+_Static_assert(sizeof(struct crail_column) == 32, "wire");
+#define CRAIL_COLUMN_WHOLE UINT32_MAX
+
+/* A map output: its partitions 0, 1, ... one behind the other, which is a *run*, perhaps more runs; then, for each run,
+ * `partitions` + 1 offsets (u64, from the beginning of the value) that say where its partitions begin, and where the
+ * last one ends; then this. */
+struct crail_partitions_end {
+    uint32_t runs;
+    uint32_t partitions;
+    uint64_t magic;
+};
+_Static_assert(sizeof(struct crail_partitions_end) == 16, "wire");
+#define CRAIL_PARTITIONS_MAGIC 0x314c465548535243u /* "CRSHUFL1" */
 
 /* ---- data: client <-> storage server over TCP ---------------------------- */
 

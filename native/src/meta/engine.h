@@ -278,6 +278,7 @@ struct crail_meta {
     uint64_t last_job;
     int64_t evicted_ns; /* when space was last made */
     uint32_t listening; /* what asked to be told; 0: nobody is */
+    uint64_t missing;   /* see crail_meta_missing() */
 
     /* work for crail_meta_step() */
     crail_ref doomed;      /* tops of removed trees, linked through sib_next */
@@ -783,7 +784,7 @@ void crail_session_drop(struct crail_meta *m, struct crail_meta_session *s, cons
 void crail_sessions_forget_server(struct crail_meta *m, uint32_t number);
 bool crail_session_step(struct crail_meta *m);
 
-/* ---- ops.c, list.c ------------------------------------------------------------- */
+/* ---- ops.c, list.c, column.c ------------------------------------------------------------- */
 
 /* One operation under way. The handlers return 0 or a status. */
 struct crail_call {
@@ -808,6 +809,7 @@ int crail_op_rename(struct crail_call *c);
 int crail_op_remove(struct crail_call *c);
 int crail_op_rmtree(struct crail_call *c);
 int crail_op_list(struct crail_call *c, struct crail_buf *reply);
+int crail_op_column(struct crail_call *c, struct crail_buf *reply);
 
 /* Appends a result of any size, `bytes` of data after its head: *r and *data are in the reply, the head zeroed but for
  * data_len, the padding zeroed. 0 or -ENOMEM. */
@@ -832,6 +834,10 @@ crail_ref crail_node_make(struct crail_call *c, int walked, struct crail_walk *w
 int crail_node_make_empty(struct crail_call *c, int walked, struct crail_walk *w, enum crail_kind kind);
 /* The answer of GET: the value of a leaf behind what is in the result already, or its locations. 0 or DATA_LOST. */
 int crail_leaf_answer(struct crail_call *c, const struct crail_node *n);
+/* The first `count` extents of a file, as struct crail_extent with the keys for reading. */
+void crail_node_locations(const struct crail_meta *m, const struct crail_node *n, uint32_t count, uint8_t *out);
+/* A lost server among those that hold the file, or 0. */
+uint32_t crail_node_lost_server(const struct crail_meta *m, const struct crail_node *n);
 /* A walk to something that must exist. */
 int crail_walk_existing(struct crail_call *c, struct crail_walk *w);
 

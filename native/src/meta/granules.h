@@ -112,6 +112,7 @@ struct crail_server {
 struct crail_server *crail_server_find(const struct crail_meta *m, uint32_t number);
 struct crail_run_record *crail_run_record_of(const struct crail_meta *m, const struct crail_run *run);
 uint64_t crail_run_generation(const struct crail_meta *m, const struct crail_run *run); /* 0 on a lost server */
+void crail_run_fetch(const struct crail_meta *m, const struct crail_run *run);          /* it is asked for soon */
 
 /* A run that was cut from the region's free ones becomes CRAIL_RUN_GRANT, without owner yet; and the way back. */
 void crail_run_taken(struct crail_server *sv, uint32_t region, uint32_t first, uint32_t granules,

@@ -45,6 +45,8 @@ void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s);
 /* The request has CRAIL_OPF_WAIT and what it waits for is not there: nothing was written to `reply`; call again when
  * something changed at its path, and answer CRAIL_E_DEADLINE when its time is over. */
 #define CRAIL_META_WAIT 2
+/* Of the COLUMN that was the last to be answered so: at least so many children have to come. */
+uint64_t crail_meta_missing(const struct crail_meta *m);
 /* Among the flags of such a request when it is called again. */
 #define CRAIL_META_OPF_AGAIN (1u << 15)
 /* A change that is no event: but who waits at the path should look again. */
@@ -56,10 +58,11 @@ void crail_meta_session_end(struct crail_meta *m, struct crail_meta_session *s);
 bool crail_meta_may_evict(const struct crail_meta *m);
 
 /* Executes one operation and appends exactly one struct crail_result, its data and padding, to `reply`. Bad input
- * of every kind becomes a status in that result. Returns 0, CRAIL_META_AGAIN (only for CRAIL_OP_LIST) or
- * CRAIL_META_WAIT; -ENOMEM if the reply buffer could not grow, and then nothing was changed. The caller has checked
- * that path, options and data lie inside the frame, and nothing else. `options` counts if options_len is not 0, and
- * need not be aligned. PING, SERVER and BYE never come here: they belong to the rpc room. `now_ns` is CLOCK_REALTIME.
+ * of every kind becomes a status in that result. Returns 0, CRAIL_META_AGAIN (only for CRAIL_OP_LIST, and
+ * CRAIL_OP_COLUMN without WAIT) or CRAIL_META_WAIT; -ENOMEM if the reply buffer could not grow, and then nothing was
+ * changed. The caller has checked that path, options and data lie inside the frame, and nothing else. `options` counts
+ * if options_len is not 0, and need not be aligned. PING, SERVER and BYE never come here: they belong to the rpc room.
+ * `now_ns` is CLOCK_REALTIME.
  */
 int crail_meta_execute(struct crail_meta *m, struct crail_meta_session *s, const struct crail_op *op, const char *path,
                        const void *options, const void *data, int64_t now_ns, struct crail_buf *reply);

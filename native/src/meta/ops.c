@@ -1,7 +1,7 @@
 /* One operation in, one result out: the rules of each code, then its handler. A handler checks everything first and
  * changes afterwards, so that one that fails has changed nothing. COMMIT, ALLOC and RELEASE are in extents.c, RENAME
- * and the removals in moves.c, LIST in list.c, INCR and TRUNCATE in edits.c, attributes in attributes.c, JOB in jobs.c,
- * END in holds.c. */
+ * and the removals in moves.c, LIST in list.c, COLUMN in column.c, INCR and TRUNCATE in edits.c, attributes in
+ * attributes.c, JOB in jobs.c, END in holds.c. */
 #include "meta/engine.h"
 
 /* ---- shared steps ------------------------------------------------------------- */
@@ -93,22 +93,25 @@ static int absent(const struct crail_call *c, int status) {
     return status == CRAIL_E_NOT_FOUND && crail_flag(c, CRAIL_OPF_WAIT) ? CRAIL_META_WAIT : status;
 }
 
+void crail_node_locations(const struct crail_meta *m, const struct crail_node *n, uint32_t count, uint8_t *out) {
+    const struct crail_run *run = crail_value_runs_of(m, n);
+    for (uint32_t i = 0; i < count; i++) {
+        bool lost = crail_run_is_lost(m, &run[i]);
+        struct crail_extent e = {run[i].server, run[i].region, run[i].granule, run[i].granules, 0, 0};
+        e.generation = crail_run_generation(m, &run[i]);
+        e.key = lost ? 0 : crail_extent_key(m->mac_key, &e, CRAIL_RIGHT_READ);
+        memcpy(out + i * sizeof(e), &e, sizeof(e));
+    }
+}
+
 /* Appends the locations of a file to the data of the result. */
 static void put_locations(struct crail_call *c, const struct crail_node *n) {
-    const struct crail_run *run = crail_value_runs_of(c->m, n);
-    for (uint32_t i = 0; i < n->extents; i++) {
-        bool lost = crail_run_is_lost(c->m, &run[i]);
-        struct crail_extent e = {run[i].server, run[i].region, run[i].granule, run[i].granules, 0, 0};
-        e.generation = crail_run_generation(c->m, &run[i]);
-        e.key = lost ? 0 : crail_extent_key(c->m->mac_key, &e, CRAIL_RIGHT_READ);
-        memcpy(c->out + c->r->data_len, &e, sizeof(e));
-        c->r->data_len += sizeof(e);
-    }
+    crail_node_locations(c->m, n, n->extents, c->out + c->r->data_len);
+    c->r->data_len += n->extents * (uint32_t)sizeof(struct crail_extent);
     c->r->count = n->extents;
 }
 
-/* A lost server among those that hold the file, or 0. */
-static uint32_t lost_server(const struct crail_meta *m, const struct crail_node *n) {
+uint32_t crail_node_lost_server(const struct crail_meta *m, const struct crail_node *n) {
     const struct crail_run *run = crail_value_runs_of(m, n);
     for (uint32_t i = 0; i < n->extents; i++)
         if (crail_run_is_lost(m, &run[i]))
@@ -119,7 +122,7 @@ static uint32_t lost_server(const struct crail_meta *m, const struct crail_node 
 /* ---- handlers ------------------------------------------------------------------ */
 
 int crail_leaf_answer(struct crail_call *c, const struct crail_node *n) {
-    c->r->server = lost_server(c->m, n);
+    c->r->server = crail_node_lost_server(c->m, n);
     if (c->r->server)
         return CRAIL_E_DATA_LOST;
     crail_say(c, n);
@@ -258,6 +261,7 @@ static const struct rule rules[] = {
     [CRAIL_OP_GET] = {crail_op_get, CRAIL_OPF_WAIT, true, NO_DATA, NONE, NULL},
     [CRAIL_OP_STAT] = {op_stat, CRAIL_OPF_WAIT | CRAIL_OPF_IF_VERSION | CRAIL_OPF_ABSENT, true, NO_DATA, NONE, NULL},
     [CRAIL_OP_LIST] = {NULL, 0, true, BYTES, NONE, crail_op_list},
+    [CRAIL_OP_COLUMN] = {NULL, CRAIL_OPF_WAIT, true, BYTES, NONE, crail_op_column},
     [CRAIL_OP_PUT] = {op_put, PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_EDIT, true, BYTES, ANY, NULL},
     [CRAIL_OP_COMMIT] = {crail_op_commit,
                          PUBLISH_FLAGS | CRAIL_OPF_QUEUE | CRAIL_OPF_GRANT_AGAIN | CRAIL_OPF_APPEND | CRAIL_OPF_EDIT |

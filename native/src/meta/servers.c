@@ -39,6 +39,12 @@ uint64_t crail_run_generation(const struct crail_meta *m, const struct crail_run
     return sv->state == CRAIL_SERVER_LOST ? 0 : region_of(sv, run)->generation[run->granule];
 }
 
+void crail_run_fetch(const struct crail_meta *m, const struct crail_run *run) {
+    const struct crail_server *sv = crail_server_find(m, run->server);
+    if (sv->state != CRAIL_SERVER_LOST)
+        __builtin_prefetch(&region_of(sv, run)->generation[run->granule]);
+}
+
 bool crail_run_is_lost(const struct crail_meta *m, const struct crail_run *run) {
     const struct crail_server *sv = crail_server_find(m, run->server);
     return sv->state == CRAIL_SERVER_LOST || region_of(sv, run)->generation[run->granule] & GENERATION_LOST;

@@ -101,6 +101,7 @@ static struct crail_rpc_spot *make(const char *text, uint32_t len) {
     }
     memcpy(s->text, text, len);
     s->text_len = (uint16_t)len;
+    s->children_needed = UINT64_MAX;
     crail_list_init(&s->children);
     crail_list_init(&s->sibling);
     crail_list_init(&s->recheck);
@@ -266,6 +267,24 @@ void crail_rpc_line_wake(crail_namenode *nn, struct crail_rpc_line *line) {
 static void wake_spot(crail_namenode *nn, struct crail_rpc_spot *spot) {
     crail_rpc_line_wake(nn, &spot->line[CRAIL_RPC_LINE_CHANGE]);
     crail_rpc_line_wake(nn, &spot->line[CRAIL_RPC_LINE_TAKE]);
+    crail_rpc_line_wake(nn, &spot->line[CRAIL_RPC_LINE_CHILDREN]);
+}
+
+void crail_rpc_spot_needs_children(struct crail_rpc_spot *spot, uint64_t missing) {
+    if (spot->children_came + missing < spot->children_needed)
+        spot->children_needed = spot->children_came + missing;
+}
+
+/* Something of this path, relative to the spot, has a new version: a child of it, perhaps a new one? Those who wait for
+ * many children do not look again at each: it takes as many as the next of them needs. */
+static void note_child(crail_namenode *nn, struct crail_rpc_spot *spot, const char *text, uint32_t len) {
+    struct crail_rpc_line *line = &spot->line[CRAIL_RPC_LINE_CHILDREN];
+    if (crail_list_empty(&line->waiters) || first_name(text, len) != len - 1)
+        return;
+    if (++spot->children_came < spot->children_needed)
+        return;
+    spot->children_needed = UINT64_MAX; /* those who need still more say so */
+    crail_rpc_line_wake(nn, line);
 }
 
 /* ---- rechecks ------------------------------------------------------------ */
@@ -371,6 +390,8 @@ static void changed(void *ctx, enum crail_event_kind kind, const char *path, uin
             crail_rpc_log_add(nn, at, kind, version, path, len);
         if (!left)
             break;
+        if (kind == CRAIL_CHANGE_PUT)
+            note_child(nn, at, path + len - left, left);
         struct crail_rpc_spot *child = child_towards(w, at, path + len - left, left, &same);
         if (!child)
             return;
@@ -444,6 +465,7 @@ static void made(void *ctx, const char *path, uint32_t len, uint32_t count, uint
         }
         if (done == len)
             return;
+        crail_rpc_line_wake(nn, &at->line[CRAIL_RPC_LINE_CHILDREN]);
         at = child_towards(w, at, path + done, len - done, &same);
         if (!at || same < at->text_len)
             return;

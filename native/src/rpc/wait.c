@@ -195,6 +195,7 @@ static bool may_wait(uint16_t code) {
     switch (code) {
     case CRAIL_OP_GET:
     case CRAIL_OP_STAT:
+    case CRAIL_OP_COLUMN:
     case CRAIL_OP_NEXT:
     case CRAIL_OP_TAKE:
     case CRAIL_OP_ENTER:
@@ -212,9 +213,10 @@ int crail_rpc_wait_allowed(const struct crail_op *op, bool alone) {
 }
 
 static enum crail_rpc_line_kind line_of(uint16_t code) {
-    return code == CRAIL_OP_TAKE   ? CRAIL_RPC_LINE_TAKE
-           : code == CRAIL_OP_NEXT ? CRAIL_RPC_LINE_NEXT
-                                   : CRAIL_RPC_LINE_CHANGE;
+    return code == CRAIL_OP_TAKE     ? CRAIL_RPC_LINE_TAKE
+           : code == CRAIL_OP_NEXT   ? CRAIL_RPC_LINE_NEXT
+           : code == CRAIL_OP_COLUMN ? CRAIL_RPC_LINE_CHILDREN
+                                     : CRAIL_RPC_LINE_CHANGE;
 }
 
 /* The spot where the operation waits, with one more ref. NULL without memory. */
@@ -247,6 +249,12 @@ static int enroll(crail_namenode *nn, struct crail_rpc_waiter *waiter) {
     return 0;
 }
 
+/* It was just executed, and stands in its line: when is it to look again? */
+static void waits_on(crail_namenode *nn, struct crail_rpc_waiter *waiter) {
+    if (waiter->op.code == CRAIL_OP_COLUMN)
+        crail_rpc_spot_needs_children(waiter->spot, crail_meta_missing(nn->meta));
+}
+
 int crail_rpc_wait_begin(crail_namenode *nn, struct crail_rpc_conn *c, uint64_t id, const struct crail_op *op) {
     struct crail_rpc_party *p = party_of(c);
     if (op->count == 0)
@@ -255,7 +263,8 @@ int crail_rpc_wait_begin(crail_namenode *nn, struct crail_rpc_conn *c, uint64_t 
         return CRAIL_E_NO_MEMORY;
     if (find(&nn->waits, p, id))
         return CRAIL_E_PROTOCOL; /* two of one id: nobody could tell their replies apart */
-    uint32_t bytes = (uint32_t)sizeof(struct crail_rpc_waiter) + op->path_len, made;
+    uint32_t more = op->path_len + (op->code == CRAIL_OP_COLUMN ? op->data_len : 0); /* the cursor */
+    uint32_t bytes = (uint32_t)sizeof(struct crail_rpc_waiter) + more, made;
     struct crail_rpc_waiter *waiter = malloc(bytes);
     struct crail_rpc_spot *spot = waiter ? spot_of(nn, c, op, &made) : NULL;
     if (!spot) {
@@ -270,7 +279,7 @@ int crail_rpc_wait_begin(crail_namenode *nn, struct crail_rpc_conn *c, uint64_t 
         .bytes = bytes + made,
         .op = *op,
     };
-    memcpy(waiter + 1, op + 1, op->path_len);
+    memcpy(waiter + 1, op + 1, more);
     if (op->code == CRAIL_OP_ENTER) /* it is a member by now; if that is ended meanwhile, it does not come back */
         waiter->op.flags |= CRAIL_META_OPF_AGAIN;
     if (enroll(nn, waiter)) {
@@ -278,6 +287,7 @@ int crail_rpc_wait_begin(crail_namenode *nn, struct crail_rpc_conn *c, uint64_t 
         free(waiter);
         return CRAIL_E_NO_MEMORY;
     }
+    waits_on(nn, waiter);
     return 0;
 }
 
@@ -353,8 +363,10 @@ static enum tried try(crail_namenode *nn, struct crail_rpc_waiter *waiter) {
     }
     if (rc)
         b->len = start;
-    if (rc == CRAIL_META_WAIT)
+    if (rc == CRAIL_META_WAIT) {
+        waits_on(nn, waiter);
         return WAITS;
+    }
     if (rc)
         answer(nn, waiter, CRAIL_E_NO_MEMORY);
     else

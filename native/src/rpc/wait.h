@@ -38,9 +38,10 @@ struct crail_rpc_session;
 /* ---- spots and lines ----------------------------------------------------- */
 
 enum crail_rpc_line_kind {
-    CRAIL_RPC_LINE_CHANGE, /* for the node at the path: GET, STAT, ENTER, FOLLOW */
-    CRAIL_RPC_LINE_TAKE,   /* for an item of the queue: when one gets none, those behind it get none either */
-    CRAIL_RPC_LINE_NEXT,   /* for an event */
+    CRAIL_RPC_LINE_CHANGE,   /* for the node at the path: GET, STAT, ENTER, FOLLOW */
+    CRAIL_RPC_LINE_TAKE,     /* for an item of the queue: when one gets none, those behind it get none either */
+    CRAIL_RPC_LINE_NEXT,     /* for an event */
+    CRAIL_RPC_LINE_CHILDREN, /* for more of them in the directory at the path: COLUMN */
     CRAIL_RPC_LINES,
 };
 
@@ -70,6 +71,8 @@ struct crail_rpc_spot {
     bool recheck_itself; /* it is to be looked at, too, and before those below */
     char *text;          /* its path from its parent on: "/a/b". Two children begin with different names */
     struct crail_rpc_line line[CRAIL_RPC_LINES];
+    uint64_t children_came;        /* while somebody waited for them; an overwritten one counts, too */
+    uint64_t children_needed;      /* when so many came, those who wait for children look again */
     struct crail_rpc_log *log;     /* of its events; NULL: not watched */
     struct crail_list recheck;     /* in waits.rechecks while there is a cursor */
     struct crail_rpc_spot *cursor; /* of the recheck of all below: the spot looked at last; NULL: none is going on */
@@ -137,7 +140,7 @@ struct crail_rpc_waiter {
     uint64_t deadline_ns;
     uint32_t heap_at;
     uint32_t bytes;     /* charged to its party */
-    struct crail_op op; /* then its path */
+    struct crail_op op; /* then its path, and the data of a COLUMN */
 };
 
 struct crail_rpc_waits {
@@ -166,6 +169,8 @@ void crail_rpc_spot_unref(crail_namenode *nn, struct crail_rpc_spot *spot);
 uint32_t crail_rpc_spot_path(const struct crail_rpc_spot *spot, char *out);
 /* Those who stand there get another try. */
 void crail_rpc_line_wake(crail_namenode *nn, struct crail_rpc_line *line);
+/* One who waits there for children needs at least so many more of them. */
+void crail_rpc_spot_needs_children(struct crail_rpc_spot *spot, uint64_t missing);
 /* Looks at a few of the spots below one that came or went. */
 void crail_rpc_recheck_some(crail_namenode *nn);
 

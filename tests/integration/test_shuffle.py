@@ -1,0 +1,572 @@
+"""Shuffles: what map tasks write by partition, reduce tasks read by partition."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crailpy
+from crailpy import errors
+from crailpy.client.compute import shuffle as shuffle_of
+from crailpy.client.compute.shuffle import Shuffle
+
+from .kit import Call, Program, until, waiters
+
+MODULE = sys.modules["crailpy.client.compute.shuffle"]
+#: Bytes of a segment: all within the node, one extent, more of them, and copies beyond the caches.
+SIZES = (20, 3_000, 700_000)
+
+SLOTS = 4096  # uses that a process can name at once at one server (native/src/data/use.h)
+
+
+@pytest.fixture(params=[None, "tcp"])
+def store(cluster: Any, request: Any) -> Iterator[Any]:
+    with cluster.connect(transport=request.param) as store:
+        yield store
+        if store.exists("/shuffle"):
+            store.rmtree("/shuffle")
+
+
+def segment(seed: int, map_id: int, partition: int, size: int) -> bytes:
+    """What this map has for this partition: of about that size, sometimes nothing."""
+    chance = random.Random(f"{seed} {map_id} {partition}")
+    return b"" if chance.random() < 0.2 else chance.randbytes(chance.randint(1, 2 * size))
+
+
+def write(shuffle: Shuffle, map_id: int, size: int, seed: int = 1, pieces: int = 3) -> bool:
+    """Writes a map output in pieces, in no order."""
+    chance = random.Random(map_id)
+    parts = []
+    for partition in range(shuffle.partitions):
+        data = segment(seed, map_id, partition, size)
+        step = len(data) // pieces + 1
+        parts.append([(partition, data[at : at + step]) for at in range(0, len(data), step)])
+    with shuffle.writer(map_id) as writer:
+        while any(parts):
+            writer.write(*chance.choice([part for part in parts if part]).pop(0))
+    return bool(writer.committed)
+
+
+def check_all(shuffle: Shuffle, maps: list[int], size: int, seed: int = 1) -> None:
+    for partition in range(shuffle.partitions):
+        wanted = [segment(seed, m, partition, size) for m in sorted(maps)]
+        assert [bytes(view) for view in shuffle.reader(partition)] == wanted
+    assert shuffle.sizes() == [
+        sum(len(segment(seed, m, p, size)) for m in maps) for p in range(shuffle.partitions)
+    ]
+
+
+def granules(store: Any) -> dict[str, int]:
+    counts = store.status()["namenode"]
+    return {name: counts[name] for name in ("granules_used", "granules_granted")}
+
+
+def gone(store: Any) -> bool:
+    """Has all memory come back?"""
+    counts = store.status()["namenode"]
+    return counts["granules_free"] == counts["granules_total"]
+
+
+# ---- what is read is what was written ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_segments_come_out_in_the_order_of_maps(store, size):
+    shuffle = store.shuffle("/shuffle/job", partitions=5)
+    maps = [7, 0, 3, 12]
+    for map_id in maps:
+        assert write(shuffle, map_id, size)
+    check_all(shuffle, maps, size)
+
+
+def test_views_are_in_place_where_memory_is_shared(cluster):
+    for transport, copied in ((None, False), ("tcp", True)):
+        with cluster.connect(transport=transport) as store:
+            shuffle = store.shuffle(f"/shuffle/{transport}", partitions=1)
+            with shuffle.writer(0) as writer:
+                writer.write(0, bytes(100_000))
+            (view,) = shuffle.reader(0)
+            assert view.copied is copied
+            assert view.nbytes == 100_000
+            view.release()
+            store.rmtree("/shuffle")
+
+
+def test_more_maps_than_one_page_has(cluster):
+    with cluster.connect() as store:
+        shuffle = shuffle_of(store, "/shuffle/many", partitions=2)
+        for map_id in range(1500):
+            with shuffle.writer(map_id) as writer:
+                writer.write(0, b"%d" % map_id)
+        assert [int(bytes(view)) for view in shuffle.reader(0)] == list(range(1500))
+        assert [int(bytes(view)) for view in shuffle.reader(0, maps=1500)] == list(range(1500))
+        assert [view.nbytes for view in shuffle.reader(1)] == [0] * 1500
+        assert shuffle.sizes() == [sum(len(str(m)) for m in range(1500)), 0]
+        store.rmtree("/shuffle")
+
+
+def test_an_output_larger_than_the_writers_memory_has_several_runs(store, monkeypatch):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", 1 << 20)
+    shuffle = store.shuffle("/shuffle/runs", partitions=3)
+    chance = random.Random(5)
+    wanted = [[bytearray() for _ in range(3)] for _ in range(2)]
+    for map_id in range(2):
+        with shuffle.writer(map_id) as writer:
+            for _ in range(60):
+                partition = chance.randrange(3)
+                data = chance.randbytes(chance.randrange(200_000))
+                writer.write(partition, data)
+                wanted[map_id][partition] += data
+    assert store.stat("/shuffle/runs/0000000001").size > 4 << 20
+    for partition in range(3):
+        views = list(shuffle.reader(partition))
+        assert len(views) > 6
+        assert b"".join(views) == wanted[0][partition] + wanted[1][partition]
+        del views
+    assert shuffle.sizes() == [len(wanted[0][p]) + len(wanted[1][p]) for p in range(3)]
+
+
+def test_what_is_written_may_be_any_buffer_and_changed_afterwards(store):
+    numpy = pytest.importorskip("numpy")
+    shuffle = store.shuffle("/shuffle/buffers", partitions=1)
+    changing = bytearray(b"before")
+    array = numpy.arange(6, dtype=numpy.int32)[::2]
+    fixed = numpy.arange(3.0)
+    fixed.flags.writeable = False
+    with shuffle.writer(0) as writer:
+        writer.write(0, changing)
+        writer.write(0, array)
+        writer.write(numpy.int64(0), fixed)
+        writer.write(0, memoryview(b"") or numpy.zeros(0))
+        changing[:] = b"after!"
+        array[:] = 9
+    (view,) = shuffle.reader(0)
+    assert bytes(view) == b"before" + numpy.int32([0, 2, 4]).tobytes() + fixed.tobytes()
+
+
+def test_a_view_stays_what_it_is_when_the_shuffle_goes(cluster):
+    with cluster.connect() as store:
+        shuffle = store.shuffle("/shuffle/held", partitions=2)
+        assert write(shuffle, 0, 700_000)
+        wanted = segment(1, 0, 0, 700_000)
+        (view,) = shuffle.reader(0)
+        store.rmtree("/shuffle")
+        for i in range(8):
+            store.put("/over", bytes([i]) * (8 << 20))
+        assert bytes(view) == wanted
+        view.release()
+        store.delete("/over")
+
+
+def test_who_holds_more_views_than_there_are_slots_gets_copies(cluster):
+    with cluster.connect() as store:
+        shuffle = store.shuffle("/shuffle/slots", partitions=SLOTS)
+        with shuffle.writer(0) as writer:
+            for partition in range(SLOTS):
+                writer.write(partition, b"%d;" % partition)
+        views = [list(shuffle.reader(partition)) for partition in range(SLOTS)]
+        assert {view.copied for each in views for view in each} == {False, True}
+        for partition, each in enumerate(views):
+            assert [bytes(view) for view in each] == [b"%d;" % partition]
+        del views
+        (view, *_) = shuffle.reader(0)
+        assert not view.copied, "the slots came back"
+        view.release()
+        store.rmtree("/shuffle")
+
+
+# ---- attempts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [20, 700_000])
+def test_of_attempts_that_race_one_is_the_output_and_nothing_is_left_of_the_others(size):
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        outcomes = {}
+        start = threading.Barrier(4)
+
+        def attempt(number: int) -> None:
+            with cluster.connect() as own:
+                writer = own.shuffle("/race", partitions=2).writer(3, attempt=number)
+                writer.write(1, bytes([number]) * size)
+                start.wait()
+                outcomes[number] = writer.commit()
+
+        for call in [Call(attempt, number) for number in range(4)]:
+            call.result()
+        (winner,) = [number for number, won in outcomes.items() if won]
+        (view,) = store.shuffle("/race", partitions=2).reader(1)
+        assert bytes(view) == bytes([winner]) * size
+        view.release()
+        used = 0 if size < 4096 else len({*range(0, size + 64, 4096)})
+        until(lambda: granules(store)["granules_granted"] == 0)
+        assert used <= granules(store)["granules_used"] <= used * 1.25
+        assert store.check() is None
+        store.rmtree("/race")
+        until(lambda: gone(store))
+
+
+@pytest.mark.parametrize("gathered", [1 << 26, 100_000])
+def test_a_failed_or_aborted_attempt_leaves_nothing(monkeypatch, gathered):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", gathered)
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        shuffle = store.shuffle("/failed", partitions=2)
+
+        def fail(writer: Any) -> None:
+            with writer:
+                writer.write(0, bytes(300_000))
+                raise ZeroDivisionError
+
+        failed = shuffle.writer(0)
+        with pytest.raises(ZeroDivisionError):
+            fail(failed)
+        assert failed.committed is None
+        aborted = shuffle.writer(1)
+        aborted.write(0, bytes(300_000))
+        aborted.abort()
+        aborted.abort()
+        with pytest.raises(errors.ClosedError):
+            aborted.commit()
+        with pytest.raises(errors.ClosedError):
+            aborted.write(0, b"more")
+        with pytest.raises(errors.NotFoundError):
+            list(shuffle.reader(0))
+        until(lambda: gone(store))
+        assert shuffle.writer(0, attempt=1).commit() is True
+        assert [view.nbytes for view in shuffle.reader(0)] == [0]
+
+
+def test_a_late_attempt_with_runs_of_its_own_keeps_nothing(monkeypatch):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", 100_000)
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        shuffle = store.shuffle("/late", partitions=1)
+        slow = shuffle.writer(0, attempt=0)  # has written runs when the other commits
+        slow.write(0, bytes(300_000))
+        with shuffle.writer(0, attempt=1) as writer:
+            writer.write(0, b"first")
+        late = shuffle.writer(0, attempt=2)  # begins to write when it is there
+        for _ in range(4):
+            slow.write(0, bytes(150_000))
+            late.write(0, bytes(150_000))
+        assert (writer.committed, slow.commit(), late.commit()) == (True, False, False)
+        assert [bytes(view) for view in shuffle.reader(0)] == [b"first"]
+        until(lambda: gone(store))
+
+
+WRITER = """
+import sys, crailpy
+from crailpy.client import compute
+sys.modules["crailpy.client.compute.shuffle"].GATHER_BYTES_MAX = 1 << 20
+with crailpy.connect(sys.argv[1]) as store:
+    writer = compute.shuffle(store, "/killed", partitions=4).writer(0)
+    for i in range(40):
+        writer.write(i % 4, bytes(100_000))
+    print("wrote", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_writer_that_is_killed_leaves_nothing():
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        with Program(WRITER, cluster.address) as program:
+            assert program.line() == "wrote"
+            assert granules(store)["granules_granted"] * 4096 > 3_000_000
+            program.kill()
+        assert not store.exists("/killed")
+        until(lambda: gone(store))
+        shuffle = store.shuffle("/killed", partitions=4)
+        assert write(shuffle, 0, 100_000)
+        check_all(shuffle, [0], 100_000)
+
+
+# ---- readers that are early ----------------------------------------------------------------------
+
+
+def test_early_readers_get_everything_in_order(cluster):
+    maps, partitions = 24, 6
+    with cluster.connect() as store, cluster.connect() as other:
+        shuffle = store.shuffle("/shuffle/early", partitions=partitions)
+        theirs = other.shuffle("/shuffle/early", partitions=partitions)
+
+        def read(partition: int) -> list[bytes]:
+            return [bytes(view) for view in theirs.reader(partition, maps=maps, wait=30)]
+
+        calls = [Call(read, partition) for partition in range(partitions)]
+        until(lambda: waiters(store) == partitions)
+        order = random.Random(3).sample(range(maps), maps)
+        for map_id in order:
+            assert write(shuffle, map_id, 1_000)
+        for partition, call in enumerate(calls):
+            assert call.result() == [segment(1, m, partition, 1_000) for m in range(maps)]
+        store.rmtree("/shuffle")
+
+
+def test_what_is_sure_comes_out_before_all_maps_are_there(cluster):
+    with cluster.connect() as store:
+        shuffle = store.shuffle("/shuffle/stream", partitions=2)
+        for map_id in (0, 1, 3):
+            assert write(shuffle, map_id, 50)
+        views = shuffle.reader(0, maps=4, wait=20)
+        assert bytes(next(views)) == segment(1, 0, 0, 50)
+        assert bytes(next(views)) == segment(1, 1, 0, 50)
+        rest = Call(lambda: [bytes(view) for view in views])
+        until(lambda: waiters(store) == 1)
+        assert write(shuffle, 2, 50)
+        assert rest.result() == [segment(1, m, 0, 50) for m in (2, 3)]
+        store.rmtree("/shuffle")
+
+
+def test_maps_may_have_any_numbers(cluster):
+    with cluster.connect() as store:
+        shuffle = store.shuffle("/shuffle/any", partitions=1)
+        for map_id in (77, 5, 10**10 - 1):
+            assert write(shuffle, map_id, 50)
+        found = [bytes(view) for view in shuffle.reader(0, maps=3)]
+        assert found == [segment(1, m, 0, 50) for m in (5, 77, 10**10 - 1)]
+        store.rmtree("/shuffle")
+
+
+def test_a_reader_waits_no_longer_than_it_was_told(cluster):
+    with cluster.connect() as store:
+        shuffle = store.shuffle("/shuffle/short", partitions=1)
+        with pytest.raises(errors.DeadlineError, match="0 of 2 map outputs"):
+            list(shuffle.reader(0, maps=2, wait=0.05))
+        assert write(shuffle, 1, 50)
+        with pytest.raises(errors.DeadlineError, match="1 of 2 map outputs") as raised:
+            list(shuffle.reader(0, maps=2, wait=0.05))
+        assert raised.value.path == "/shuffle/short"
+        with pytest.raises(errors.DeadlineError, match="0 map outputs"):
+            list(store.shuffle("/shuffle/none", partitions=1).reader(0, wait=0.05))
+        assert waiters(store) == 0
+        store.rmtree("/shuffle")
+
+
+def test_a_reader_survives_that_its_directory_goes_while_it_waits(cluster):
+    with cluster.connect() as store, cluster.connect() as other:
+        shuffle = store.shuffle("/shuffle/again", partitions=1)
+        assert write(shuffle, 1, 50)
+        theirs = other.shuffle("/shuffle/again", partitions=1)
+        call = Call(lambda: [bytes(view) for view in theirs.reader(0, maps=2, wait=30)])
+        until(lambda: waiters(store) == 1)
+        store.rmtree("/shuffle")
+        for map_id in (1, 0):
+            assert write(shuffle, map_id, 50)
+        assert call.result() == [segment(1, m, 0, 50) for m in (0, 1)]
+        store.rmtree("/shuffle")
+
+
+# ---- what it costs -------------------------------------------------------------------------------
+
+
+def requests_of(store: Any) -> int:
+    count: int = store.status()["namenode"]["requests"]
+    return count
+
+
+@pytest.mark.parametrize("transport", [None, "tcp"])
+@pytest.mark.parametrize(("size", "of_a_map"), [(10, 1), (5_000, 2)])
+def test_a_stage_costs_so_many_requests_as_it_has_tasks(transport, size, of_a_map):
+    """Not maps x reducers: 16 x 16 here."""
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as asking:
+        with cluster.connect(transport=transport) as store:
+            shuffle = store.shuffle("/stage", partitions=16)
+            with shuffle.writer(16) as writer:  # has servers attached
+                writer.write(0, bytes(10_000))
+            list(shuffle.reader(0))
+            before = requests_of(asking)
+            for map_id in range(16):
+                with shuffle.writer(map_id) as writer:
+                    for partition in range(16):
+                        writer.write(partition, b"x" * size)
+            written = requests_of(asking)
+            for partition in range(16):
+                assert sum(view.nbytes for view in shuffle.reader(partition)) >= 16 * size
+            read = requests_of(asking)
+            assert shuffle.sizes()[1:] == [16 * size] * 15
+            sized = requests_of(asking)
+        assert 16 <= written - before <= 16 * of_a_map
+        assert read - written == 16
+        assert sized - read == 1
+
+
+def test_early_readers_cost_few_requests():
+    """Each asks once for half of what is missing, however many maps come one by one."""
+    maps, readers = 64, 8
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as asking:
+        with cluster.connect() as store:
+            shuffle = store.shuffle("/stage", partitions=readers)
+            before = requests_of(asking)
+            calls = [
+                Call(lambda p: len(list(shuffle.reader(p, maps=maps, wait=30))), p)
+                for p in range(readers)
+            ]
+            until(lambda: waiters(asking) == readers)
+            for map_id in range(maps):
+                assert write(shuffle, map_id, 10, pieces=1)
+            assert [call.result() for call in calls] == [maps] * readers
+        assert requests_of(asking) - before <= maps + readers * (2 * 7 + 1)
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_what_is_no_map_output_is_named(store):
+    shuffle = store.shuffle("/shuffle/odd", partitions=3)
+    assert write(shuffle, 0, 100)
+    for value in (b"", b"short", bytes(3000), bytes(10_000)):
+        store.put("/shuffle/odd/0000000001", value)
+        for read in (lambda: list(shuffle.reader(0)), shuffle.sizes):
+            with pytest.raises(errors.ProtocolError, match="no map output") as raised:
+                read()
+            assert raised.value.path == "/shuffle/odd/0000000001"
+    store.delete("/shuffle/odd/0000000001")
+    store.mkdir("/shuffle/odd/below")
+    with pytest.raises(errors.ProtocolError) as raised:
+        list(shuffle.reader(0))
+    assert raised.value.path == "/shuffle/odd/below"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_table_that_lies_is_refused(store, size):
+    """Whatever is in the last bytes, no other bytes than the value's come out."""
+    shuffle = store.shuffle("/shuffle/lies", partitions=3)
+    assert write(shuffle, 0, size)
+    good = store.get("/shuffle/lies/0000000000")
+    chance = random.Random(size)
+    refused = 0
+    for _ in range(40):
+        bad = bytearray(good)
+        for _ in range(chance.randint(1, 3)):
+            bad[-chance.randint(1, 48)] ^= 1 << chance.randrange(8)
+        store.put("/shuffle/lies/0000000000", bad)
+        try:
+            assert all(bytes(view) in bad for view in shuffle.reader(chance.randrange(3)))
+        except errors.ProtocolError:
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("size", [20, 5_000])
+def test_outputs_of_another_number_of_partitions_are_refused(store, size):
+    assert write(store.shuffle("/shuffle/p", partitions=4), 0, size)
+    for partitions in (3, 5):
+        other = store.shuffle("/shuffle/p", partitions=partitions)
+        with pytest.raises(errors.ProtocolError, match=f"4 partitions, not {partitions}") as raised:
+            list(other.reader(0))
+        assert raised.value.path == "/shuffle/p/0000000000"
+        with pytest.raises(errors.ProtocolError, match="4 partitions"):
+            other.sizes()
+
+
+def test_wrong_arguments_are_refused(cluster):
+    with cluster.connect() as store:
+        for arguments in ({"path": "relative"}, {"partitions": 0}, {"partitions": 1 << 25}):
+            with pytest.raises(errors.InvalidArgumentError):
+                store.shuffle(**({"path": "/s", "partitions": 1} | arguments))
+        shuffle = store.shuffle("/s", partitions=2)
+        for map_id in (-1, 10**10):
+            with pytest.raises(errors.InvalidArgumentError):
+                shuffle.writer(map_id)
+        for partition in (-1, 2):
+            with pytest.raises(errors.InvalidArgumentError):
+                shuffle.reader(partition)
+            with pytest.raises(errors.InvalidArgumentError):
+                shuffle.writer(0).write(partition, b"x")
+        with pytest.raises(errors.InvalidArgumentError):
+            shuffle.reader(0, maps=-1)
+        with pytest.raises(errors.InvalidArgumentError):
+            shuffle.reader(0, wait=-1)
+
+
+def test_an_output_that_went_with_its_server_is_named():
+    with crailpy.LocalCluster(dram="16MiB", durability="group") as cluster:
+        with cluster.connect() as store:
+            shuffle = store.shuffle("/s", partitions=2)
+            assert write(shuffle, 0, 20)  # lies in its node
+            assert write(shuffle, 1, 50_000)
+        cluster.servers[0].kill()
+        shutil.rmtree(Path(cluster.folder) / "storage-0")
+        cluster.servers[0].start()
+        with cluster.connect(timeout=30) as store:
+            shuffle = store.shuffle("/s", partitions=2)
+            views = shuffle.reader(0)
+            for read in (lambda: list(views), shuffle.sizes):
+                with pytest.raises(errors.DataLostError) as raised:
+                    read()
+                assert raised.value.path == "/s/0000000001"
+                assert raised.value.server is not None
+            store.delete("/s/0000000001")
+            assert write(shuffle, 1, 50_000)
+            assert [view.nbytes for view in shuffle.reader(0)] == [
+                len(segment(1, 0, 0, 20)),
+                len(segment(1, 1, 0, 50_000)),
+            ]
+
+
+# ---- where it lies -------------------------------------------------------------------------------
+
+
+def test_outputs_on_the_file_tier():
+    with (
+        crailpy.LocalCluster(dram="8MiB", tiers=("dram", "file"), capacity="64MiB") as cluster,
+        cluster.connect() as store,
+    ):
+        shuffle = store.shuffle("/s", partitions=3, tier="file", strict=True)
+        for map_id in range(3):
+            assert write(shuffle, map_id, 300_000)
+        assert store.stat("/s/0000000000").tier == "file"
+        check_all(shuffle, [0, 1, 2], 300_000)
+
+
+def test_outputs_outlive_a_restart_of_the_namenode():
+    with crailpy.LocalCluster(dram="32MiB", durability="sync") as cluster:
+        with cluster.connect() as store:
+            for size in (20, 50_000):
+                shuffle = store.shuffle(f"/s{size}", partitions=3)
+                for map_id in range(3):
+                    assert write(shuffle, map_id, size)
+        cluster.namenode.kill()
+        cluster.namenode.start()
+        with cluster.connect(timeout=30) as store:
+            for size in (20, 50_000):
+                check_all(store.shuffle(f"/s{size}", partitions=3), [0, 1, 2], size)
+
+
+def test_a_shuffle_goes_with_its_job(cluster):
+    with cluster.connect() as store:
+        with store.job("shuffled") as job:
+            shuffle = store.shuffle(f"{job.path}/stage", partitions=2)
+            assert write(shuffle, 0, 50_000)
+            assert write(shuffle, 1, 20)
+        with pytest.raises(errors.NotFoundError):
+            list(shuffle.reader(0))
+
+
+TASK = """
+import pickle, sys
+shuffle = pickle.loads(bytes.fromhex(sys.argv[1]))
+with shuffle.writer(int(sys.argv[2])) as writer:
+    writer.write(1, b"from task " + sys.argv[2].encode())
+print(writer.committed)
+"""
+
+
+def test_a_shuffle_is_handed_to_other_processes(cluster):
+    with cluster.connect() as store:
+        shuffle = store.shuffle("/shuffle/handed", partitions=2)
+        handed = pickle.dumps(shuffle)
+        assert len(handed) < 1000
+        for map_id in (1, 0):
+            command = [sys.executable, "-c", TASK, handed.hex(), str(map_id)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert done.stdout == "True\n", done
+        assert [bytes(view) for view in shuffle.reader(1)] == [b"from task 0", b"from task 1"]
+        store.rmtree("/shuffle")
