@@ -80,7 +80,7 @@ class EngineExecutor(Executor):
         for call in calls:
             future = EngineFuture[Any]()
             self._futures.add(future)
-            future.add_done_callback(self._futures.discard)  # type: ignore[arg-type]
+            future.add_done_callback(self._futures.discard)
             self._start(call, future)
             futures.append(future)
         return futures
@@ -242,8 +242,6 @@ class _LithopsExecutor(EngineExecutor):
                 threading.Thread(target=self._poll, name="crailpy-lithops", daemon=True).start()
 
     def _poll(self) -> None:
-        from lithops.utils import FuturesList  # noqa: F401
-
         while True:
             with self._lock:
                 waiting = list(self._started)
@@ -257,7 +255,7 @@ class _LithopsExecutor(EngineExecutor):
             with self._lock:
                 self._started = [pair for pair in self._started if pair not in ended]
             for started, future in ended:
-                future.end(lambda started=started: started.result(throw_except=True))
+                future.end(started.result)
 
     def scale(self, n: int) -> None:
         """Lithops starts a function for each task."""

@@ -66,38 +66,36 @@ def _serve_apart(options: argparse.Namespace, workers: int) -> int:
     return 0
 
 
-def _question(name: str, kind: int) -> dict[str, Any] | None:
-    """The facts of a pool, or None after another word. Raises UnavailableError where there is none,
-    DeadlineError."""
+def _ask(name: str, kind: int) -> tuple[int, dict[str, Any]]:
+    """One word to a pool: its pid, and what it answers before it closes the connection. Raises
+    UnavailableError where there is none, DeadlineError."""
     from crailpy import hello
     from crailpy.errors import DeadlineError
 
     from . import frames
     from .home import Home
 
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    sock, _ = Home(name).connect({}, deadline, start=False)
+    sock, welcome = Home(name).connect({}, time.monotonic() + STOP_TIMEOUT_S, start=False)
+    reader = frames.Reader()
     with sock:
         sock.settimeout(STOP_TIMEOUT_S)
-        sock.sendall(frames.pack(kind))
-        reader = frames.Reader()
         try:
+            sock.sendall(frames.pack(kind))
             while data := sock.recv(65536):
                 for _, _, _, body in reader.feed(data):
-                    facts: dict[str, Any] = hello.unpack(body)
-                    return facts
+                    return welcome["pid"], hello.unpack(body)
         except TimeoutError:
             raise DeadlineError(f"the pool {name!r} does not answer") from None
         except ConnectionError:
             pass
-    return None
+    return welcome["pid"], {}
 
 
 def _status(options: argparse.Namespace) -> int:
     from . import frames
 
-    facts = _question(options.name, frames.STATUS) or {}
-    facts["drivers"] = [d for d in facts.get("drivers", []) if d["pid"] != os.getpid()]
+    _, facts = _ask(options.name, frames.STATUS)
+    facts["drivers"] = [d for d in facts["drivers"] if d["pid"] != os.getpid()]
     _say(options, facts, "\n".join(_lines(facts)))
     return 0
 
@@ -125,9 +123,27 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 def _stop(options: argparse.Namespace) -> int:
     from . import frames
 
-    _question(options.name, frames.STOP)
+    pid, _ = _ask(options.name, frames.STOP)
+    _await_end(pid)
     _say(options, {"stopped": options.name}, f"pool {options.name!r} has ended")
     return 0
+
+
+def _await_end(pid: int) -> None:
+    """Raises DeadlineError."""
+    import select
+
+    from crailpy.errors import DeadlineError
+
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not select.select([fd], [], [], STOP_TIMEOUT_S)[0]:
+            raise DeadlineError(f"process {pid} does not end")
+    finally:
+        os.close(fd)
 
 
 def _say(options: argparse.Namespace, facts: dict[str, Any], text: str) -> None:

@@ -58,7 +58,7 @@ class TaskFuture(Future[T]):
 
     def cancel(self) -> bool:
         """Takes the task back, unless an executor has been given it."""
-        if self.done() or self.running():
+        if self.done() or self.running() or self._link.pid != os.getpid():
             return self.cancelled()
         return self._link.cancel(self)
 
@@ -78,7 +78,7 @@ class Link:
         limit = struct.pack("ll", SEND_S, 0)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._space = space
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection may call finish() anywhere
         self._settled = threading.Condition(self._lock)
         self._frames = frames.Reader()
         self._taken: list[frames.Frame] = []  # received and not looked at yet, the last first
@@ -131,20 +131,18 @@ class Link:
 
     def cancel(self, future: TaskFuture[Any]) -> bool:
         """See TaskFuture.cancel. False also where the pool does not answer in time."""
-        number = future.number
+        number, heard = future.number, None
         with self._lock:
             is_here = self._unsent.pop(number, None) is not None
             if is_here:
                 del self._futures[number]
-            elif number not in self._futures or self.is_lost:
-                pass
-            else:
+            elif number in self._futures and not self.is_lost:
                 heard = self._ask_to_cancel(number)
         if is_here:
             self._space.forget(future.call)
             future.withdraw()
             self._look_for_end()
-        elif not future.done():
+        elif heard is not None:
             self._wait(heard)
         return future.cancelled()
 
@@ -206,9 +204,11 @@ class Link:
 
     def _read(self) -> None:
         """The life of the thread."""
-        while self._take_one():
-            pass
-        self._lose()
+        try:
+            while self._take_one():
+                pass
+        finally:
+            self._lose()
 
     def _take_one(self) -> bool:
         """Takes the next frame, waits for it; False at the end. A callback that has to hear
@@ -301,7 +301,9 @@ class Link:
                     self._hang_up()
 
     def wait(self) -> None:
-        """Until nothing is under way."""
+        """Until nothing is under way; not in a callback, which is under way itself."""
+        if threading.current_thread() is self._thread:
+            return
         with self._lock:
             while self._futures and not self.is_lost:
                 self._settled.wait()

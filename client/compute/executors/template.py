@@ -99,6 +99,9 @@ def _be_template(parent: int, control: socket.socket) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, lambda number, frame: None)
     close_all_but({control.fileno()})
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # a task does not read a terminal
+    os.close(nothing)
     warm_up()
     Template(control).serve()
 
