@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+POLL_S = 0.1
+"""Between two looks at what Lithops runs."""
+
 
 def run_call(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """A task: its own keywords do not meet those of the engine."""
@@ -29,32 +33,30 @@ class EngineFuture(Future[T]):
     def __init__(self) -> None:
         super().__init__()
         self.abandon: Callable[[], object] = lambda: None
+        self._turn = threading.RLock()  # callbacks run under it
 
     def cancel(self) -> bool:
         """True: nobody hears of the task any more. An engine may have begun it."""
-        was_cancelled = self.cancelled()
-        if super().cancel() and not was_cancelled:
+        with self._turn:
+            if self.done() or self.running():
+                return self.cancelled()
+            super().cancel()
             self.set_running_or_notify_cancel()
-            self.abandon()
-        return self.cancelled()
+        self.abandon()
+        return True
 
     def end(self, call: Callable[[], T]) -> None:
         """Takes what the call gives or raises, unless it was cancelled."""
-        if not self.set_running_or_notify_cancel_once():
-            return
+        with self._turn:
+            if self.cancelled():
+                return
+            self.set_running_or_notify_cancel()  # from here on it cannot be
         try:
             value = call()
         except BaseException as error:
             self.set_exception(error)
         else:
             self.set_result(value)
-
-    def set_running_or_notify_cancel_once(self) -> bool:
-        """Is it still wanted? From here on it cannot be cancelled."""
-        try:
-            return not self.cancelled() and self.set_running_or_notify_cancel()
-        except RuntimeError:  # it was cancelled just now
-            return False
 
 
 class EngineExecutor(Executor):
@@ -220,42 +222,49 @@ def executors_on_lithops(executor: Any = None, **options: Any) -> EngineExecutor
 
 
 class _LithopsExecutor(EngineExecutor):
-    """Lithops polls for ends; a thread does so while there is one to come."""
+    """Lithops has no callbacks: a thread polls while there is an end to come. It cannot take tasks
+    back; of those cancelled the end is awaited as well, and told to nobody."""
 
     def __init__(self, executor: Any) -> None:
-        import threading
-
         super().__init__()
         self._executor = executor
         self._lock = threading.Lock()
         self._started: list[tuple[Any, EngineFuture[Any]]] = []
-        self._is_polling = False
+        self._polling: threading.Thread | None = None
 
     def _start(self, call: Call, future: EngineFuture[Any]) -> None:
-        import threading
-
         started = self._executor.call_async(run_call, call)
         with self._lock:
             self._started.append((started, future))
-            if not self._is_polling:
-                self._is_polling = True
-                threading.Thread(target=self._poll, name="crailpy-lithops", daemon=True).start()
+            if self._polling is None:
+                self._polling = threading.Thread(target=self._poll, daemon=True)
+                self._polling.start()
 
     def _poll(self) -> None:
+        from lithops.wait import ANY_COMPLETED
+
         while True:
             with self._lock:
                 waiting = list(self._started)
                 if not waiting:
-                    self._is_polling = False
+                    self._polling = None
                     return
             self._executor.wait(
-                [started for started, _ in waiting], throw_except=False, return_when=1
-            )
-            ended = [pair for pair in waiting if pair[0].done]
+                [started for started, _ in waiting], throw_except=False, return_when=ANY_COMPLETED,
+                wait_dur_sec=POLL_S, show_progressbar=False,
+            )  # fmt: skip
+            ended = [pair for pair in waiting if pair[0].success or pair[0].done]
             with self._lock:
                 self._started = [pair for pair in self._started if pair not in ended]
             for started, future in ended:
                 future.end(started.result)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As of all; `wait` is for tasks that were cancelled, too."""
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        polling = self._polling
+        if wait and polling is not None:
+            polling.join()
 
     def scale(self, n: int) -> None:
         """Lithops starts a function for each task."""
