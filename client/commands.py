@@ -1,5 +1,5 @@
-"""The client's commands of `crailpy`: put get cat ls stat rm mkdir status bench demo doctor, and
-those of commands_tree.py.
+"""The client's commands of `crailpy`: put get cat ls stat rm mkdir status bench demo pool
+doctor, and those of commands_tree.py.
 
 `register` adds them to the parser; each sets `func`, which takes the parsed options and returns the
 exit code: 0, or 1 after one line on standard error. What a command needs is imported when it runs.
@@ -450,6 +450,12 @@ def demo(options: argparse.Namespace) -> int:
     return run(options)
 
 
+def pool(options: argparse.Namespace) -> int:
+    from .compute.executors.command import run
+
+    return run(options)
+
+
 def doctor(options: argparse.Namespace) -> int:
     from .doctor import run
 
@@ -611,5 +617,10 @@ def register(subparsers: Any) -> None:
     p.add_argument("--maps", type=count, default=32, metavar="N", help="map tasks")
     p.add_argument("--reduces", type=count, default=8, metavar="N", help="reduce tasks")
     p.add_argument("--folder", help="where the text is (default: the standard library)")
+
+    from .compute.executors import command
+
+    p = add("pool", pool, "run the executor pool of this machine, or ask how it is", facts)
+    command.add(p, count, duration)
 
     add("doctor", doctor, "say what this machine can do for a store", common, facts)

@@ -47,10 +47,10 @@ class _Pieces(list):  # type: ignore[type-arg]
     write = list.append
 
 
-def dump(obj: Any) -> list[bytes | memoryview]:
+def dump(obj: Any, pickler: Any = pickle.Pickler) -> list[bytes | memoryview]:
     """The parts that make up the value, in order; those of `obj` are not copied, so it is not to be
-    changed before they are stored. Raises what pickling raises, and InvalidArgumentError for a
-    buffer of Python objects that says it could be stored."""
+    changed before they are stored. `pickler`: the class that pickles. Raises what pickling raises,
+    and InvalidArgumentError for a buffer of Python objects that says it could be stored."""
     buffers: list[memoryview] = []
 
     def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:
@@ -67,7 +67,7 @@ def dump(obj: Any) -> list[bytes | memoryview]:
         return False
 
     pickled = _Pieces()
-    pickle.Pickler(pickled, protocol=5, buffer_callback=keep_in_pickle).dump(obj)
+    pickler(pickled, protocol=5, buffer_callback=keep_in_pickle).dump(obj)
     pieces = [memoryview(piece).cast("B") for piece in pickled]
     length = sum(map(len, pieces))
     at = _HEAD.size + _BUFFER.size * len(buffers) + length

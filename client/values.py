@@ -18,7 +18,7 @@ from .requests import RAISE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from .requests import Buffer
@@ -96,6 +96,10 @@ class Values(Connection):
         except NotFoundError as error:
             requests.explain_absence(error, bool(flags & requests.PARENTS), options)
             raise
+
+    def _put_parts(self, key: str, parts: Sequence[Buffer]) -> int:
+        """`put` of what parts are one after the other, into a directory that is there."""
+        return self._put(self._hot.put_parts, key, parts, 0, 0, None, {})
 
     def get(
         self,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from crailpy import aio as aio
     from crailpy import errors as errors
+    from crailpy.client.compute.executors import executors as executors
     from crailpy.client.store import Store as Store
     from crailpy.client.store import connect as connect
     from crailpy.server.local import LocalCluster as LocalCluster
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 version = __version__
 
-__all__ = ["LocalCluster", "Store", "aio", "connect", "errors", "version"]
+__all__ = ["LocalCluster", "Store", "aio", "connect", "errors", "executors", "version"]
 
 # name -> (module, name in it; "" for the module itself)
 _HANDED_ON = {
@@ -33,6 +34,7 @@ _HANDED_ON = {
     "LocalCluster": ("crailpy.server.local", "LocalCluster"),
     "errors": ("crailpy.errors", ""),
     "aio": ("crailpy.aio", ""),
+    "executors": ("crailpy.client.compute.executors", "executors"),
 }
 
 

@@ -1,0 +1,486 @@
+"""The driver's side of a pool: `executors()` and what it gives.
+
+A `Link` is one connection to a service, with one thread that takes what comes back. When the
+service ends, so does the link, and with it all that it was asked for; the executor's next call
+makes another.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import math
+import os
+import pickle
+import socket
+import struct
+import sys
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from crailpy import hello
+from crailpy.errors import CrailError, DeadlineError, InvalidArgumentError
+
+from . import calls, contexts, frames
+from .failures import PoolLostError, ShutdownError, TaskLostError
+from .home import Home
+from .mapping import map_calls
+from .scheduling import WORKERS_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ...store import Store
+
+T = TypeVar("T")
+
+TIMEOUT_S = 30.0
+"""For a pool to start, and for its answers to questions."""
+SEND_S = 60
+"""A service that has taken nothing for so long is lost."""
+RECEIVE_BYTES = 256 << 10
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+class TaskFuture(Future[T]):
+    """A Future whose cancel() asks the pool: True means that the task has not begun, nor will."""
+
+    def __init__(self, link: Link, number: int, call: bytes) -> None:
+        super().__init__()
+        self._link = link
+        self.number = number
+        self.call = call
+
+    def cancel(self) -> bool:
+        """Takes the task back, unless an executor has been given it."""
+        if self.done() or self.running() or self._link.pid != os.getpid():
+            return self.cancelled()
+        return self._link.cancel(self)
+
+    def withdraw(self) -> None:
+        """It is cancelled: the pool has said so, or never had it."""
+        super().cancel()
+        self.set_running_or_notify_cancel()
+
+
+class Link:
+    """A connection to the pool's service. Its lock guards what is under way and what is sent; it is
+    not held while futures are told. Raises what Home.connect() raises."""
+
+    def __init__(self, home: Home, request: dict[str, Any], space: calls.Space,
+                 deadline: float) -> None:  # fmt: skip
+        self._sock, self.welcome = home.connect(request, deadline)
+        limit = struct.pack("ll", SEND_S, 0)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._space = space
+        self._lock = threading.RLock()  # a garbage collection may call finish() anywhere
+        self._settled = threading.Condition(self._lock)
+        self._frames = frames.Reader()
+        self._taken: list[frames.Frame] = []  # received and not looked at yet, the last first
+        self._futures: dict[int, TaskFuture[Any]] = {}  # all that are not done
+        self._unsent: OrderedDict[int, TaskFuture[Any]] = OrderedDict()
+        self._sent = 0  # unfinished, at the service
+        self._asked: dict[int, threading.Event] = {}  # by task: what waits for a word on it
+        self._questions: dict[int, list[Any]] = {}
+        self._question = itertools.count(1)
+        self._is_finishing = False
+        self.is_lost = False
+        self.pid = os.getpid()
+        self._thread = threading.Thread(target=self._read, name="crailpy-pool", daemon=True)
+        _links.add(self)
+        self._thread.start()
+
+    # -- tasks out --------------------------------------------------------------------------------
+
+    def submit(self, futures: list[TaskFuture[Any]]) -> None:
+        """Sends tasks, as many as the window lets. Raises PoolLostError; then none is known."""
+        with self._lock:
+            if self.is_lost:
+                raise PoolLostError()
+            for future in futures:
+                self._futures[future.number] = self._unsent[future.number] = future
+            self._fill_window()
+
+    def _fill_window(self) -> None:
+        """Under the lock."""
+        data = []
+        while self._unsent and self._sent < frames.WINDOW:
+            number, future = self._unsent.popitem(last=False)
+            self._sent += 1
+            data.append(frames.pack(frames.SUBMIT, number, body=future.call))
+        if data:
+            self._send(b"".join(data))
+
+    def _send(self, data: bytes) -> None:
+        """Under the lock. What cannot be sent is lost; the reader hears of it and tells all."""
+        try:
+            self._sock.sendall(data)
+        except OSError:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def cancel(self, future: TaskFuture[Any]) -> bool:
+        """See TaskFuture.cancel. False also where the pool does not answer in time."""
+        number, heard = future.number, None
+        with self._lock:
+            is_here = self._unsent.pop(number, None) is not None
+            if is_here:
+                del self._futures[number]
+            elif number in self._futures and not self.is_lost:
+                heard = self._ask_to_cancel(number)
+        if is_here:
+            self._space.forget(future.call)
+            future.withdraw()
+            self._look_for_end()
+        elif heard is not None:
+            self._wait(heard)
+        return future.cancelled()
+
+    def _ask_to_cancel(self, number: int) -> threading.Event:
+        heard = self._asked.get(number)
+        if heard is None:
+            heard = self._asked[number] = threading.Event()
+            self._send(frames.pack(frames.CANCEL, number))
+        return heard
+
+    def _wait(self, heard: threading.Event) -> None:
+        """Until the reader has heard it; in a callback, the reader is us."""
+        if threading.current_thread() is not self._thread:
+            heard.wait(TIMEOUT_S)
+            return
+        while not heard.is_set() and self._take_one():
+            pass
+
+    def cancel_all(self) -> None:
+        """Takes back what has not begun."""
+        with self._lock:
+            here = list(self._unsent.values())
+            self._unsent.clear()
+            for future in here:
+                del self._futures[future.number]
+            there = [f for f in self._futures.values() if not f.running()]
+            heard = [self._ask_to_cancel(future.number) for future in there]
+        for future in here:
+            self._space.forget(future.call)
+            future.withdraw()
+        for event in heard:
+            self._wait(event)
+
+    # -- questions --------------------------------------------------------------------------------
+
+    def ask(self, kind: int, count: int = 0) -> dict[str, Any]:
+        """The service's facts, after SCALE or STATUS. Raises PoolLostError, DeadlineError."""
+        heard, number = threading.Event(), next(self._question)
+        answer: list[Any] = [heard]
+        with self._lock:
+            if self.is_lost:
+                raise PoolLostError()
+            self._questions[number] = answer
+            self._send(frames.pack(kind, number, count))
+        self._wait(heard)
+        if len(answer) == 1:
+            if self.is_lost:
+                raise PoolLostError()
+            raise DeadlineError("the pool does not answer")
+        facts: dict[str, Any] = hello.unpack(answer[1])
+        return facts
+
+    def tell(self, kind: int) -> None:
+        """One word to the service."""
+        with self._lock:
+            self._send(frames.pack(kind))
+
+    # -- what comes back --------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """The life of the thread."""
+        try:
+            while self._take_one():
+                pass
+        finally:
+            self._lose()
+
+    def _take_one(self) -> bool:
+        """Takes the next frame, waits for it; False at the end. A callback that has to hear
+        something calls it as well, so what was received is kept in the link."""
+        while not self._taken:
+            try:
+                data = self._sock.recv(RECEIVE_BYTES)
+                self._taken = self._frames.feed(data)[::-1]
+            except (OSError, CrailError):
+                return False
+            if not data:
+                return False
+        kind, count, number, body = self._taken.pop()
+        if kind == frames.RUNNING:
+            future = self._futures.get(number)
+            if future is not None and not count and not future.done():
+                future.set_running_or_notify_cancel()
+        elif kind == frames.FACTS:
+            answer = self._questions.pop(number, None)
+            if answer is not None:
+                answer.append(body)
+                answer[0].set()
+        elif kind == frames.KEPT:
+            self._hear(number)
+        else:
+            self._end(kind, count, number, body)
+        return True
+
+    def _end(self, kind: int, count: int, number: int, body: bytes) -> None:
+        """A task has ended, one way or the other."""
+        with self._lock:
+            self._sent -= 1
+            self._fill_window()
+            future = self._futures[number]
+        self._space.forget(future.call)
+        if kind == frames.DONE:
+            self._give(future, body)
+        elif kind == frames.FAILED:
+            future.set_exception(calls.unwrap_error(body))
+        elif kind == frames.CANCELLED:
+            future.withdraw()
+        else:
+            future.set_exception(TaskLostError(body.decode()))
+        self._hear(number)
+        with self._lock:
+            del self._futures[number]
+        self._look_for_end()
+
+    def _give(self, future: TaskFuture[Any], parcel: bytes) -> None:
+        try:
+            value = self._space.unwrap(parcel)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+        self._space.forget(parcel)
+
+    def _hear(self, number: int) -> None:
+        heard = self._asked.pop(number, None)
+        if heard is not None:
+            heard.set()
+
+    def _lose(self) -> None:
+        """The connection has ended, by us or by the service: whatever is under way fails."""
+        with self._lock:
+            self.is_lost = True
+            self._sock.close()
+            lost, self._futures = self._futures, {}
+            self._unsent.clear()
+        for future in lost.values():
+            if not future.done():
+                future.set_exception(PoolLostError())
+        for event in [*self._asked.values(), *(answer[0] for answer in self._questions.values())]:
+            event.set()
+        with self._lock:
+            self._settled.notify_all()
+
+    # -- end --------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Closes the connection as soon as nothing is under way."""
+        self._is_finishing = True
+        self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        with self._lock:
+            if not self._futures:
+                self._settled.notify_all()
+                if self._is_finishing:
+                    self._hang_up()
+
+    def wait(self) -> None:
+        """Until nothing is under way; not in a callback, which is under way itself."""
+        if threading.current_thread() is self._thread:
+            return
+        with self._lock:
+            while self._futures and not self.is_lost:
+                self._settled.wait()
+
+    def abandon(self) -> None:
+        """In a forked child: the connection is the parent's."""
+        self.is_lost = True
+        self._sock.close()
+
+
+def _abandon_all() -> None:
+    for link in list(_links):
+        link.abandon()
+
+
+def _wait_for_all() -> None:
+    """At the end of the process: what was submitted is waited for, as with other executors."""
+    for link in list(_links):
+        if link.pid == os.getpid() and not link.is_lost:
+            link.wait()
+            link.finish()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+atexit.register(_wait_for_all)
+
+
+class PoolExecutor(Executor):
+    """The machine's pool as a `concurrent.futures.Executor`; made by executors(). Thread-safe; a
+    context manager, whose end waits for what was submitted. In a forked child it makes a connection
+    of its own."""
+
+    def __init__(self, home: Home, request: dict[str, Any], store: Store | None, timeout: float):
+        self._home = home
+        self._request = request
+        self._store = store
+        self._timeout = timeout
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._is_shut = False
+        self._link: Link | None = None
+        self._space = calls.Space(lambda: store, "")
+        if store is not None:
+            self._space.path = f"{store.session_path()}/executors-{os.urandom(4).hex()}"
+            store.mkdir(self._space.path)
+        self._connected()
+
+    @property
+    def name(self) -> str:
+        """The pool's."""
+        return self._home.name
+
+    def _connected(self) -> Link:
+        """The link that there is, or a new one. Raises ShutdownError, and what a link raises."""
+        with self._lock:
+            if self._is_shut:
+                raise ShutdownError()
+            link = self._link
+            if link is None or link.is_lost or link.pid != os.getpid():
+                packed = None if self._store is None else pickle.dumps(self._store)
+                context = contexts.describe(packed, self._space.path)
+                deadline = time.monotonic() + self._timeout
+                request = self._request | {"context": context}
+                link = self._link = Link(self._home, request, self._space, deadline)
+                weakref.finalize(self, link.finish).atexit = False
+            return link
+
+    def _submit(self, call_of: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
+        link = self._connected()
+        futures = []
+        for call in call_of:
+            number = next(self._numbers)
+            parcel = self._space.wrap(call, f"call-{number}", "arguments")
+            futures.append(TaskFuture[Any](link, number, parcel))
+        try:
+            link.submit(futures)
+        except PoolLostError:  # it has ended since
+            link = self._connected()
+            for future in futures:
+                future._link = link
+            link.submit(futures)
+        return list[Future[Any]](futures)
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Has `fn(*args, **kwargs)` run by an executor of the pool.
+
+        Raises ShutdownError; InvalidArgumentError for a call that cannot be pickled, or that is
+        larger than 4 KiB where there is no store; UnavailableError, DeadlineError where there is no
+        pool to be had. The future raises what the call raised, with the executor's traceback as its
+        cause; TaskLostError; PoolLostError."""
+        return self._submit([(fn, args, kwargs)])[0]
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[T]:
+        """As the standard library's: the results of `fn(*args)` in order, submitted at once,
+        `chunksize` calls to a task. The iterator raises what a call raises, TimeoutError when
+        `timeout` seconds have passed since map() was called; then the rest is cancelled."""
+        return map_calls(self._submit, fn, iterables, timeout, chunksize)
+
+    def scale(self, n: int) -> None:
+        """Has the pool, for all its drivers, n executors from here on. More are forked at once; of
+        those too many, who is idle ends now, who has a task when it has finished it. Raises
+        InvalidArgumentError, ShutdownError, PoolLostError, DeadlineError."""
+        self._connected().ask(frames.SCALE, _checked_workers(n))
+
+    def status(self) -> dict[str, Any]:
+        """Facts about the pool: `pid`, `workers`, `tasks` (counts since its start: done, repeated,
+        lost, and of executors deaths, forks, stale), `drivers`, `executors`. Raises as scale()."""
+        return self._connected().ask(frames.STATUS)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Takes no more tasks; the pool stays, for others. `wait`: returns when all tasks have
+        ended. `cancel_futures`: those that have not begun are cancelled. May be called twice."""
+        with self._lock:
+            self._is_shut = True
+            link = self._link
+        if link is None or link.pid != os.getpid():
+            return
+        if cancel_futures:
+            link.cancel_all()
+        if wait:
+            link.wait()
+        link.finish()
+        if wait and self._store is not None:
+            try:
+                self._store.rmtree(self._space.path)
+            except CrailError:
+                pass  # it goes with the session
+
+    def __repr__(self) -> str:
+        state = ", shut down" if self._is_shut else ""
+        return f"<crailpy.executors {self._home.name!r}{state}>"
+
+
+def _checked_workers(n: object) -> int:
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= WORKERS_MAX:
+        raise InvalidArgumentError(f"{n!r} executors", hint=f"1 to {WORKERS_MAX}")
+    return n
+
+
+def executors(
+    name: str = "default",
+    *,
+    workers: int | None = None,
+    store: Store | None = None,
+    attempts: int = 3,
+    speculate: float | None = None,
+    timeout: float = TIMEOUT_S,
+) -> PoolExecutor:
+    """The warm executor pool `name` of this machine, for this user and this Python; started where
+    it does not run. docs/EXECUTORS.md tells what tasks find, and what happens when who dies.
+
+    `workers`: at least so many executors (None: as it is; a pool that starts has one for each core
+    that we may use). `store`: arguments and results above 4 KiB go through it, and it is the
+    `store` of task() in a task; without, they are InvalidArgumentError. `attempts`: how often a
+    task is begun when the executors that run it die; then TaskLostError. `speculate`: seconds after
+    which a task that still runs gets a second attempt elsewhere (None: never). `timeout`: of the
+    start, in seconds.
+    Raises InvalidArgumentError, AuthError, UnavailableError, DeadlineError."""
+    if contexts.importing_main:
+        raise InvalidArgumentError(
+            "executors() was called while an executor imports the script",
+            hint='what the script does belongs below `if __name__ == "__main__":`',
+        )
+    if not isinstance(attempts, int) or attempts < 1:
+        raise InvalidArgumentError(f"attempts={attempts!r}: 1 or more")
+    if speculate is not None and not (math.isfinite(speculate) and speculate > 0):
+        raise InvalidArgumentError(f"speculate={speculate!r}: seconds, or None")
+    request = {
+        "workers": 0 if workers is None else _checked_workers(workers),
+        "attempts": attempts,
+        "speculate": None if speculate is None else float(speculate),
+    }
+    sys.modules.setdefault(contexts.MAIN, sys.modules["__main__"])  # what comes back of `__main__`
+    return PoolExecutor(Home(name), request, store, timeout)

@@ -1,0 +1,374 @@
+"""Who runs what: the service's decisions, without any I/O.
+
+    queued ──given──> running ──result──> done
+      ^                  │ its executor died, fewer than `attempts` times
+      └──────────────────┘ else lost
+
+- An executor has one task, or none; it is given none ahead.
+- A task is in its driver's `tasks` from its submit until the driver was told how it ended.
+- A result that was received counts, whatever happens to its executor afterwards.
+- With `speculate` a task can be with two executors at once. The first result ends the other.
+- Who is retiring gets no task; who is condemned was told to die, and nothing it says counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from itertools import count
+
+from . import frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Protocol
+
+    class Outside(Protocol):
+        """What the scheduler wants of the world."""
+
+        def tell(self, driver: Driver, frame: bytes, *, later: bool = False) -> None: ...
+        def order(self, executor: Executor, frame: bytes) -> None: ...
+        def fork(self, executor: Executor) -> None: ...
+        def kill(self, executor: Executor) -> None: ...
+
+
+WORKERS_MAX = 256
+REST_S = 0.5
+"""After an executor that died before it came up, as where memory is short."""
+RUNNING_TWICE = 2
+"""At most so many attempts at a task at once."""
+
+
+class Task:
+    """One task of a driver."""
+
+    __slots__ = ("attempts", "call", "deaths", "driver", "is_done", "number", "queued", "runners")
+
+    def __init__(self, driver: Driver, number: int, call: bytes) -> None:
+        self.driver = driver
+        self.number = number
+        self.call = call
+        self.attempts = 0  # begun so far
+        self.deaths = 0
+        self.queued = False
+        self.is_done = False
+        self.runners: list[Executor] = []
+
+
+class Driver:
+    """One connection that submits tasks. `attempts`: how many deaths of executors make a task
+    lost; `speculate`: seconds until a second attempt, None for never."""
+
+    def __init__(self, pid: int, context: bytes, attempts: int, speculate: float | None) -> None:
+        self.pid = pid
+        self.context = context
+        self.attempts = attempts
+        self.speculate = speculate
+        self.tasks: dict[int, Task] = {}
+        self.queue: deque[Task] = deque()  # those cancelled meanwhile are passed over
+        self.running = 0  # executors that have a task of it
+        self.served = 0  # when it was last given an executor, as a count
+        self.done = 0
+
+
+class Executor:
+    """One process. `number`: what the template calls it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pid = 0
+        self.is_ready = False
+        self.is_retiring = False
+        self.is_condemned = False
+        self.task: Task | None = None
+        self.attempt = 0
+        self.since = 0.0  # when it was given the task
+        self.context: Driver | None = None  # whose it has
+
+    @property
+    def is_idle(self) -> bool:
+        return self.is_ready and self.task is None and self.is_staying
+
+    @property
+    def is_staying(self) -> bool:
+        return not (self.is_retiring or self.is_condemned)
+
+
+class Scheduler:
+    """The queues and the executors of a pool with `target` executors."""
+
+    def __init__(self, outside: Outside, target: int) -> None:
+        self._outside = outside
+        self._numbers = count(1)
+        self._served = count(1)
+        self._rest_until = 0.0
+        self.target = target
+        self.drivers: list[Driver] = []
+        self.executors: dict[int, Executor] = {}
+        self.counts = {"done": 0, "repeated": 0, "lost": 0, "deaths": 0, "forks": 0, "stale": 0}
+
+    # -- executors --------------------------------------------------------------------------------
+
+    def scale(self, target: int) -> None:
+        """Has `target` executors from here on: forks them now; retires first who is idle."""
+        self.target = target
+        self.fill()
+        staying = [e for e in self.executors.values() if e.is_staying]
+        staying.sort(key=lambda e: (e.task is not None, e.is_ready))
+        for executor in staying[: max(0, len(staying) - target)]:
+            self._retire(executor)
+        self._dispatch()
+
+    def fill(self) -> None:
+        """Forks what is missing; takes back who is still retiring first. Rests after a process that
+        did not come up: then next_due() says when to call this again."""
+        for executor in self.executors.values():
+            if self._missing() > 0 and executor.is_retiring and executor.task is not None:
+                executor.is_retiring = False
+        if time.monotonic() < self._rest_until:
+            return
+        for _ in range(self._missing()):
+            executor = Executor(next(self._numbers))
+            self.executors[executor.number] = executor
+            self.counts["forks"] += 1
+            self._outside.fork(executor)
+
+    def _missing(self) -> int:
+        return self.target - sum(e.is_staying for e in self.executors.values())
+
+    def _retire(self, executor: Executor) -> None:
+        executor.is_retiring = True
+        if executor.task is None:
+            self._outside.order(executor, frames.pack(frames.LEAVE))
+
+    def _condemn(self, executor: Executor) -> None:
+        """Ends it now: what it does is not wanted any more."""
+        self._part(executor)
+        executor.is_condemned = True
+        self._outside.kill(executor)
+
+    def ready(self, executor: Executor, pid: int) -> None:
+        """It has come up."""
+        executor.pid = pid
+        executor.is_ready = True
+        self._dispatch()
+
+    def died(self, executor: Executor, how: str) -> None:
+        """It has ended, and nothing more comes of it. `how`, in words."""
+        del self.executors[executor.number]
+        if not executor.is_ready and executor.is_staying:
+            self._rest_until = time.monotonic() + REST_S
+        task = self._part(executor)
+        if task is not None:
+            self.counts["deaths"] += 1
+            task.deaths += 1
+            if not task.runners and not task.queued:
+                self._again_or_lost(task, how)
+        self.fill()
+        self._dispatch()
+
+    def _again_or_lost(self, task: Task, how: str) -> None:
+        driver = task.driver
+        if task.deaths < driver.attempts:
+            self._queue_first(task)
+            return
+        words = f"{how} while it ran the task, the {task.deaths}. time"
+        self.counts["lost"] += 1
+        self._end(task, frames.pack(frames.LOST, task.number, task.deaths, words.encode()))
+
+    # -- tasks ------------------------------------------------------------------------------------
+
+    def submit(self, driver: Driver, number: int, call: bytes) -> None:
+        """A new task."""
+        task = Task(driver, number, call)
+        driver.tasks[number] = task
+        task.queued = True
+        driver.queue.append(task)
+        self._dispatch()
+
+    def cancel(self, driver: Driver, number: int) -> None:
+        """Takes a task back, if no executor has ever been given it."""
+        task = driver.tasks.get(number)
+        if task is None or task.attempts:
+            self._outside.tell(driver, frames.pack(frames.KEPT, number))
+        else:
+            self._end(task, frames.pack(frames.CANCELLED, number))
+
+    def answered(self, executor: Executor, kind: int, number: int, body: bytes) -> None:
+        """DONE or FAILED of what it ran, or STALE: it did not begin."""
+        if executor.is_condemned:
+            return
+        task = self._part(executor)
+        if task is None or task.number != number:
+            return
+        if kind == frames.STALE:
+            self.counts["stale"] += 1
+            task.attempts -= 1
+            self._queue_first(task)
+            self._retire(executor)
+            self.fill()
+        else:
+            self.counts["done"] += 1
+            task.driver.done += 1
+            self._end(task, frames.pack(kind, number, executor.attempt, body))
+            if executor.is_retiring:
+                self._retire(executor)
+        self._dispatch()
+
+    def _end(self, task: Task, news: bytes) -> None:
+        """The last that its driver hears of it; other attempts at it end."""
+        task.is_done = True
+        del task.driver.tasks[task.number]
+        self._outside.tell(task.driver, news)
+        for executor in task.runners[:]:
+            self._condemn(executor)
+        self.fill()
+
+    def _part(self, executor: Executor) -> Task | None:
+        """The task that it had, and has no more."""
+        task, executor.task = executor.task, None
+        if task is not None:
+            task.runners.remove(executor)
+            task.driver.running -= 1
+        return task
+
+    def _queue_first(self, task: Task) -> None:
+        task.queued = True
+        task.driver.queue.appendleft(task)
+
+    # -- drivers ----------------------------------------------------------------------------------
+
+    def come(self, driver: Driver) -> None:
+        """A driver more."""
+        self.drivers.append(driver)
+
+    def gone(self, driver: Driver) -> None:
+        """Its tasks go with it, also those that run."""
+        self.drivers.remove(driver)
+        for task in driver.tasks.values():
+            task.is_done = True
+        driver.tasks.clear()
+        driver.queue.clear()
+        for executor in list(self.executors.values()):
+            if executor.task is not None and executor.task.driver is driver:
+                self._condemn(executor)
+            if executor.context is driver:
+                executor.context = None
+        self.fill()
+        self._dispatch()
+
+    # -- giving -----------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Gives idle executors tasks, while there are both."""
+        idle = [e for e in self.executors.values() if e.is_idle]
+        while idle:
+            task = self._next_task()
+            if task is None:
+                return
+            driver = task.driver
+            executor = next((e for e in idle if e.context is driver), idle[-1])
+            idle.remove(executor)
+            self._give(executor, task)
+
+    def _next_task(self) -> Task | None:
+        """Of the driver with the fewest running; among equals, of the one served longest ago."""
+        best: Driver | None = None
+        for driver in self.drivers:
+            while driver.queue and driver.queue[0].is_done:
+                driver.queue.popleft()
+            if driver.queue and (
+                best is None or (driver.running, driver.served) < (best.running, best.served)
+            ):
+                best = driver
+        if best is None:
+            return None
+        task = best.queue.popleft()
+        task.queued = False
+        best.served = next(self._served)
+        return task
+
+    def _give(self, executor: Executor, task: Task) -> None:
+        driver = task.driver
+        executor.task, executor.attempt = task, task.attempts
+        executor.since = time.monotonic()
+        task.runners.append(executor)
+        driver.running += 1
+        order = frames.pack(frames.RUN, task.number, task.attempts, task.call)
+        if executor.context is not driver:
+            executor.context = driver
+            order = frames.pack(frames.CONTEXT, body=driver.context) + order
+        news = frames.pack(frames.RUNNING, task.number, task.attempts)
+        self.counts["repeated"] += task.attempts > 0
+        task.attempts += 1
+        self._outside.order(executor, order)
+        self._outside.tell(driver, news, later=True)
+
+    # -- second attempts --------------------------------------------------------------------------
+
+    def _slow(self) -> Iterator[tuple[float, Task]]:
+        """When a second attempt is due, of the tasks that may have one."""
+        for executor in self.executors.values():
+            task = executor.task
+            if task is None or task.driver.speculate is None or task.queued:
+                continue
+            if len(task.runners) < RUNNING_TWICE:
+                yield executor.since + task.driver.speculate, task
+
+    def next_due(self) -> float | None:
+        """When act() has something to do; None: as it looks, never."""
+        dues = [due for due, _ in self._slow()]
+        if self._missing() > 0:
+            dues.append(self._rest_until)
+        return min(dues, default=None)
+
+    def act(self) -> None:
+        """Does what is due: second attempts of what runs too long, forks after a rest."""
+        now = time.monotonic()
+        for due, task in list(self._slow()):
+            if due <= now:
+                self._queue_first(task)
+        self.fill()
+        self._dispatch()
+
+    # -- facts ------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What there is, for people."""
+        now = time.monotonic()
+        return {
+            "workers": sum(e.is_staying for e in self.executors.values()),
+            "tasks": self.counts,
+            "drivers": [
+                {
+                    "pid": driver.pid,
+                    "queued": len(driver.tasks)
+                    - sum(bool(t.runners) for t in driver.tasks.values()),
+                    "running": driver.running,
+                    "done": driver.done,
+                }
+                for driver in self.drivers
+            ],
+            "executors": [
+                {
+                    "pid": e.pid,
+                    "state": _state(e),
+                    "driver": e.task.driver.pid if e.task else None,
+                    "task": e.task.number if e.task else None,
+                    "attempt": e.attempt if e.task else None,
+                    "seconds": round(now - e.since, 3) if e.task else None,
+                }
+                for e in self.executors.values()
+            ],
+        }
+
+
+def _state(executor: Executor) -> str:
+    if executor.is_condemned:
+        return "ending"
+    if executor.is_retiring:
+        return "retiring"
+    if not executor.is_ready:
+        return "starting"
+    return "idle" if executor.task is None else "busy"

@@ -1,0 +1,178 @@
+"""The template: a process without threads that has imported what tasks usually need, and forks
+executors off itself. It is forked off the service, speaks with it alone, and dies with it; they die
+with it.
+
+Over a socket pair that keeps messages apart: "F" u64 number, with a descriptor: fork an executor
+that has it; "K" u64 number: kill that one. Back: "S" u64 number, u64 pid: started; "E" u64 number,
+u64 exit status, as of waitpid: ended. A number is the service's, and never used again: so nobody
+is killed who has the pid of a dead one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+ORDER = Struct("<cQ")
+NEWS = Struct("<cQQ")
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+WARM = (
+    "numpy", "crailpy.client", "crailpy.client.compute.shuffle", "crailpy.client.compute.broadcast",
+    "crailpy.client.compute.reduce", "crailpy.client.compute.model",
+)  # fmt: skip
+DESCRIPTORS_MAX = 1 << 16
+
+
+def warm_up() -> None:
+    """Imports what is there of what tasks usually need."""
+    from importlib import import_module
+
+    from . import contexts, worker
+
+    assert worker
+    for variable in contexts.THREADS:  # read once, when the library is loaded
+        os.environ.setdefault(variable, "1")
+    for name in WARM:
+        try:
+            import_module(name)
+        except ImportError:
+            pass
+
+
+def die_with_parent(parent: int, name: bytes) -> None:
+    """Has the kernel kill us when our parent ends, and names us for `ps`."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    libc.prctl(PR_SET_NAME, name, 0, 0, 0)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
+
+
+def close_all_but(kept: set[int]) -> None:
+    """Closes all descriptors but the standard ones and these."""
+    low = 3
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, DESCRIPTORS_MAX)
+
+
+def start() -> tuple[socket.socket, int]:
+    """Forks a template; the service's end of the connection to it, and its pid."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _life(lambda: _be_template(parent, theirs))
+    theirs.close()
+    return ours, pid
+
+
+def _life(run: Callable[[], int | None]) -> NoReturn:
+    """What a forked process does, and nothing of what its parent would have done after it."""
+    code = 1
+    try:
+        code = run() or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _be_template(parent: int, control: socket.socket) -> None:
+    die_with_parent(parent, b"crailpy-template")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    close_all_but({control.fileno()})
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # a task does not read a terminal
+    os.close(nothing)
+    warm_up()
+    Template(control).serve()
+
+
+class Template:
+    """Forks, kills and buries."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._numbers: dict[int, int] = {}  # of executors, by pid
+        self._bell, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(bell, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        gc.collect()
+        gc.freeze()  # no page of what there is now is copied for its marks
+
+    def serve(self) -> None:
+        """Until the service is gone."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._bell, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
+            if self._bell in ready:
+                os.read(self._bell, 4096)
+                self._bury()
+            if self._control.fileno() in ready and not self._obey():
+                return
+
+    def _obey(self) -> bool:
+        data, fds, _, _ = socket.recv_fds(self._control, ORDER.size, 1)
+        if not data:
+            return False
+        order, number = ORDER.unpack(data)
+        if order == b"F":
+            self._fork(number, fds[0])
+        else:
+            for pid, other in self._numbers.items():
+                if other == number:
+                    os.kill(pid, signal.SIGKILL)
+        return True
+
+    def _fork(self, number: int, fd: int) -> None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory, or too many processes
+            self._control.send(NEWS.pack(b"E", number, (error.errno or 1) << 8))
+            os.close(fd)
+            return
+        if pid == 0:
+            _life(lambda: _be_executor(parent, fd))
+        os.close(fd)
+        self._numbers[pid] = number
+        self._control.send(NEWS.pack(b"S", number, pid))
+
+    def _bury(self) -> None:
+        while self._numbers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            self._control.send(NEWS.pack(b"E", self._numbers.pop(pid), status))
+
+
+def _be_executor(parent: int, fd: int) -> int:
+    from . import worker
+
+    die_with_parent(parent, b"crailpy-executor")
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    close_all_but({fd})
+    if "numpy.random" in sys.modules:  # or all would draw the same numbers
+        sys.modules["numpy.random"].seed()
+    return worker.main(socket.socket(fileno=fd))
