@@ -20,12 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from . import records, sort
 from .engines import ENGINES
 from .job import Phase, Result
-from .records import RECORD, RECORD_BYTES, Summary
+from .records import RECORD_BYTES, Summary
 from .runner import ROOT, environment
 
 BAR = 2.0
@@ -81,7 +79,7 @@ def summary_of(folder: str) -> Summary:
     total = Summary()
     for path in sorted(Path(folder).iterdir()):
         count = path.stat().st_size // RECORD_BYTES
-        found = records.read(str(path), 0, count, np.empty(count, RECORD))
+        found = records.read(str(path), 0, count, records.fresh(count))
         total.follow(records.summarise(found))
     return total
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import records
-from .records import RECORD, RECORD_BYTES, Records
+from .records import RECORD_BYTES, Records
 
 Plan = dict[str, Any]
 clock = time.perf_counter
@@ -34,7 +34,7 @@ def inputs(plan: Plan) -> list[str]:
 
 def loaded(path: str) -> Records:
     count = os.path.getsize(path) // RECORD_BYTES
-    return records.read(path, 0, count, np.empty(count, RECORD))
+    return records.read(path, 0, count, records.fresh(count))
 
 
 def values_of(found: Records) -> Any:
@@ -54,7 +54,7 @@ def saved(folder: str, high: Any, low: Any, values: Any) -> int:
     if not len(high):
         return 0
     values = values.cast(pyarrow.binary(90))
-    found = np.empty(len(high), RECORD)
+    found = records.fresh(len(high))
     found["high"], found["low"] = high, low
     raw = np.frombuffer(values.buffers()[1], "V90")[values.offset : values.offset + len(values)]
     found["value"] = raw

@@ -8,6 +8,9 @@ any process. Keys compare as bytes, so a key is a big-endian number: 64 bits and
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import mmap
 import os
 from dataclasses import asdict, dataclass
 
@@ -19,6 +22,7 @@ RECORD_BYTES = RECORD.itemsize
 Records = NDArray[np.void]
 
 HEX = np.frombuffer(b"0123456789ABCDEF", np.uint8)
+PAGE = 4096
 BLOCK = 4096
 """Records that are looked at together: they stay in a core's cache."""
 SKEWED_KEYS = 16
@@ -29,7 +33,8 @@ def generate(seed: int, split: int, first: int, count: int, skew: float = 0.0) -
     """Records number `first` to `first + count` of an input; `split` numbers the piece. Of a share
     `skew` of them, the first 8 bytes of the key are one of 16 values."""
     draw = np.random.default_rng((seed, split))
-    bytes_ = np.empty((count, RECORD_BYTES), np.uint8)
+    found = fresh(count)
+    bytes_ = found.view(np.uint8).reshape(-1, RECORD_BYTES)
     bytes_[:, :10] = draw.integers(256, size=(count, 10), dtype=np.uint8)
     if skew:
         common = np.random.default_rng(seed).integers(256, size=(SKEWED_KEYS, 8), dtype=np.uint8)
@@ -43,7 +48,7 @@ def generate(seed: int, split: int, first: int, count: int, skew: float = 0.0) -
     bytes_[:, 44:48] = 0x88, 0x99, 0xAA, 0xBB
     bytes_[:, 48:96] = np.repeat(HEX[draw.integers(16, size=(count, 12))], 4, axis=1)
     bytes_[:, 96:] = 0xCC, 0xDD, 0xEE, 0xFF
-    return bytes_.view(RECORD)[:, 0]
+    return found
 
 
 def order(records: Records) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
@@ -139,30 +144,58 @@ def checksum(records: Records) -> int:
     return int(hashes.sum())
 
 
+class _File:
+    """A file past the page cache where the file system can do that: pages that nobody looks at
+    again cost more than the disk. What is not aligned goes through the cache."""
+
+    def __init__(self, path: str, flags: int) -> None:
+        flags |= os.O_CLOEXEC
+        try:
+            self.fd = os.open(path, flags | os.O_DIRECT, 0o644)
+            self._is_direct = True
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self.fd = os.open(path, flags, 0o644)
+            self._is_direct = False
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def piece(self, records: Records, done: int, at: int) -> memoryview:
+        """What is to be moved next: of the bytes behind `done`, which belong at `at`."""
+        left = memoryview(records.view(np.uint8))[done:]
+        blocks = len(left) // PAGE * PAGE
+        if self._is_direct and (not blocks or at % PAGE or (records.ctypes.data + done) % PAGE):
+            flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+            self._is_direct = False
+        return left[:blocks] if self._is_direct else left
+
+
 def read(path: str, first: int, count: int, out: Records) -> Records:
     """`count` records of a file from record `first` on, in the beginning of `out`."""
     part = out[:count]
-    left = memoryview(part.view(np.uint8))
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        at = first * RECORD_BYTES
-        while left:
-            got = os.preadv(fd, [left], at)
+    done, start = 0, first * RECORD_BYTES
+    with _File(path, os.O_RDONLY) as file:
+        while done < part.nbytes:
+            got = os.preadv(file.fd, [file.piece(part, done, start + done)], start + done)
             if not got:
-                raise EOFError(f"{path} ends at byte {at}, not at record {first + count}")
-            left, at = left[got:], at + got
-    finally:
-        os.close(fd)
+                raise EOFError(f"{path} ends before record {first + count}")
+            done += got
     return part
 
 
 def write(path: str, records: Records) -> None:
     """The records as a file, which is there when it is whole."""
     hidden = f"{path}.{os.getpid()}"
-    with open(hidden, "wb", buffering=0) as file:
-        left = memoryview(records.view(np.uint8))
-        while left:
-            left = left[file.write(left) :]
+    done = 0
+    with _File(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+        while done < records.nbytes:
+            done += os.pwrite(file.fd, file.piece(records, done, done), done)
     os.replace(hidden, path)
 
 
@@ -173,9 +206,18 @@ class Scratch:
         self._areas: dict[str, Records] = {}
 
     def area(self, name: str, count: int) -> Records:
-        """Room for `count` records, with whatever was left in it."""
+        """Room for `count` records that begins with a page, with whatever was left in it."""
         found = self._areas.get(name)
         if found is None or len(found) < count:
             self._areas.pop(name, None)
-            found = self._areas[name] = np.empty(count * 9 // 8, RECORD)
+            found = self._areas[name] = fresh(count * 9 // 8)
         return found[:count]
+
+
+def fresh(count: int) -> Records:
+    """Memory for `count` records that begins with a page, and has been touched."""
+    memory = mmap.mmap(-1, max(1, count * RECORD_BYTES))
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    found = np.frombuffer(memory, RECORD, count)
+    found.view(np.uint8)[:] = 0
+    return found

@@ -38,7 +38,7 @@ from .job import Job, Phase, Result, Task, clock, common, memcpy_speed, opened_j
 from .records import RECORD_BYTES, Scratch, Summary
 
 SPLIT_RECORDS = 640_000  # 64 MB: gathered in one run of the shuffle's writer
-PARTITION_BYTES = 100_000_000
+PARTITION_BYTES = 64_000_000
 SAMPLES = 1000  # keys from each input file
 SAMPLE_RUN = 50  # that lie side by side
 STORE_BAR = 3.0
@@ -85,10 +85,7 @@ def reduce_partition(task: Task) -> None:
     plan, number = task.plan, task.number
     if task.again(f"{task.base}/sorted/{number:06}"):
         return
-    with task.clock("shuffle"):
-        shuffle = compute.shuffle(task.store, f"{task.base}/shuffle", partitions=plan["partitions"])
-        part = gather(shuffle, number, plan["maps"])
-    task.counts["get_bytes"] += part.nbytes
+    part = gather(task)
     with task.clock("compute"):
         index, _ = records.order(part)
         ordered = records.take(part, index, scratch.area("out", len(part)))
@@ -98,15 +95,21 @@ def reduce_partition(task: Task) -> None:
         task.store.put(f"{task.base}/sorted/{number:06}", str(len(part)).encode())
 
 
-def gather(shuffle: Any, partition: int, maps: int) -> records.Records:
+def gather(task: Task) -> records.Records:
     """All segments of a partition, one behind the other, in memory of this process."""
-    views = list(shuffle.reader(partition, maps=maps))
-    part = scratch.area("in", sum(len(memoryview(view)) for view in views) // RECORD_BYTES)
-    into, at = memoryview(part.view(np.uint8)), 0
-    for view in views:
-        size = len(memoryview(view))
-        into[at : at + size] = view
-        at += size
+    plan = task.plan
+    with task.clock("shuffle"):
+        shuffle = compute.shuffle(task.store, f"{task.base}/shuffle", partitions=plan["partitions"])
+        views = list(map(memoryview, shuffle.reader(task.number, maps=plan["maps"])))
+        size = sum(map(len, views))
+    with task.clock("compute"):
+        part = scratch.area("in", size // RECORD_BYTES)
+    with task.clock("shuffle"):
+        into, at = memoryview(part.view(np.uint8)), 0
+        for view in views:
+            into[at : at + len(view)] = view
+            at += len(view)
+    task.counts["get_bytes"] += size
     return part
 
 

@@ -103,9 +103,10 @@ def test_files_hold_what_was_written_and_reading_beyond_is_an_error(tmp_path: Pa
     path = str(tmp_path / "part")
     records.write(path, found)
     assert [entry.name for entry in tmp_path.iterdir()] == ["part"]
-    into = np.empty(100, records.RECORD)
+    into = np.empty(100, records.RECORD)  # not aligned
     assert np.array_equal(records.read(path, 40, 60, into), found[40:])
-    with pytest.raises(EOFError, match="not at record 101"):
+    assert np.array_equal(records.read(path, 0, 100, records.fresh(100)), found)
+    with pytest.raises(EOFError, match="before record 101"):
         records.read(path, 41, 60, into)
 
 
