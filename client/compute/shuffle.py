@@ -387,7 +387,7 @@ def _read(
         at, size = 0, len(page)
         while at < size:
             # Until all are there, only those that nobody can come before any more.
-            pieces, at, n, name = door.segments(
+            pieces, at, n, name, far = door.segments(
                 shuffle.path, page, at, BATCH, partition, shuffle.partitions,
                 -1 if whole else done, timeout,
             )  # fmt: skip
@@ -395,10 +395,7 @@ def _read(
                 break
             done += n
             cursor = name
-            if all(type(piece) is native.View for piece in pieces):
-                yield from pieces
-            else:
-                yield from _far_views(shuffle, pieces, partition, timeout)
+            yield from _far_views(shuffle, pieces, partition, timeout) if far else pieces
         if whole and not more:
             return
         if at < size or not more:

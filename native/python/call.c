@@ -474,44 +474,50 @@ int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t c
     return call_transfer_part(c, extents, count, value_bytes, offset, length, buffer, is_write, length);
 }
 
+int call_io_prepare(struct call *c, struct crail_io *io) {
+    uint64_t room = 0;
+    for (uint32_t i = 0; i < io->extents_count; i++)
+        room += (uint64_t)io->extents[i].granules * CRAIL_GRANULE;
+    io->client = c->client;
+    io->lane = c->lane;
+    io->deadline_ns = call_deadline(c);
+    return room < io->value_bytes ? call_fail(c, CRAIL_E_PROTOCOL, 0) : 0;
+}
+
+int call_io_run(struct call *c, struct crail_io *io) {
+    int rc, failures = 0;
+    for (;;) {
+        int need = run_io(io);
+        if (need == 0) {
+            rc = 0;
+            break;
+        }
+        rc = serve_need(c, io, need, &failures);
+        if (rc)
+            break;
+        if (need != CRAIL_NEED_CALL_AGAIN && time_left(c) <= 0) {
+            rc = call_fail(c, CRAIL_E_DEADLINE, io->server);
+            break;
+        }
+    }
+    T->io_end(io);
+    c->was_restarted |= io->was_restarted;
+    if (rc == 1 && time_left(c) <= 0)
+        rc = call_fail(c, CRAIL_E_DEADLINE, io->server);
+    return rc;
+}
+
 int call_transfer_part(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
                        uint64_t offset, uint64_t length, void *buffer, bool is_write, uint64_t whole) {
-    uint64_t room = 0;
-    for (uint32_t i = 0; i < count; i++)
-        room += (uint64_t)extents[i].granules * CRAIL_GRANULE;
-    if (room < value_bytes)
-        return call_fail(c, CRAIL_E_PROTOCOL, 0);
-    struct crail_io io = {.client = c->client,
-                          .lane = c->lane,
-                          .extents = extents,
+    struct crail_io io = {.extents = extents,
                           .extents_count = count,
                           .is_write = is_write,
                           .value_bytes = value_bytes,
                           .offset = offset,
                           .length = length,
                           .buffer = buffer,
-                          .deadline_ns = call_deadline(c),
                           .whole = whole};
-    int rc, failures = 0;
-    for (;;) {
-        int need = run_io(&io);
-        if (need == 0) {
-            rc = 0;
-            break;
-        }
-        rc = serve_need(c, &io, need, &failures);
-        if (rc)
-            break;
-        if (need != CRAIL_NEED_CALL_AGAIN && time_left(c) <= 0) {
-            rc = call_fail(c, CRAIL_E_DEADLINE, io.server);
-            break;
-        }
-    }
-    T->io_end(&io);
-    c->was_restarted |= io.was_restarted;
-    if (rc == 1 && time_left(c) <= 0)
-        rc = call_fail(c, CRAIL_E_DEADLINE, io.server);
-    return rc;
+    return call_io_prepare(c, &io) ? -1 : call_io_run(c, &io);
 }
 
 bool call_is_sync(const struct call *c) {

@@ -54,9 +54,11 @@ static int append_owned(PyObject *list, PyObject *item) {
 
 /* ---- what shared memory reaches -------------------------------------------------- */
 
-/* What is asked of an entry. */
+/* What is asked of entries, and what became of them. */
 struct column {
     uint32_t partition, partitions;
+    PyObject *out;  /* list */
+    Py_ssize_t far; /* so many of it are no views */
 };
 
 /* 0: shared memory reaches all of it; 1: it does not; -1. */
@@ -112,10 +114,10 @@ static int append_view(struct call *c, const struct entry *e, uint64_t from, uin
 
 /* Appends a view for each run of a value in shared memory. 0; 1: something is wrong with it, and what was appended is
  * gone again; -1. */
-static int append_views(struct call *c, const struct entry *e, const struct column *col, PyObject *out) {
+static int append_views(struct call *c, const struct entry *e, const struct column *col) {
     uint8_t end[END_BYTES], pair[2 * sizeof(uint64_t)];
     struct crail_partitions p;
-    Py_ssize_t before = PyList_Size(out);
+    Py_ssize_t before = PyList_Size(col->out);
     if (e->head.size < END_BYTES)
         return 1;
     int rc = fetch(c, e, e->head.size - END_BYTES, end, END_BYTES);
@@ -125,9 +127,9 @@ static int append_views(struct call *c, const struct entry *e, const struct colu
         uint64_t from, to;
         rc = fetch(c, e, crail_partitions_entry(&p, run, col->partition), pair, sizeof(pair));
         if (!rc)
-            rc = crail_partitions_bounds(&p, pair, &from, &to) ? append_view(c, e, from, to, out) : 1;
+            rc = crail_partitions_bounds(&p, pair, &from, &to) ? append_view(c, e, from, to, col->out) : 1;
     }
-    if (rc > 0 && PyList_SetSlice(out, before, PyList_Size(out), NULL))
+    if (rc > 0 && PyList_SetSlice(col->out, before, PyList_Size(col->out), NULL))
         return -1;
     return rc;
 }
@@ -141,18 +143,19 @@ static PyObject *entry_tuple(const struct entry *e) {
                          (const char *)e->extents, (Py_ssize_t)(e->head.extents * sizeof(e->extents[0])));
 }
 
-static int append_entry(struct call *c, const struct entry *e, const struct column *col, PyObject *out) {
+static int append_entry(struct call *c, const struct entry *e, struct column *col) {
     bool is_leaf = e->head.kind == CRAIL_KIND_FILE && !e->head.server;
     if (is_leaf && !e->head.extents && e->head.partitions == col->partitions)
-        return append_owned(out, view_of_copy(e->data, e->head.data_len, e->head.version));
+        return append_owned(col->out, view_of_copy(e->data, e->head.data_len, e->head.version));
     if (is_leaf && e->head.extents) {
         int rc = reach(c, e);
         if (!rc)
-            rc = append_views(c, e, col, out);
+            rc = append_views(c, e, col);
         if (rc <= 0)
             return rc;
     }
-    return append_owned(out, entry_tuple(e));
+    col->far++;
+    return append_owned(col->out, entry_tuple(e));
 }
 
 /* Whatever is raised is about this child. */
@@ -177,7 +180,7 @@ struct name {
 /* From byte *at of the page on, up to `max` entries, as long as they are of the maps `expected`, ... (negative: of
  * whichever). How many, or -1. */
 static Py_ssize_t take_entries(struct call *c, const Py_buffer *page, size_t *at, Py_ssize_t max, int64_t expected,
-                               const struct column *col, PyObject *out, struct name *last) {
+                               struct column *col, struct name *last) {
     struct entry e;
     Py_ssize_t done = 0;
     for (; done < max && *at < (size_t)page->len; done++) {
@@ -186,7 +189,7 @@ static Py_ssize_t take_entries(struct call *c, const Py_buffer *page, size_t *at
             return call_fail(c, CRAIL_E_PROTOCOL, 0);
         if (expected >= 0 && !is_of_map(&e, (uint64_t)(expected + done)))
             break;
-        if (append_entry(c, &e, col, out)) {
+        if (append_entry(c, &e, col)) {
             name_error(c->key, &e);
             return -1;
         }
@@ -196,12 +199,12 @@ static Py_ssize_t take_entries(struct call *c, const Py_buffer *page, size_t *at
     return done;
 }
 
-/* segments(path, page, at, max, partition, partitions, expected, timeout) -> (list, at, done, name): of up to `max`
- * entries a view for each run, or a tuple where that needs requests; where the next entry begins; how many entries
- * were done, and the name of the last, as bytes. */
+/* segments(path, page, at, max, partition, partitions, expected, timeout) -> (list, at, done, name, far): of up to
+ * `max` entries a view for each run, or a tuple where that needs requests; where the next entry begins; how many
+ * entries were done, and the name of the last, as bytes; how many tuples there are. */
 PyObject *client_segments(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {.self = (HotClient *)self};
-    struct column col;
+    struct column col = {0};
     struct name last = {"", 0};
     Py_buffer page;
     if (!call_arguments("segments", n, 8) || call_set_path(&c, args[0]))
@@ -213,40 +216,94 @@ PyObject *client_segments(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     int64_t expected = PyLong_AsLongLong(args[6]);
     if (PyErr_Occurred() || PyObject_GetBuffer(args[1], &page, PyBUF_C_CONTIGUOUS))
         return NULL;
-    PyObject *out = PyList_New(0);
+    col.out = PyList_New(0);
     if (at > (size_t)page.len || col.partition >= col.partitions) {
         PyErr_SetString(PyExc_ValueError, "no place in the page, or no partition");
-    } else if (out && !call_begin(&c, c.self, args[7], 0)) {
-        done = take_entries(&c, &page, &at, max, expected, &col, out, &last);
+    } else if (col.out && !call_begin(&c, c.self, args[7], 0)) {
+        done = take_entries(&c, &page, &at, max, expected, &col, &last);
         if (c.lane)
             call_end(&c);
     }
-    PyObject *result = done < 0 ? NULL : Py_BuildValue("Onny#", out, (Py_ssize_t)at, done, last.text, last.len);
-    Py_XDECREF(out);
+    PyObject *result =
+        done < 0 ? NULL : Py_BuildValue("Onny#n", col.out, (Py_ssize_t)at, done, last.text, last.len, col.far);
+    Py_XDECREF(col.out);
     PyBuffer_Release(&page);
     return result;
 }
 
 /* ---- gather ---------------------------------------------------------------------- */
 
-/* One of the ranges: (extents, size, offset, buffer). 0, or -1. */
-static int gather_one(struct call *c, PyObject *range) {
-    struct crail_extent extents[CRAIL_EXTENTS_MAX];
-    uint32_t count;
-    PyObject *whence, *buffer;
+#define ASKED_MAX 256u /* requests on their way: few enough that a server always takes them in */
+#define ASKED_BYTES_MAX (48u << 20)
+
+/* One of the ranges: (extents, size, offset, buffer). */
+struct range {
+    PyObject *tuple;
+    Py_buffer buffer;
+    struct crail_io io;
+};
+
+/* 0, or -1. It is to be released in both cases. */
+static int range_parse(struct call *c, PyObject *tuple, struct range *r) {
+    const char *extents;
+    Py_ssize_t n;
+    PyObject *buffer;
     unsigned long long size, offset;
-    Py_buffer b;
-    if (!PyArg_ParseTuple(range, "OKKO", &whence, &size, &offset, &buffer) ||
-        call_parse_extents(whence, extents, &count) ||
-        PyObject_GetBuffer(buffer, &b, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS))
+    *r = (struct range){.tuple = Py_NewRef(tuple)};
+    if (!PyArg_ParseTuple(tuple, "y#KKO", &extents, &n, &size, &offset, &buffer) ||
+        PyObject_GetBuffer(buffer, &r->buffer, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS))
         return -1;
-    int rc = -1;
-    if (offset > size || (uint64_t)b.len > size - offset)
-        PyErr_SetString(PyExc_ValueError, "the range is not within the value");
-    else
-        rc = b.len ? call_transfer(c, extents, count, size, offset, (uint64_t)b.len, b.buf, false) : 0;
-    PyBuffer_Release(&b);
-    return rc > 0 ? call_fail(c, CRAIL_E_STALE_LOCATION, 0) : rc;
+    r->io = (struct crail_io){.extents = (const void *)extents,
+                              .extents_count = (uint32_t)((size_t)n / sizeof(struct crail_extent)),
+                              .value_bytes = size,
+                              .offset = offset,
+                              .length = (uint64_t)r->buffer.len,
+                              .buffer = r->buffer.buf,
+                              .whole = (uint64_t)r->buffer.len};
+    if (offset <= size && r->io.length <= size - offset && (size_t)n % sizeof(struct crail_extent) == 0)
+        return call_io_prepare(c, &r->io);
+    PyErr_SetString(PyExc_ValueError, "the range is not within the value");
+    return -1;
+}
+
+static void range_release(struct range *r) {
+    if (r->buffer.obj)
+        PyBuffer_Release(&r->buffer);
+    Py_XDECREF(r->tuple);
+}
+
+/* Asks for what may come over TCP of ranges up to n, in order, and as much as may be on its way at once: of those
+ * before *asked all was asked for, but of the last one perhaps. `at` is the next that is to come. After a failure all
+ * of them are to be asked for again. */
+static void ask_ahead(struct range *r, Py_ssize_t at, Py_ssize_t *asked, Py_ssize_t n) {
+    uint64_t bytes = 0;
+    for (Py_ssize_t i = at; i < *asked; i++)
+        bytes += r[i].io.length;
+    int rc = *asked > at ? T->io_ask(&r[*asked - 1].io) : 1;
+    while (rc == 1 && *asked < n && *asked - at < (Py_ssize_t)ASKED_MAX && bytes < ASKED_BYTES_MAX) {
+        bytes += r[*asked].io.length;
+        rc = T->io_ask(&r[(*asked)++].io);
+    }
+    if (rc >= 0)
+        return;
+    while (*asked > at)
+        T->io_restart(&r[--*asked].io);
+}
+
+/* 0; 1: a location is out of date; -1. */
+static int gather_ranges(struct call *c, struct range *r, Py_ssize_t n) {
+    int rc = 0;
+    for (Py_ssize_t at = 0, asked = 0; !rc && at < n; at++) {
+        asked = asked < at ? at : asked;
+        if (asked < n && asked - at < (Py_ssize_t)ASKED_MAX / 2) {
+            Py_BEGIN_ALLOW_THREADS ask_ahead(r, at, &asked, n);
+            Py_END_ALLOW_THREADS
+        }
+        rc = call_io_run(c, &r[at].io);
+        while (r[at].io.was_restarted && asked > at + 1) /* their connection has ended, too */
+            T->io_restart(&r[--asked].io);
+    }
+    return rc;
 }
 
 /* gather(path, list of (extents, size, offset, buffer), timeout) -> None: fills every buffer. Raises StaleLocationError
@@ -255,17 +312,26 @@ PyObject *client_gather(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     struct call c = {.self = (HotClient *)self};
     if (!call_arguments("gather", n, 3) || call_set_path(&c, args[0]))
         return NULL;
-    Py_ssize_t count = PyList_Size(args[1]);
-    if (count < 0 || call_begin(&c, c.self, args[2], 0))
-        return NULL;
-    int rc = 0;
-    for (Py_ssize_t i = 0; !rc && i < count && i < PyList_Size(args[1]); i++) {
-        PyObject *range = Py_NewRef(PyList_GetItem(args[1], i)); /* to attach a server runs Python */
-        rc = gather_one(&c, range);
-        Py_DECREF(range);
+    Py_ssize_t count = PyList_Size(args[1]), parsed = 0;
+    struct range *r = count < 0 ? NULL : PyMem_Malloc(((size_t)count + 1) * sizeof(*r));
+    if (!r)
+        return count < 0 ? NULL : PyErr_NoMemory();
+    int rc = call_begin(&c, c.self, args[2], 0);
+    if (!rc) {
+        while (!rc && parsed < count && parsed < PyList_Size(args[1])) {
+            rc = range_parse(&c, PyList_GetItem(args[1], parsed), &r[parsed]);
+            parsed++;
+        }
+        if (!rc)
+            rc = gather_ranges(&c, r, parsed);
+        if (c.lane)
+            call_end(&c);
     }
-    if (c.lane)
-        call_end(&c);
+    while (parsed)
+        range_release(&r[--parsed]);
+    PyMem_Free(r);
+    if (rc > 0)
+        call_fail(&c, CRAIL_E_STALE_LOCATION, 0);
     if (rc)
         return NULL;
     Py_RETURN_NONE;

@@ -82,6 +82,9 @@ int64_t call_deadline(struct call *c);
 /* Moves a range of a value between its extents and the buffer. 1: the location is out of date, ask again. */
 int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t count, uint64_t value_bytes,
                   uint64_t offset, uint64_t length, void *buffer, bool is_write);
+/* The same in steps: a transfer that is filled in but for client, lane and deadline; then it is run to its end. */
+int call_io_prepare(struct call *c, struct crail_io *io);
+int call_io_run(struct call *c, struct crail_io *io);
 /* The extents of a value as the caller keeps them, at most CRAIL_EXTENTS_MAX. 0, or -1. */
 int call_parse_extents(PyObject *arg, struct crail_extent *out, uint32_t *count);
 /* Is what the call changes to be durable when it is answered? */

@@ -61,7 +61,8 @@ static PyMethodDef client_methods[] = {
     {"pipe", client_pipe, METH_O, "pipe(path) -> Pipe"},
     FAST(get_many, "get_many(keys, none_if_missing, timeout) -> (values, indexes to ask again, what goes now)"),
     FAST(put_many, "put_many(items, start, out, flags, options, timeout) -> where it stopped"),
-    FAST(segments, "segments(path, page, at, max, partition, partitions, expected, timeout) -> (list, at, done, name)"),
+    FAST(segments,
+         "segments(path, page, at, max, partition, partitions, expected, timeout) -> (list, at, done, name, far)"),
     FAST(gather, "gather(path, list of (extents, size, offset, buffer), timeout): fills every buffer"),
     FAST(call, "call(code, flags, key, data, count, options, arg0, arg1, timeout)"
                " -> (version, size, kind, flags, count, data)"),

@@ -511,6 +511,27 @@ def test_an_output_that_went_with_its_server_is_named():
             ]
 
 
+@pytest.mark.parametrize("transport", [None, "tcp"])
+def test_a_server_that_starts_again_while_a_reducer_reads_is_not_noticed(transport):
+    maps = 150
+    with (
+        crailpy.LocalCluster(dram="64MiB") as cluster,
+        cluster.connect(transport=transport, timeout=20) as store,
+    ):
+        shuffle = store.shuffle("/s", partitions=2)
+        for map_id in range(maps):
+            assert write(shuffle, map_id, 20_000)
+        views = shuffle.reader(1)
+        found = [bytes(next(views))]
+        cluster.servers[0].kill()
+        cluster.servers[0].start()
+        found += [bytes(view) for view in views]
+        assert found == [segment(1, m, 1, 20_000) for m in range(maps)]
+        assert sum(shuffle.sizes()) == sum(
+            len(segment(1, m, p, 20_000)) for m in range(maps) for p in range(2)
+        )
+
+
 # ---- where it lies -------------------------------------------------------------------------------
 
 

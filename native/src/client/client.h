@@ -191,6 +191,10 @@ struct crail_io {
 /* 0: all is done. CRAIL_NEED_*. -CRAIL_E_STALE_LOCATION: ask the namenode again. -EPIPE: the data connection broke.
  * -EINTR: a signal; look at it, then crail_io_restart() and run on. -ETIMEDOUT, -ENOBUFS (no free use slot). */
 int crail_io_run(struct crail_io *io);
+/* Asks for bytes of a read that come over TCP, ahead of crail_io_run(); others may be asked for on the same lane, and
+ * are to be run in the same order. 1: all of it was asked for, or shared memory reaches it; 0: there is more to ask, so
+ * nothing else may be asked for yet; else as crail_io_run(), and crail_io_restart() is due, for all that were asked. */
+int crail_io_ask(struct crail_io *io);
 /* Goes on from the last whole piece, on new data connections. */
 void crail_io_restart(struct crail_io *io);
 void crail_io_end(struct crail_io *io);

@@ -22,6 +22,7 @@
     X(lane_grant_keep)         \
     X(lane_grant_room)         \
     X(lane_grants_drop)        \
+    X(io_ask)                  \
     X(io_run)                  \
     X(io_restart)              \
     X(io_end)                  \

@@ -308,6 +308,16 @@ int crail_io_flush(struct crail_lane *lane, const struct crail_extent *extent, i
 
 /* ---- running ------------------------------------------------------------- */
 
+int crail_io_ask(struct crail_io *io) {
+    uint32_t within_reach = 0;
+    for (uint32_t i = 0; i < io->extents_count; i++)
+        within_reach += crail_client_find(io->client, io->extents[i].server) != NULL;
+    if (within_reach)
+        return within_reach == io->extents_count;
+    int rc = ask_ahead(io);
+    return rc < 0 ? rc : rc == 0 && io->tcp_asked == io->length;
+}
+
 int crail_io_run(struct crail_io *io) {
     assert(io->offset + io->length <= io->value_bytes);
     if (io->done == io->length)
