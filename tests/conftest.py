@@ -13,6 +13,10 @@ import pytest
 import crailpy
 from crailpy.units import parse_size
 
+from .pools import pool, runtime
+
+__all__ = ["pool", "runtime"]  # fixtures, too
+
 DRAM = "256MiB"
 TIME_LIMIT_S = 120
 SLOW_LIMIT_S = 600

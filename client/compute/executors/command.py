@@ -66,7 +66,7 @@ def _serve_apart(options: argparse.Namespace, workers: int) -> int:
     return 0
 
 
-def _ask(name: str, kind: int) -> tuple[int, dict[str, Any]]:
+def ask(name: str, kind: int) -> tuple[int, dict[str, Any]]:
     """One word to a pool: its pid, and what it answers before it closes the connection. Raises
     UnavailableError where there is none, DeadlineError."""
     from crailpy import hello
@@ -94,7 +94,7 @@ def _ask(name: str, kind: int) -> tuple[int, dict[str, Any]]:
 def _status(options: argparse.Namespace) -> int:
     from . import frames
 
-    _, facts = _ask(options.name, frames.STATUS)
+    _, facts = ask(options.name, frames.STATUS)
     facts["drivers"] = [d for d in facts["drivers"] if d["pid"] != os.getpid()]
     _say(options, facts, "\n".join(_lines(facts)))
     return 0
@@ -123,7 +123,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 def _stop(options: argparse.Namespace) -> int:
     from . import frames
 
-    pid, _ = _ask(options.name, frames.STOP)
+    pid, _ = ask(options.name, frames.STOP)
     _await_end(pid)
     _say(options, {"stopped": options.name}, f"pool {options.name!r} has ended")
     return 0

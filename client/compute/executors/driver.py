@@ -224,7 +224,7 @@ class Link:
         kind, count, number, body = self._taken.pop()
         if kind == frames.RUNNING:
             future = self._futures.get(number)
-            if future is not None and not count and not future.done():
+            if future is not None and not (future.running() or future.done()):
                 future.set_running_or_notify_cancel()
         elif kind == frames.FACTS:
             answer = self._questions.pop(number, None)

@@ -1,0 +1,289 @@
+"""The executor pool while executors, drivers and its service die, pause, come and go."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import crailpy
+from crailpy import errors
+from crailpy.client.compute.executors import (
+    PoolLostError,
+    TaskLostError,
+    contexts,
+    frames,
+    home,
+)
+from crailpy.client.compute.executors.driver import PoolExecutor
+
+from .. import chores
+from ..integration.kit import Program, until
+from ..pools import is_gone, pids, settled
+from ..stopping import stop
+
+
+def runners(folder: Path, name: object, count: int = 1) -> list[int]:
+    """Who has begun the task, when so many have."""
+    until(lambda: len(chores.noted(folder, name)) >= count)
+    return chores.noted(folder, name)
+
+
+def template_of(pool: PoolExecutor) -> int:
+    """The process that forks its executors."""
+    executor = next(iter(pids(pool)))
+    words = Path(f"/proc/{executor}/stat").read_text().rpartition(")")[2].split()
+    return int(words[1])
+
+
+# ---- executors ----------------------------------------------------------------------------------
+
+
+def test_the_task_of_a_killed_executor_is_run_again_and_no_other(pool, tmp_path):
+    settled(pool, 2)
+    done = [pool.submit(chores.work, str(tmp_path), n, 0) for n in range(20)]
+    assert [f.result(60) for f in done] == [n * n for n in range(20)]
+    held = [pool.submit(chores.hold, str(tmp_path), name) for name in ("a", "b", "c")]
+    (victim,) = runners(tmp_path, "a")
+    os.kill(victim, signal.SIGKILL)
+    assert victim not in runners(tmp_path, "a", 2)[1:]
+    assert is_gone(victim)
+    (tmp_path / "go").touch()
+    assert [f.result(60) for f in held] == ["a", "b", "c"]
+    assert [len(chores.noted(tmp_path, n)) for n in ("a", "b", "c", *range(20))] == [2] + [1] * 22
+    assert pool.submit(chores.about).result(60)[1] == 0
+    tasks = pool.status()["tasks"]
+    assert (tasks["repeated"], tasks["deaths"], tasks["lost"]) == (1, 1, 0)
+
+
+def test_a_task_that_kills_its_executors_is_lost_in_the_end(pool):
+    future = pool.submit(chores.leave, 3)
+    with pytest.raises(TaskLostError, match=r"exit code 3 .* the 3\. time"):
+        future.result(60)
+    assert isinstance(future.exception(), concurrent.futures.BrokenExecutor)
+    assert pool.submit(chores.add, 1, 1).result(60) == 2
+    with crailpy.executors("tests", attempts=1) as once:
+        with pytest.raises(TaskLostError, match=r"the 1\. time"):
+            once.submit(chores.leave, 0).result(60)
+        with pytest.raises(TaskLostError):
+            once.submit(chores.close_everything).result(60)
+        with pytest.raises(SystemExit):  # that is no death, as in the standard library
+            once.submit(sys.exit, 3).result(60)
+
+
+def test_a_paused_executor_does_not_stop_the_others(pool, tmp_path):
+    held = pool.submit(chores.hold, str(tmp_path), 0)
+    (paused,) = runners(tmp_path, 0)
+    stop(paused)
+    (tmp_path / "go").touch()
+    assert list(pool.map(chores.add, range(50))) == list(range(50))
+    assert not held.done()
+    os.kill(paused, signal.SIGCONT)
+    assert held.result(60) == 0
+    assert len(chores.noted(tmp_path, 0)) == 1, "nobody tried it elsewhere"
+
+
+def test_its_task_is_tried_elsewhere_when_the_driver_wants_that(pool, tmp_path):
+    with crailpy.executors("tests", speculate=0.1) as eager:
+        held = eager.submit(chores.hold, str(tmp_path), 0)
+        (paused,) = runners(tmp_path, 0)
+        stop(paused)
+        other = next(pid for pid in runners(tmp_path, 0, 2) if pid != paused)
+        (tmp_path / "go").touch()
+        assert held.result(60) == 0
+        until(lambda: is_gone(paused))
+        assert other in settled(eager, 2)
+        assert eager.status()["tasks"]["deaths"] == 0
+
+
+def test_scaling_in_lets_what_runs_finish(pool, tmp_path):
+    held = [pool.submit(chores.hold, str(tmp_path), n) for n in range(2)]
+    both = {runners(tmp_path, n)[0] for n in range(2)}
+    pool.scale(1)
+    assert pids(pool) < both, "one is retiring"
+    (tmp_path / "go").touch()
+    assert [f.result(60) for f in held] == [0, 1]
+    settled(pool, 1)
+    assert sum(is_gone(pid) for pid in both) == 1
+    assert pool.status()["tasks"]["repeated"] == 0
+
+
+def test_a_job_goes_on_from_1_to_8_to_2_executors_with_one_killed_and_one_paused(runtime, tmp_path):
+    count = 400
+    with crailpy.executors("tests", workers=1, speculate=1.0) as pool:
+        began = time.monotonic()
+        jobs = [pool.submit(chores.work, str(tmp_path), n, 0.01) for n in range(count)]
+
+        def done() -> int:
+            return sum(f.done() for f in jobs)
+
+        until(lambda: done() > 10)
+        pool.scale(8)
+        many = settled(pool, 8)
+        until(lambda: done() > 60)
+        held = pool.submit(chores.hold, str(tmp_path), "held")
+        until(lambda: done() > 120)
+        killed, paused = sorted(many)[:2]
+        os.kill(killed, signal.SIGKILL)
+        stop(paused)
+        until(lambda: done() > 200)
+        pool.scale(2)
+        (tmp_path / "go").touch()
+        assert [f.result(60) for f in jobs] == [n * n for n in range(count)]
+        assert held.result(60) == "held"
+        settled(pool, 2)
+        tasks = pool.status()["tasks"]
+        begun = sum(len(chores.noted(tmp_path, n)) for n in (*range(count), "held"))
+        assert tasks["done"] == count + 1, "every task has ended once"
+        assert begun <= count + 1 + tasks["repeated"]
+        assert 1 <= tasks["repeated"] <= 8, "what the killed and the paused had, or what was slow"
+        assert time.monotonic() - began < 30
+
+
+# ---- drivers ------------------------------------------------------------------------------------
+
+DRIVER = """
+import sys, crailpy
+from tests import chores
+pool = crailpy.executors("tests")
+futures = [pool.submit(chores.hold, sys.argv[1], f"theirs{n}") for n in range(3000)]
+while not futures[0].running():
+    pass
+print("running", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_killed_driver_takes_its_tasks_along_and_disturbs_nobody(pool, tmp_path):
+    mine = pool.submit(chores.hold, str(tmp_path), "mine")
+    (my_runner,) = runners(tmp_path, "mine")
+    with Program(DRIVER, tmp_path) as other:
+        assert other.line() == "running"
+        (their_runner,) = runners(tmp_path, "theirs0")
+        queued = [pool.submit(chores.add, n) for n in range(20)]
+        other.kill()
+    assert [f.result(60) for f in queued] == list(range(20)), "on what ran the other's task"
+    until(lambda: is_gone(their_runner))
+    assert not is_gone(my_runner)
+    (tmp_path / "go").touch()
+    assert mine.result(60) == "mine"
+    facts = pool.status()
+    assert [d["pid"] for d in facts["drivers"]] == [os.getpid()]
+    assert len(list(tmp_path.glob("theirs*"))) == 1, "nothing of what was queued has begun"
+
+
+def test_a_forked_child_has_a_connection_of_its_own(pool, tmp_path):
+    held = pool.submit(chores.hold, str(tmp_path), 0)
+    until(held.running)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = pool.submit(chores.add, 40, 2).result(30)
+            code += held.cancel()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    (tmp_path / "go").touch()
+    assert held.result(60) == 0
+
+
+def test_what_a_killed_driver_left_in_the_store_goes_with_its_session(runtime):
+    with crailpy.LocalCluster(dram="64MiB", session_grace=0.2) as cluster:
+        code = (
+            "import sys, crailpy; store = crailpy.connect(sys.argv[1])\n"
+            "pool = crailpy.executors('tests', workers=1, store=store)\n"
+            "future = pool.submit(bytes.__len__, b'x' * 100_000); assert future.result(60)\n"
+            "result = pool.submit(bytes, 1_000_000); result.result(60)\n"
+            "store.put(store.session_path() + '/mark', b'x' * 5000)\n"
+            "print('there', flush=True); sys.stdin.readline()"
+        )
+        with cluster.connect() as store, Program(code, cluster.address) as driver:
+            assert driver.line() == "there"
+            assert store.listdir("/sessions")
+            driver.kill()
+            until(lambda: not store.listdir("/sessions"))
+            with crailpy.executors("tests", store=store) as pool:  # the executor is as good as new
+                assert pool.submit(bytes, 9000).result(60) == bytes(9000)
+
+
+# ---- the service --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["service", "template"])
+def test_when_the_service_dies_so_do_executors_and_the_next_call_has_another(pool, tmp_path, who):
+    executors = settled(pool, 2)
+    service = pool.status()["pid"]
+    futures = [pool.submit(chores.hold, str(tmp_path), n) for n in range(2000)]
+    runners(tmp_path, 0)
+    os.kill(service if who == "service" else template_of(pool), signal.SIGKILL)
+    killed_at = time.monotonic()
+    for future in (futures[0], futures[100], futures[-1]):
+        with pytest.raises(PoolLostError):
+            future.result(10)
+    assert time.monotonic() - killed_at < 5
+    assert isinstance(futures[1].exception(10), concurrent.futures.BrokenExecutor)
+    until(lambda: all(is_gone(pid) for pid in (service, *executors)))
+    assert pool.submit(chores.add, 1, 1).result(60) == 2
+    assert pool.status()["pid"] != service
+    assert pool.submit(chores.about).result(60)[0] == 2001, "numbers go on"
+
+
+def test_a_killed_service_cannot_hold_back_drivers_that_start_at_once(pool):
+    os.kill(pool.status()["pid"], signal.SIGKILL)
+    code = "import crailpy; print(crailpy.executors('tests').status()['pid'], flush=True); input()"
+    programs = [Program(code) for _ in range(3)]
+    try:
+        assert len({program.line() for program in programs}) == 1
+    finally:
+        for program in programs:
+            program.kill()
+            program.__exit__()
+
+
+def test_a_paused_service_is_a_deadline(runtime):
+    with crailpy.executors("tests", workers=1) as pool:
+        service = pool.status()["pid"]
+        stop(service)
+        try:
+            with pytest.raises(errors.DeadlineError, match="does not answer"):
+                crailpy.executors("tests", timeout=0.3)
+            future = pool.submit(chores.add, 1, 1)
+            with pytest.raises(TimeoutError):
+                future.result(0.1)
+        finally:
+            os.kill(service, signal.SIGCONT)
+        assert future.result(60) == 2
+
+
+def test_what_lies_at_the_place_of_the_socket_is_no_hindrance(runtime):
+    path = Path(home.Home("tests").socket)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with crailpy.executors("tests", workers=1) as pool:
+        assert pool.submit(chores.add, 1, 1).result(60) == 2
+
+
+def test_a_driver_that_does_not_read_holds_up_nobody(pool):
+    """Its results wait in the service; there are no more of them than it may have tasks."""
+    request = {"context": contexts.describe(None, ""), "attempts": 1}
+    sock, _ = home.Home("tests").connect(request, time.monotonic() + 10)
+    with sock:
+        call = pool._space.wrap((bytes, (4000,), {}), "", "")
+        for number in range(frames.WINDOW):
+            sock.sendall(frames.pack(frames.SUBMIT, number, body=call))
+        until(lambda: pool.status()["tasks"]["done"] >= frames.WINDOW)
+        assert pool.submit(chores.add, 1, 1).result(60) == 2
+        sock.sendall(frames.pack(frames.SUBMIT, 0, body=call))
+        reader, found = frames.Reader(), 0
+        while data := sock.recv(1 << 16):
+            found += sum(kind == frames.DONE for kind, *_ in reader.feed(data))
+            if found == frames.WINDOW + 1:
+                break
+        assert found == frames.WINDOW + 1

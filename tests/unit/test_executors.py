@@ -1,0 +1,345 @@
+"""A pool's decisions, without processes; its frames; how calls travel."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import pytest
+
+from crailpy.client.compute.executors import calls, frames, scheduling
+from crailpy.client.compute.executors.failures import RemoteError, RemoteTraceback
+from crailpy.errors import InvalidArgumentError, ProtocolError
+
+from .. import chores
+
+
+class World:
+    """What a scheduler does, written down."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[scheduling.Driver, int, int]] = []  # driver, kind, task
+        self.given: list[tuple[scheduling.Executor, int, int]] = []  # executor, kind, task
+        self.forked: list[scheduling.Executor] = []
+        self.killed: list[scheduling.Executor] = []
+
+    def tell(self, driver: scheduling.Driver, frame: bytes, *, later: bool = False) -> None:
+        for kind, _, task, _ in frames.Reader().feed(frame):
+            if kind != frames.RUNNING:
+                self.told.append((driver, kind, task))
+
+    def order(self, executor: scheduling.Executor, frame: bytes) -> None:
+        for kind, _, task, _ in frames.Reader().feed(frame):
+            self.given.append((executor, kind, task))
+
+    def fork(self, executor: scheduling.Executor) -> None:
+        self.forked.append(executor)
+
+    def kill(self, executor: scheduling.Executor) -> None:
+        self.killed.append(executor)
+
+
+def pool(workers: int) -> tuple[World, scheduling.Scheduler]:
+    world = World()
+    scheduler = scheduling.Scheduler(world, workers)
+    scheduler.fill()
+    for executor in world.forked:
+        scheduler.ready(executor, executor.number)
+    return world, scheduler
+
+
+def driver(
+    scheduler: scheduling.Scheduler, attempts: int = 3, speculate: float | None = None
+) -> scheduling.Driver:
+    found = scheduling.Driver(1, b"", attempts, speculate)
+    scheduler.come(found)
+    return found
+
+
+def runs(world: World) -> list[int]:
+    return [task for _, kind, task in world.given if kind == frames.RUN]
+
+
+def test_an_executor_has_one_task_at_a_time() -> None:
+    world, scheduler = pool(2)
+    one = driver(scheduler)
+    for number in range(4):
+        scheduler.submit(one, number, b"")
+    assert runs(world) == [0, 1]
+    scheduler.answered(world.given[-1][0], frames.DONE, 1, b"")
+    assert runs(world) == [0, 1, 2]
+
+
+def test_drivers_share_executors_evenly_and_keep_theirs() -> None:
+    world, scheduler = pool(2)
+    one, other = driver(scheduler), driver(scheduler)
+    for number in range(10):
+        scheduler.submit(one, number, b"")
+    for number in range(100, 110):
+        scheduler.submit(other, number, b"")
+    for _ in range(10):
+        for executor in list(scheduler.executors.values()):
+            if executor.task is not None:
+                scheduler.answered(executor, frames.DONE, executor.task.number, b"")
+    halves = [n >= 100 for n in runs(world)]
+    assert sum(halves) == 10
+    assert sum(halves[:8]) in (3, 4)
+    contexts = sum(kind == frames.CONTEXT for _, kind, _ in world.given)
+    assert contexts <= 4, "an executor stays with its driver while it can"
+
+
+def test_one_executor_serves_two_drivers_in_turn() -> None:
+    world, scheduler = pool(1)
+    one, other = driver(scheduler), driver(scheduler)
+    for number in range(4):
+        scheduler.submit(one, number, b"")
+        scheduler.submit(other, 100 + number, b"")
+    executor = world.forked[0]
+    for _ in range(8):
+        assert executor.task is not None
+        scheduler.answered(executor, frames.DONE, executor.task.number, b"")
+    assert [n >= 100 for n in runs(world)] == [False, True] * 4
+
+
+def test_a_result_that_was_received_counts_though_its_executor_dies() -> None:
+    world, scheduler = pool(1)
+    one = driver(scheduler)
+    scheduler.submit(one, 7, b"")
+    scheduler.answered(world.forked[0], frames.DONE, 7, b"")
+    scheduler.died(world.forked[0], "killed")
+    scheduler.ready(world.forked[1], 2)
+    assert world.told == [(one, frames.DONE, 7)]
+    assert runs(world) == [7]
+
+
+def test_a_task_goes_first_when_its_executor_died_and_is_lost_at_last() -> None:
+    world, scheduler = pool(1)
+    one = driver(scheduler, attempts=2)
+    scheduler.submit(one, 1, b"")
+    scheduler.submit(one, 2, b"")
+    for life in range(2):
+        scheduler.died(world.forked[life], "killed")
+        scheduler.ready(world.forked[life + 1], life)
+    assert runs(world) == [1, 1, 2]
+    assert world.told == [(one, frames.LOST, 1)]
+
+
+def test_cancelled_is_only_what_nobody_was_given() -> None:
+    world, scheduler = pool(1)
+    one = driver(scheduler)
+    for number in (1, 2):
+        scheduler.submit(one, number, b"")
+        scheduler.cancel(one, number)
+    scheduler.answered(world.forked[0], frames.DONE, 1, b"")
+    assert runs(world) == [1]
+    assert [(kind, n) for _, kind, n in world.told] == [
+        (frames.KEPT, 1), (frames.CANCELLED, 2), (frames.DONE, 1),
+    ]  # fmt: skip
+
+
+def test_retiring_begins_with_the_idle_and_lets_others_finish() -> None:
+    world, scheduler = pool(3)
+    one = driver(scheduler)
+    scheduler.submit(one, 1, b"")
+    busy = world.given[0][0]
+    scheduler.scale(1)
+    assert sum(kind == frames.LEAVE for _, kind, _ in world.given) == 2
+    assert not busy.is_retiring
+    scheduler.scale(2)
+    scheduler.ready(world.forked[-1], 9)
+    scheduler.submit(one, 2, b"")
+    scheduler.scale(1)
+    retiring = next(e for e in scheduler.executors.values() if e.is_retiring and e.task is not None)
+    scheduler.scale(2)
+    assert not retiring.is_retiring, "it is taken back before another is forked"
+    assert len(world.forked) == 4
+    assert not world.killed
+
+
+def test_one_that_retires_leaves_after_its_task() -> None:
+    world, scheduler = pool(2)
+    one = driver(scheduler)
+    scheduler.submit(one, 1, b"")
+    scheduler.submit(one, 2, b"")
+    scheduler.scale(1)
+    leaver = next(e for e in scheduler.executors.values() if e.is_retiring)
+    assert leaver.task is not None
+    scheduler.answered(leaver, frames.DONE, leaver.task.number, b"")
+    assert world.given[-1] == (leaver, frames.LEAVE, 0)
+    scheduler.died(leaver, "ended")
+    assert len(world.forked) == 2
+
+
+def test_the_first_result_of_two_attempts_ends_the_other() -> None:
+    world, scheduler = pool(2)
+    one = driver(scheduler, speculate=1e-9)
+    scheduler.submit(one, 1, b"")
+    scheduler.act()
+    scheduler.act()
+    assert runs(world) == [1, 1], "two at once at most"
+    slow, fast = (e for e, kind, _ in world.given if kind == frames.RUN)
+    scheduler.answered(fast, frames.DONE, 1, b"")
+    assert world.killed == [slow]
+    scheduler.answered(slow, frames.DONE, 1, b"")
+    scheduler.died(slow, "killed")
+    assert world.told == [(one, frames.DONE, 1)]
+    assert scheduler.counts["deaths"] == 0
+
+
+def test_no_second_attempt_unless_the_driver_wants_it() -> None:
+    world, scheduler = pool(2)
+    scheduler.submit(driver(scheduler), 1, b"")
+    assert scheduler.next_due() is None
+    scheduler.act()
+    assert runs(world) == [1]
+
+
+def test_what_a_driver_had_goes_with_it() -> None:
+    world, scheduler = pool(1)
+    one, other = driver(scheduler), driver(scheduler)
+    for number in range(3):
+        scheduler.submit(one, number, b"")
+    scheduler.submit(other, 9, b"")
+    scheduler.gone(one)
+    assert world.killed == [world.forked[0]]
+    scheduler.ready(world.forked[1], 2)
+    scheduler.died(world.forked[0], "killed")
+    assert runs(world) == [0, 9]
+    assert not world.told
+
+
+def test_a_stale_executor_is_replaced_and_its_task_not_counted() -> None:
+    world, scheduler = pool(1)
+    one = driver(scheduler)
+    scheduler.submit(one, 1, b"")
+    scheduler.answered(world.forked[0], frames.STALE, 1, b"")
+    scheduler.ready(world.forked[1], 2)
+    assert [(kind, n) for e, kind, n in world.given if e is world.forked[1]] == [
+        (frames.CONTEXT, 0), (frames.RUN, 1),
+    ]  # fmt: skip
+    assert world.forked[1].attempt == 0
+
+
+def test_executors_that_do_not_come_up_are_not_forked_without_end() -> None:
+    world = World()
+    scheduler = scheduling.Scheduler(world, 1)
+    scheduler.fill()
+    scheduler.died(world.forked[0], "no memory")
+    scheduler.act()
+    assert len(world.forked) == 1
+    assert scheduler.next_due() is not None
+
+
+def test_random_histories_lose_nothing_and_finish_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever dies, is cancelled or scaled: every task ends exactly once."""
+    monkeypatch.setattr(scheduling, "REST_S", 0.0)
+    for seed in range(200):
+        rng = random.Random(seed)
+        world, scheduler = pool(rng.randint(1, 4))
+        drivers = [driver(scheduler, 99, rng.choice([None, 1e-9])) for _ in range(3)]
+        submitted: list[tuple[scheduling.Driver, int]] = []
+        for number in range(60):
+            step(rng, world, scheduler, drivers, submitted, number)
+        for _ in range(200):
+            scheduler.act()
+            for executor in list(scheduler.executors.values()):
+                if not executor.is_ready:
+                    scheduler.ready(executor, 0)
+                elif executor.is_condemned:
+                    scheduler.died(executor, "killed")
+                elif executor.task is not None:
+                    scheduler.answered(executor, frames.DONE, executor.task.number, b"")
+        ended = [
+            (d, task) for d, kind, task in world.told if kind in (frames.DONE, frames.CANCELLED)
+        ]
+        alive = [(d, task) for d, task in submitted if d in scheduler.drivers]
+        assert sorted(task for _, task in ended) == sorted({task for _, task in ended}), seed
+        assert set(alive) <= set(ended), seed
+        assert all(d.running == 0 for d in scheduler.drivers), seed
+
+
+def step(rng, world, scheduler, drivers, submitted, number) -> None:
+    executors = list(scheduler.executors.values())
+    there = [d for d in drivers if d in scheduler.drivers]
+    what = rng.random()
+    if what < 0.45:
+        submitted.append((rng.choice(there), number))
+        scheduler.submit(*submitted[-1], b"")
+    elif what < 0.55 and submitted:
+        chosen = rng.choice(submitted)
+        if chosen[0] in there:
+            scheduler.cancel(*chosen)
+    elif what < 0.6:
+        scheduler.scale(rng.randint(1, 5))
+    elif what < 0.7 and executors:
+        scheduler.died(rng.choice(executors), "killed")
+    elif what < 0.72 and len(there) > 1:
+        scheduler.gone(rng.choice(there))
+    elif what < 0.8:
+        scheduler.act()
+    else:
+        for executor in executors:
+            if not executor.is_ready:
+                scheduler.ready(executor, 0)
+            elif executor.task is not None and rng.random() < 0.5:
+                scheduler.answered(executor, frames.DONE, executor.task.number, b"")
+
+
+# ---- frames -------------------------------------------------------------------------------------
+
+
+def test_frames_come_whole_however_they_are_cut() -> None:
+    sent = [(kind, kind * 3, kind << 40, b"x" * (kind * 7)) for kind in range(20)]
+    data = b"".join(frames.pack(kind, task, count, body) for kind, count, task, body in sent)
+    rng = random.Random(1)
+    reader, found, at = frames.Reader(), [], 0
+    while at < len(data):
+        size = rng.randint(1, 40)
+        found += reader.feed(data[at : at + size])
+        at += size
+    assert found == sent
+
+
+def test_a_frame_that_is_too_long_is_refused_on_both_sides() -> None:
+    with pytest.raises(ProtocolError):
+        frames.pack(1, body=b"x" * (frames.BODY_BYTES_MAX + 1))
+    with pytest.raises(ProtocolError):
+        frames.Reader().feed(b"\xff" * 17)
+
+
+# ---- calls --------------------------------------------------------------------------------------
+
+
+def travelled(obj: object) -> object:
+    space = calls.Space(lambda: None, "")
+    return space.unwrap(space.wrap(obj, "name", "something"))
+
+
+def test_functions_travel_by_reference_or_by_cloudpickle() -> None:
+    assert travelled(chores.add) is chores.add
+    assert travelled(lambda: 5)() == 5  # type: ignore[operator]
+
+
+def test_without_cloudpickle_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_cloudpickle", lambda: None)
+    with pytest.raises(InvalidArgumentError, match=r"lambda.*install cloudpickle"):
+        travelled(lambda: 5)
+
+
+def test_what_is_large_says_what_to_do_without_a_store() -> None:
+    assert travelled(b"x" * 3900) == b"x" * 3900
+    with pytest.raises(InvalidArgumentError, match=r"something of 50\d\d bytes.*store="):
+        travelled(b"x" * 5000)
+
+
+def test_an_exception_that_does_not_come_back_comes_in_words() -> None:
+    error = calls.unwrap_error(calls.wrap_error(chores.Stubborn(1, 2)))
+    assert isinstance(error, RemoteError)
+    assert "Stubborn: just one" in str(error)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert pickle.loads(pickle.dumps(error)).message == error.message
+
+
+def test_an_endless_traceback_is_cut() -> None:
+    error = calls.unwrap_error(calls.wrap_error(ValueError("x" * 10_000_000)))
+    assert len(str(error.__cause__)) < 2 * calls.TRACEBACK_CHARACTERS_MAX
