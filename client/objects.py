@@ -99,6 +99,11 @@ def gathered(parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
     return [*found, b"".join(short)] if short else found
 
 
+def buffers(value: Any) -> int:
+    """How many buffers lie beside the pickle: what load() makes of them lies over the value."""
+    return _HEAD.unpack_from(value)[1] if len(value) >= _HEAD.size else 0
+
+
 def load(value: Any) -> Any:
     """The object in a value, its buffers over the value's own. Raises ProtocolError if it is none,
     and what unpickling raises."""

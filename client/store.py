@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .compute import Shuffle
+    from .compute.broadcasts import Broadcast
+    from .compute.models import Model
     from .containers import Queue, Table
     from .files import AnyFile
     from .multifile import MultiFile
@@ -154,6 +156,8 @@ class Store(Values, Tree, Lifetimes):
         open_container(self, path, create, requests.MULTIFILE, "multifile", timeout, placement)
         return MultiFile(self, path, timeout, placement)
 
+    # -- compute ------------------------------------------------------------------------
+
     def shuffle(self, path: str, *, partitions: int, **placement: Any) -> Shuffle:
         """The shuffle at the directory `path`, where map tasks leave their output by partition and
         reduce tasks read it: see `Shuffle`. It costs no request; the first map output makes the
@@ -161,6 +165,44 @@ class Store(Values, Tree, Lifetimes):
         from .compute.shuffle import Shuffle
 
         return Shuffle(self, path, partitions, placement)
+
+    def broadcast(
+        self, path: str, obj: Any, *, timeout: float | None = None, **placement: Any
+    ) -> Broadcast:
+        """Stores `obj` at `path` and gives a small handle whose `.value` it is in any process, see
+        `crailpy.client.compute.broadcast`."""
+        from .compute.broadcasts import broadcast
+
+        return broadcast(self, path, obj, timeout=timeout, **placement)
+
+    def reduce(
+        self,
+        path: str,
+        array: Any,
+        n: int,
+        op: str = "sum",
+        *,
+        rank: int | None = None,
+        round: int | None = None,
+        out: Any = None,
+        timeout: float | None = None,
+        **placement: Any,
+    ) -> Any:
+        """The sum of the arrays of `n` contributors, for each of them; see
+        `crailpy.client.compute.reduce`."""
+        from .compute.reductions import reduce
+
+        return reduce(
+            self, path, array, n, op, rank=rank, round=round, out=out, timeout=timeout, **placement
+        )
+
+    def model(
+        self, path: str, create: bool = True, *, timeout: float | None = None, **placement: Any
+    ) -> Model:
+        """Named tensors that many processes change and read, see `crailpy.client.compute.model`."""
+        from .compute.models import model
+
+        return model(self, path, create, timeout=timeout, **placement)
 
     # -- facts --------------------------------------------------------------------------
 

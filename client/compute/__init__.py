@@ -1,4 +1,9 @@
-"""What jobs are made of."""
+"""What jobs are made of: shuffles, broadcast values, reductions, models, executors. Most take a store
+first, and are methods of it, too. What they promise, and why, is told in docs/adr/0006-compute.md.
+
+No module here has the name of a function that is handed on later: importing it would take the
+function's place.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,35 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .broadcasts import Broadcast as Broadcast
+    from .broadcasts import broadcast as broadcast
     from .executors import PoolExecutor
     from .executors import task as task
+    from .models import Model as Model
+    from .models import model as model
+    from .reductions import reduce as reduce
 
-__all__ = ["Shuffle", "executors", "shuffle", "task"]
+__all__ = [
+    "Broadcast",
+    "Model",
+    "Shuffle",
+    "broadcast",
+    "executors",
+    "model",
+    "reduce",
+    "shuffle",
+    "task",
+]
 
-# name -> module: loaded when it is asked for
-_HANDED_ON = {"task": "executors.tasks"}
+# name -> module: loaded when it is asked for, and NumPy with it where it is needed
+_HANDED_ON = {
+    "Broadcast": "broadcasts",
+    "broadcast": "broadcasts",
+    "Model": "models",
+    "model": "models",
+    "reduce": "reductions",
+    "task": "executors.tasks",
+}
 
 
 def executors(name: str = "default", **options: Any) -> PoolExecutor:

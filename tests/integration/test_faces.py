@@ -18,6 +18,9 @@ from crailpy.client.aio import multifile as aio_multifile
 from crailpy.client.aio import store as aio_store
 from crailpy.client.aio import waiting as aio_waiting
 
+#: What jobs are made of runs in workers, which compute: it has no coroutines.
+COMPUTE = {"broadcast", "model", "reduce", "shuffle"}
+
 
 def public(cls):
     return {name: getattr(cls, name) for name in dir(cls) if not name.startswith("_")}
@@ -40,10 +43,10 @@ def keywords(call):
 )
 def test_both_faces_have_the_same_methods_with_the_same_keywords(one, other):
     mine, theirs = public(one), public(other)
-    assert mine.keys() - theirs.keys() == set()
+    assert mine.keys() - theirs.keys() <= COMPUTE
     assert theirs.keys() - mine.keys() <= {"length"}, "len() cannot be awaited"
     for name, call in mine.items():
-        if callable(call):
+        if callable(call) and name not in COMPUTE:
             assert keywords(call) == keywords(theirs[name]), name
 
 

@@ -1,0 +1,118 @@
+"""A value that one process stores and many read: a handle that is small and pickles."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from os import getpid
+from weakref import WeakValueDictionary
+
+from crailpy.errors import VersionConflictError
+
+from .. import objects, requests
+from .stores import address_of, certain, store_at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..store import Store
+
+COPIES_BYTES_MAX = 256 << 20  # of one process, beyond what its handles keep
+
+
+class _Value:
+    """What a handle's value is kept by: an object of any type, which weak references can name."""
+
+    __slots__ = ("__weakref__", "obj")
+
+    def __init__(self, obj: Any) -> None:
+        self.obj = obj
+
+
+# Both by address, path, version and process: what lies over mapped memory is not a forked child's.
+_kept: WeakValueDictionary[Any, _Value] = WeakValueDictionary()
+_copies: OrderedDict[Any, tuple[_Value, int]] = OrderedDict()  # the oldest use first; bytes
+
+
+class Broadcast:
+    """A handle of a stored object: a few hundred bytes as a pickle, whatever the object is.
+
+    `path` is where it lies, `version` what it was stored as."""
+
+    def __init__(self, address: tuple[Any, ...], path: str, version: int) -> None:
+        self._address = address
+        self._store: Store | None = None
+        self._value: _Value | None = None
+        self._pid = 0
+        self.path = path
+        self.version = version
+
+    @property
+    def value(self) -> Any:
+        """The object, the same one each time in this process. Arrays in it are read-only and lie
+        over the stored value where the transport shares memory; they, or a handle, keep it there.
+
+        The first access in a process is one request, with the store's timeout. Raises
+        NotFoundError (it was removed), VersionConflictError (another value was stored at its path),
+        DataLostError; unpickling can run code: take handles from those whom you trust."""
+        if self._value is None or self._pid != getpid():
+            self._pid = getpid()
+            self._value = self._look()
+        return self._value.obj
+
+    def _look(self) -> _Value:
+        key = (self._address, self.path, self.version, self._pid)
+        value = _kept.get(key)
+        if value is None:
+            value, copied = self._fetch()
+            value = _kept.setdefault(key, value)
+            if copied:
+                _copies[key] = value, copied
+                while sum(size for _, size in _copies.values()) > COPIES_BYTES_MAX:
+                    _copies.popitem(last=False)
+        if key in _copies:
+            _copies.move_to_end(key)
+        return value
+
+    def _fetch(self) -> tuple[_Value, int]:
+        """The object, and how many bytes it was unless it lies over the store's memory."""
+        with self._connected().get_view(self.path) as view:
+            if view.version != self.version:
+                raise VersionConflictError(
+                    "another value was broadcast at this path",
+                    path=self.path,
+                    hint="give each broadcast a path of its own",
+                )
+            lies_there = not view.copied and objects.buffers(view)
+            return _Value(objects.load(view)), 0 if lies_there else view.nbytes
+
+    def _connected(self) -> Store:
+        if self._store is None:
+            self._store = store_at(self._address)
+        return self._store
+
+    def delete(self, *, timeout: float | None = None) -> None:
+        """Removes the stored value, if it is still this one; values that are in use stay what they
+        are. It may be gone already."""
+        self._connected()._run(requests.delivered(self.path, self.version), timeout)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Broadcast, (self._address, self.path, self.version)
+
+    def __repr__(self) -> str:
+        return f"<crailpy.Broadcast {self.path} version {self.version}>"
+
+
+def broadcast(
+    store: Store, path: str, obj: Any, *, timeout: float | None = None, **placement: Any
+) -> Broadcast:
+    """Stores `obj` (anything that pickles) at `path`, in place of what was there, and gives the
+    handle that tasks take along. `placement` as of `put`: `stripe=` spreads a value that many read
+    over servers. It goes with its job, by `Broadcast.delete()`, or by any other end of a value.
+
+    Raises what `put_object` raises, and InvalidArgumentError for a store that answers while it is
+    away."""
+    version = certain(store).put_object(path, obj, timeout=timeout, **placement)
+    handle = Broadcast(address_of(store), path, version)
+    handle._store = store
+    return handle

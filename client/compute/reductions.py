@@ -1,0 +1,330 @@
+"""All give an array, all get the sum: by a tree for small arrays, by slices for large ones.
+
+Nothing here counts who came: everything is a file of one name, created exclusively, whose bytes
+follow from those before it (docs/adr/0006-compute.md, "Reduce").
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NoReturn
+
+import numpy
+
+from crailpy.errors import CrailError, DeadlineError, ExistsError, InvalidArgumentError
+
+from .. import requests
+from ..store import Store
+from ..waiting import END_TIMEOUT
+from . import tensors
+from .stores import certain
+from .tensors import Array
+
+OPS: dict[str, numpy.ufunc] = {
+    "sum": numpy.add,
+    "prod": numpy.multiply,
+    "max": numpy.maximum,
+    "min": numpy.minimum,
+}
+CONTRIBUTORS_MAX = 1 << 16
+TREE_BYTES_MAX = 1 << 20  # of the array; so it also decides in which order is added up
+BLOCK_BYTES = 1 << 20  # of the result are added up at once, and stay in the cache meanwhile
+LOOK_TIMEOUT = 1.0  # seconds to find out who is missing
+
+
+def reduce(
+    store: Store,
+    path: str,
+    array: Any,
+    n: int,
+    op: str = "sum",
+    *,
+    rank: int | None = None,
+    round: int | None = None,
+    out: Array | None = None,
+    timeout: float | None = None,
+    **placement: Any,
+) -> Array:
+    """The sum (`op`: "sum", "prod", "max", "min") of the arrays that `n` contributors give, all of
+    one shape and type, which is the result's: for each of them, when all have called this.
+
+    `rank`: the contributor's number, 0 to n - 1. Who is tried again, or runs twice, says the same
+    one, counts once (what came first counts), and gets the same result. Without it the number is in
+    the order of coming, and an attempt that is repeated is another contributor. For one `n` and
+    size of the array the result is the same bit for bit, whoever comes when.
+
+    `round`: 0, 1, 2, ... for reductions that follow each other at one path: round k removes
+    round k - 2. What lies there else, also without rounds, goes with its job or by `rmtree(path)`;
+    `placement` (`tier=`, `ttl=` ...) is of all that is stored. `out`: an array for the result,
+    which may be `array` itself; after an error it holds anything.
+
+    `timeout` seconds in all (None: the store's): else DeadlineError, whose `.ranks` names those who
+    are missing. They may come later, and who gave up may call again. Raises InvalidArgumentError
+    for what does not fit the others' arrays, and what `put` raises."""
+    limit = store._timeout if timeout is None else requests.seconds(timeout, "timeout")
+    part = _Part(certain(store), path, numpy.asarray(array), n, op, round, placement, limit)
+    result = part.result_array(out)
+    part.begin(rank)
+    if part.array.nbytes <= TREE_BYTES_MAX:
+        part.by_tree(result)
+    else:
+        part.by_slices(result)
+    return result
+
+
+class _Part:
+    """What one contributor does. `array` is C-contiguous."""
+
+    def __init__(
+        self,
+        store: Store,
+        path: str,
+        array: Array,
+        n: int,
+        op: str,
+        number: int | None,
+        placement: dict[str, Any],
+        limit: float,
+    ) -> None:
+        self.n = requests.whole(n, "n")
+        if not 0 < self.n <= CONTRIBUTORS_MAX:
+            raise InvalidArgumentError(f"a reduction of {n} contributors", path=path)
+        if op not in OPS:
+            raise InvalidArgumentError(f"op={op!r} is none of {', '.join(OPS)}", path=path)
+        tensors.check_dtype(array.dtype, "the array")
+        if array.dtype.kind == "b" and op in ("sum", "prod"):
+            raise InvalidArgumentError(f"there is no {op} of truth values", path=path)
+        self.store = store
+        self.base = path.rstrip("/")
+        self.round = None if number is None else requests.unsigned(number, "round")
+        self.path = self.base if self.round is None else f"{self.base}/{self.round}"
+        self.add = OPS[op]
+        self.array = numpy.ascontiguousarray(array).reshape(array.shape)
+        self.what = f"{op} of {self.n}"
+        self.head, *_ = tensors.pack(self.what, [tensors.whole("", self.array)])
+        self.rank = 0
+        self.placement = placement
+        self.until = time.monotonic() + limit
+        self.maps = store._options["transport"] != "tcp"  # as far as we know
+
+    def result_array(self, out: Array | None) -> Array:
+        if out is None:
+            return numpy.empty_like(self.array)
+        fits = out.shape == self.array.shape and out.dtype == self.array.dtype
+        if not fits or not out.flags.c_contiguous or not out.flags.writeable:
+            raise InvalidArgumentError(
+                "out= is no writable C-contiguous array of the same shape and type", path=self.path
+            )
+        return out
+
+    def begin(self, rank: int | None) -> None:
+        """Finds the rank; the first contributor removes the round before the last."""
+        if rank is None:
+            rank = self.store.incr(f"{self.path}/ranks", timeout=self.left()) - 1
+        self.rank = requests.whole(rank, "rank")
+        if not 0 <= self.rank < self.n:
+            raise InvalidArgumentError(
+                f"contributor {self.rank} of {self.n}: ranks are 0 to n - 1", path=self.path
+            )
+        if self.round is not None and self.round >= 2 and self.rank == 0:
+            old = requests.rmtree(f"{self.base}/{self.round - 2}")
+            old.absent = None
+            self.store._run(old, self.left())
+
+    # -- the ground ---------------------------------------------------------------------
+
+    def left(self) -> float:
+        return max(0.0, self.until - time.monotonic())
+
+    def key(self, what: str, rank: int) -> str:
+        return f"{self.path}/{what}-{rank:05}"
+
+    def put(self, key: str, parts: list[Any]) -> bool:
+        """False: it is there already, by another attempt."""
+        flags = requests.PARENTS | requests.IF_ABSENT
+        put = self.store._door.put_parts
+        try:
+            self.store._put(put, key, parts, flags, 0, self.left(), self.placement)
+        except ExistsError:
+            return False
+        return True
+
+    def put_array(self, key: str, array: Array) -> bool:
+        return self.put(key, tensors.pack(self.what, [tensors.whole("", array)]))
+
+    def view(self, key: str) -> Any:
+        """The stored value, as soon as it is there."""
+        return self.store.get_view(key, wait=self.left(), timeout=requests.WAY_BACK)
+
+    def array_of(self, rank: int, value: Any) -> Array:
+        """What `rank` stored. Raises InvalidArgumentError unless it fits ours."""
+        what, ((place, array), *_), _ = tensors.unpack(value)
+        theirs = what, place.dtype, place.shape
+        ours = self.what, self.array.dtype, self.array.shape
+        if theirs != ours:
+            raise InvalidArgumentError(
+                f"rank {rank} contributes to {_told(theirs)}, rank {self.rank} to {_told(ours)}",
+                path=self.path,
+            )
+        return array
+
+    # -- small arrays -------------------------------------------------------------------
+
+    def by_tree(self, result: Array) -> None:
+        """Adds the sums of its subtrees to its own array; rank 0 has the sum of all then."""
+        last = f"{self.path}/result"
+        try:
+            total = self._sum_of_subtree()
+            key = self.key("part", self.rank) if self.rank else last
+            if self.put_array(key, total) and self.rank == 0:
+                result[...] = total
+                return
+            with self.view(last) as view:
+                result[...] = self.array_of(0, view)
+        except DeadlineError as error:
+            self._explain(error, self._missing_in_tree)
+
+    def _sum_of_subtree(self) -> Array:
+        total = self.array
+        for child in children(self.rank, self.n):
+            with self.view(self.key("part", child)) as view:
+                total = self.add(total, self.array_of(child, view))
+        return total
+
+    def _missing_in_tree(self) -> tuple[list[int], list[int]]:
+        """Who has not put its part though all are there that it waits for; and those who would wait
+        for them, of whom nobody knows."""
+        there = self._are_there("part", f"{self.path}/result")
+        absent = [rank for rank in range(self.n) if not there[rank] and rank != self.rank]
+        sure = [rank for rank in absent if all(there[c] for c in children(rank, self.n))]
+        return sure, [rank for rank in absent if rank not in sure]
+
+    # -- large arrays -------------------------------------------------------------------
+
+    def by_slices(self, result: Array) -> None:
+        """Adds up one slice of all arrays, and gathers the others'. Then nobody needs its array any
+        more; an empty value stays in its place, for attempts that come late."""
+        out = result.reshape(-1)
+        own = self.key("in", self.rank)
+        try:
+            is_first = self.put_array(own, self.array)
+            is_added = self._add_up(out, is_first)
+            self._gather(out, not is_added)
+        except DeadlineError as error:
+            self._explain(error, self._missing_in_slices)
+        try:
+            put, wait = self.store._door.put, max(self.left(), END_TIMEOUT)
+            self.store._put(put, own, b"", 0, 0, wait, self.placement)
+        except CrailError:
+            pass  # it goes with the rest
+
+    def _range(self, rank: int) -> slice:
+        return slice(rank * self.array.size // self.n, (rank + 1) * self.array.size // self.n)
+
+    def _add_up(self, out: Array, is_first: bool) -> bool:
+        """Our slice. False: it has been added up already, as all have."""
+        here = self._range(self.rank)
+        inputs = []
+        for rank in range(self.n):
+            if rank == self.rank and is_first and not numpy.may_share_memory(out, self.array):
+                found: Array | None = self.array.reshape(-1)[here]
+            else:
+                found = self._input(rank, here)
+            if found is None:
+                return False
+            inputs.append(found)
+        into = out[here]
+        step = max(1, BLOCK_BYTES // out.itemsize)
+        for at in range(0, into.size, step):
+            block = slice(at, at + step)
+            total = inputs[0][block]
+            for other in inputs[1:]:
+                total = self.add(total, other[block], out=into[block])
+            if self.n == 1:
+                into[block] = total
+        self.put(self.key("out", self.rank), [into.view("u1")])
+        return True
+
+    def _input(self, rank: int, here: slice) -> Array | None:
+        """A slice of what `rank` gives; None: all slices have been added up, and it is gone."""
+        key = self.key("in", rank)
+        if self.maps:
+            view = self.view(key)
+            self.maps = not view.copied
+            return self.array_of(rank, view).reshape(-1)[here] if len(view) else None
+        if not self._size(key):
+            return None
+        size = (here.stop - here.start) * self.array.itemsize
+        at = len(self.head) + here.start * self.array.itemsize
+        head = self.store.get_range(key, 0, len(self.head), timeout=self.left())
+        if head and head != self.head:
+            self.array_of(rank, self.view(key))
+        data = self.store.get_range(key, at, size, timeout=self.left())
+        return numpy.frombuffer(data, self.array.dtype) if len(data) == size else None
+
+    def _gather(self, out: Array, own_too: bool) -> None:
+        for rank in range(self.n):
+            if rank == self.rank and not own_too:
+                continue
+            into = out[self._range(rank)]
+            key = self.key("out", rank)
+            if self._size(key) != into.nbytes:
+                raise InvalidArgumentError(f"rank {rank} adds up other arrays", path=self.path)
+            if into.nbytes:
+                self.store.get_into(key, into.view("u1"), timeout=self.left())
+
+    def _size(self, key: str) -> int:
+        """Of the value there, as soon as there is one."""
+        info = self.store.wait(key, timeout=self.left())
+        assert info is not None
+        return info.size
+
+    def _missing_in_slices(self) -> tuple[list[int], list[int]]:
+        for what in ("in", "out"):
+            there = self._are_there(what)
+            missing = [rank for rank in range(self.n) if not there[rank] and rank != self.rank]
+            if missing:
+                break
+        return missing, []
+
+    # -- who is missing -----------------------------------------------------------------
+
+    def _are_there(self, what: str, first: str | None = None) -> list[bool]:
+        keys = [self.key(what, rank) for rank in range(self.n)]
+        keys[0] = first or keys[0]
+        return [info is not None for info in self.store.stat_many(keys, timeout=LOOK_TIMEOUT)]
+
+    def _explain(self, error: DeadlineError, find: Any) -> NoReturn:
+        """Raises the error, naming those who were waited for."""
+        try:
+            missing, unknown = find()
+        except CrailError:
+            raise error from None
+        if not missing:
+            raise error
+        late = DeadlineError(
+            f"nothing came from {_named(missing)} of {self.n}",
+            path=self.path,
+            hint=f"{_named(unknown)} would wait for that: nobody knows" if unknown else None,
+        )
+        vars(late)["ranks"] = tuple(missing)
+        raise late from None
+
+
+def _told(kind: tuple[str, Any, Any]) -> str:
+    return "the {} arrays of type {} and shape {}".format(*kind)
+
+
+def _named(ranks: list[int]) -> str:
+    some = ", ".join(map(str, ranks[:10])) + (" ..." if len(ranks) > 10 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {some}"
+
+
+def children(rank: int, n: int) -> list[int]:
+    """Whose sums the rank adds to its own, in this order: r + 1, r + 2, r + 4 ..., one for each
+    zero that it ends with."""
+    step, found = 1, []
+    while not rank & step and rank + step < n:
+        found.append(rank + step)
+        step <<= 1
+    return found

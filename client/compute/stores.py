@@ -1,0 +1,46 @@
+"""The connections of this process that handles bring along: one for each store, for all of them."""
+
+from __future__ import annotations
+
+import atexit
+
+from crailpy.errors import InvalidArgumentError
+
+from ..store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_stores: dict[Any, Store] = {}
+
+
+def certain(store: Store) -> Store:
+    """The store, if it never answers in place of one that is away: what is counted and added up
+    would be wrong. Raises InvalidArgumentError."""
+    if store._options["on_unavailable"] != "raise":
+        raise InvalidArgumentError(
+            "a store of on_unavailable='miss' says that nothing is there, which is no answer here",
+            hint="connect(on_unavailable='raise') for what computes",
+        )
+    return store
+
+
+def address_of(store: Store) -> tuple[Any, ...]:
+    """What `store_at` needs in another process; it can be compared, and is the store's name."""
+    return (store.address, *sorted(store._options.items()))
+
+
+def store_at(address: tuple[Any, ...]) -> Store:
+    """This process's connection there, made at the first call and kept until the process ends. A
+    forked child has its own, as with any store. Raises as `connect`."""
+    store = _stores.get(address)
+    if store is None:
+        text, *options = address
+        made = Store(text, **dict(options))
+        store = _stores.setdefault(address, made)
+        if store is made:
+            atexit.register(store.close)
+        else:  # another thread was faster
+            made.close()
+    return store
