@@ -1,5 +1,5 @@
-"""What jobs are made of: shuffles, broadcast values, reductions, models, executors. Most take a store
-first, and are methods of it, too. What they promise, and why, is told in docs/adr/0006-compute.md.
+"""What jobs are made of: shuffles, broadcast values, reductions, models, executors. Most take a
+store first, and are methods of it, too. What they promise, and why: docs/adr/0006-compute.md.
 
 No module here has the name of a function that is handed on later: importing it would take the
 function's place.

@@ -30,8 +30,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import crailpy
+from crailpy.client import plugins
 from crailpy.client.bench.machine import machine
 from crailpy.client.bench.report import MIB, Bar, at_least, at_most
+from crailpy.client.compute.executors import tasks
 from crailpy.client.probes import SMALL_BYTES, Echo, Memory
 from crailpy.units import parse_size
 
@@ -53,6 +55,12 @@ clock = time.perf_counter
 def connected(address: str, pid: int) -> crailpy.Store:
     """This process's connection; a child that was forked has its own."""
     return crailpy.connect(address, timeout=60.0)
+
+
+@functools.cache
+def echo(pid: int) -> Echo:
+    """Of this process."""
+    return Echo("unix")
 
 
 @functools.lru_cache(maxsize=16)
@@ -85,6 +93,11 @@ class Task:
         finally:
             self.seconds[kind] += clock() - begin
 
+    def probe(self) -> None:
+        """One raw round trip to a process that waits for it, as a namenode does: under the same
+        load, and after a pause, as the task's own requests are. Not in any of the kinds of time."""
+        self.facts.setdefault("trips", []).append(round_trip(echo(os.getpid()), 1))
+
     def again(self, output: str) -> bool:
         """Is what this task is to commit there already? That is noted for `Job.rerun`."""
         if not self.plan.get("watched") or not self.store.exists(output):
@@ -99,7 +112,7 @@ class Task:
             "counts": self.counts,
             "wall": clock() - began,
             "pid": os.getpid(),
-            "attempt": self.attempt,
+            "attempt": max(self.attempt, tasks.task().attempt),
         }
         key = f"{self.base}/reports/{self.stage}/{self.number:06}"
         self.store.put(key, json.dumps(facts).encode())
@@ -126,17 +139,40 @@ def run(
 # ---- engines ------------------------------------------------------------------------------------
 
 
+ENGINES = ("local", "pool", "dask", "ray")
+
+
 @contextlib.contextmanager
-def engine(name: str, workers: int) -> Iterator[Executor]:
-    """An executor of processes that were started by exec, with the modules of the jobs at hand."""
-    if name == "local":
-        with runner.Local(workers) as executor:
-            yield executor
-    else:
-        raise SystemExit(f"there is no engine {name!r}")
+def engine(options: argparse.Namespace) -> Iterator[Executor]:
+    """The executor that the options name, with `workers` processes."""
+    workers = options.workers
+    with contextlib.ExitStack() as stack:
+        if options.engine == "local":
+            executor: Executor = runner.Local(workers)
+        elif options.engine == "pool":
+            executor = plugins.executors(
+                "pool", name=options.pool, attempts=ATTEMPTS_MAX, speculate=options.speculate
+            )
+            stack.callback(executor.scale, executor.status()["workers"])
+            executor.scale(workers)
+        elif options.engine == "dask":
+            executor = plugins.executors("dask", client=stack.enter_context(dask(workers)))
+        else:
+            executor = plugins.executors("ray", num_cpus=1)
+        yield stack.enter_context(executor)
 
 
-ENGINES = ("local",)
+@contextlib.contextmanager
+def dask(workers: int) -> Iterator[Any]:
+    """The client of a real cluster of so many processes."""
+    import distributed
+
+    os.environ.update(runner.environment())
+    cluster = distributed.LocalCluster(
+        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+    )
+    with cluster, distributed.Client(cluster) as client:
+        yield client
 
 
 # ---- the driver's side --------------------------------------------------------------------------
@@ -296,6 +332,10 @@ def common(what: str, dram: str, workers: int = 2) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--workers", type=int, default=workers, metavar="N", help="processes")
     parser.add_argument("--engine", choices=ENGINES, default="local", help="who runs the tasks")
+    parser.add_argument("--pool", default="default", metavar="NAME", help="of engine pool")
+    parser.add_argument(
+        "--speculate", type=float, metavar="S", help="pool: second attempt after so long"
+    )
     parser.add_argument("--address", help="of a store that runs (default: one of this job's own)")
     parser.add_argument("--dram", default=dram, metavar="SIZE", help="memory of the own store")
     parser.add_argument("--file", metavar="SIZE", help="and a file tier of this size below it")
@@ -327,7 +367,7 @@ def opened_job(
     """A job in the store that the options name, on the engine that they name."""
     with contextlib.ExitStack() as stack:
         store, address = stack.enter_context(opened(options))
-        executor = stack.enter_context(engine(options.engine, options.workers))
+        executor = stack.enter_context(engine(options))
         path = stack.enter_context(store.job(f"bench-{os.getpid()}-{time.monotonic_ns()}")).path
         yield Job(store, address, executor, path, plan, watch)
 

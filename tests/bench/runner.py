@@ -22,13 +22,15 @@ from typing import Any, BinaryIO
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = struct.Struct("<I")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 Item = tuple[Future[Any], bytes]
 
 
 def environment() -> dict[str, str]:
-    """Ours, with the modules of the jobs on the path."""
+    """Ours, with the modules of the jobs on the path, and one thread for each process's algebra:
+    there is a process for every core."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
+    return {**dict.fromkeys(THREADS, "1"), **os.environ, "PYTHONPATH": path}
 
 
 def send(stream: BinaryIO, data: bytes) -> None:
