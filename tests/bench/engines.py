@@ -97,7 +97,7 @@ def with_dask(plan: Plan) -> float:
 
     workers = plan["workers"]
     cluster = LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"
     )
     with cluster, Client(cluster) as client:
         client.wait_for_workers(workers)

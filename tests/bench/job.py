@@ -33,7 +33,7 @@ import crailpy
 from crailpy.client import plugins
 from crailpy.client.bench.machine import machine
 from crailpy.client.bench.report import MIB, Bar, at_least, at_most
-from crailpy.client.compute.executors import tasks
+from crailpy.client.compute.executors import PoolExecutor, executors, tasks
 from crailpy.client.probes import SMALL_BYTES, Echo, Memory
 from crailpy.units import parse_size
 
@@ -51,10 +51,17 @@ clock = time.perf_counter
 # ---- in the processes that do the tasks ---------------------------------------------------------
 
 
-@functools.cache
-def connected(address: str, pid: int) -> crailpy.Store:
-    """This process's connection; a child that was forked has its own."""
-    return crailpy.connect(address, timeout=60.0)
+_stores: dict[str, crailpy.Store] = {}
+
+
+def connected(address: str) -> crailpy.Store:
+    """This process's connection. Those to other stores end: a pool's processes do one job after the
+    other, and would keep the memory of stores that are gone."""
+    for other in _stores.keys() - {address}:
+        _stores.pop(other).close()
+    if address not in _stores:
+        _stores[address] = crailpy.connect(address, timeout=60.0)
+    return _stores[address]
 
 
 @functools.cache
@@ -65,7 +72,7 @@ def echo(pid: int) -> Echo:
 
 @functools.lru_cache(maxsize=16)
 def planned(address: str, base: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(connected(address, os.getpid()).get(f"{base}/plan"))
+    found: dict[str, Any] = json.loads(connected(address).get(f"{base}/plan"))
     return found
 
 
@@ -73,7 +80,7 @@ class Task:
     """One attempt of one task, seen from inside."""
 
     def __init__(self, address: str, base: str, stage: str, number: int, attempt: int) -> None:
-        self.store = connected(address, os.getpid())
+        self.store = connected(address)
         self.address = address
         self.base = base
         self.stage = stage
@@ -145,21 +152,30 @@ ENGINES = ("local", "pool", "dask", "ray")
 @contextlib.contextmanager
 def engine(options: argparse.Namespace) -> Iterator[Executor]:
     """The executor that the options name, with `workers` processes."""
-    workers = options.workers
-    with contextlib.ExitStack() as stack:
-        if options.engine == "local":
-            executor: Executor = runner.Local(workers)
-        elif options.engine == "pool":
-            executor = plugins.executors(
-                "pool", name=options.pool, attempts=ATTEMPTS_MAX, speculate=options.speculate
-            )
-            stack.callback(executor.scale, executor.status()["workers"])
-            executor.scale(workers)
-        elif options.engine == "dask":
-            executor = plugins.executors("dask", client=stack.enter_context(dask(workers)))
-        else:
-            executor = plugins.executors("ray", num_cpus=1)
-        yield stack.enter_context(executor)
+    if options.engine == "local":
+        with runner.Local(options.workers) as executor:
+            yield executor
+    elif options.engine == "pool":
+        with pool(options) as executor:
+            yield executor
+    elif options.engine == "dask":
+        with dask(options.workers) as client, plugins.executors("dask", client=client) as executor:
+            yield executor
+    else:
+        with plugins.executors("ray", num_cpus=1) as executor:
+            yield executor
+
+
+@contextlib.contextmanager
+def pool(options: argparse.Namespace) -> Iterator[PoolExecutor]:
+    """The machine's pool, which has as many executors afterwards as it had before."""
+    with executors(options.pool, attempts=ATTEMPTS_MAX, speculate=options.speculate) as executor:
+        before = executor.status()["workers"]
+        executor.scale(options.workers)
+        try:
+            yield executor
+        finally:
+            executor.scale(before)
 
 
 @contextlib.contextmanager
@@ -169,7 +185,7 @@ def dask(workers: int) -> Iterator[Any]:
 
     os.environ.update(runner.environment())
     cluster = distributed.LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"
     )
     with cluster, distributed.Client(cluster) as client:
         yield client
@@ -206,7 +222,7 @@ class Phase:
 class Job:
     """A job's directory in a store, and the executor that does its tasks.
 
-    `watch(stage, done, tasks)` is called whenever a task was done."""
+    `watch(stage, done, tasks)`, if there is one, is called whenever a task was done."""
 
     def __init__(
         self,
@@ -215,7 +231,6 @@ class Job:
         executor: Executor,
         base: str,
         plan: dict[str, Any],
-        watch: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self.store = store
         self.address = address
@@ -223,13 +238,12 @@ class Job:
         self.base = base
         self.plan = plan
         self.repeated = 0
-        self.watch = watch
+        self.watch: Callable[[str, int, int], None] | None = None
         store.put(f"{base}/plan", json.dumps(plan).encode())
 
     def part(self, name: str, plan: dict[str, Any]) -> Job:
         """Another directory in this one's, with a plan of its own."""
-        base = f"{self.base}/{name}"
-        return Job(self.store, self.address, self.executor, base, plan, self.watch)
+        return Job(self.store, self.address, self.executor, f"{self.base}/{name}", plan)
 
     def scale(self, workers: int) -> None:
         """So many processes from now on, where the engine can do that while a job runs."""
@@ -313,10 +327,11 @@ class Stage:
 # ---- what the machine can do --------------------------------------------------------------------
 
 
-def memcpy_speed(memory: Memory, times: int = 8) -> float:
+def memcpy_speed(times: int = 8) -> float:
     """Bytes per second of memcpy in pieces of 64 MiB, the median."""
     size = 64 * MIB
-    return size / (statistics.median(memory.copies(size, times)) / 1e9)
+    with Memory(8 * size) as memory:
+        return size / (statistics.median(memory.copies(size, times)) / 1e9)
 
 
 def round_trip(echo: Echo, times: int = 400) -> float:
@@ -362,14 +377,13 @@ def opened(options: argparse.Namespace) -> Iterator[tuple[crailpy.Store, str]]:
 def opened_job(
     options: argparse.Namespace,
     plan: dict[str, Any],
-    watch: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Job]:
     """A job in the store that the options name, on the engine that they name."""
     with contextlib.ExitStack() as stack:
         store, address = stack.enter_context(opened(options))
         executor = stack.enter_context(engine(options))
         path = stack.enter_context(store.job(f"bench-{os.getpid()}-{time.monotonic_ns()}")).path
-        yield Job(store, address, executor, path, plan, watch)
+        yield Job(store, address, executor, path, plan)
 
 
 @dataclass

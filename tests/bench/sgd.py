@@ -45,10 +45,12 @@ PULL_BAR = 2.0
 # ---- what tasks share ---------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=64)
-def shard_of(store: Any, base: str, kind: str, number: int) -> Shard:
+def load(store: Any, base: str, kind: str, number: int) -> Shard:
     """A shard, whose arrays lie in the store's memory."""
     return learning.unpacked(store.get_object(f"{base}/data/{kind}/{number:04}"))
+
+
+shard_of = functools.lru_cache(maxsize=64)(load)
 
 
 @functools.lru_cache(maxsize=8)
@@ -100,11 +102,11 @@ def version_of(step: int, shards: int) -> int:
     return 1 + step * (shards + 1)
 
 
-def logistic(job: Job, kind: str, result: Result) -> tuple[NDArray[Any], list[float]]:
+def logistic(job: Job, kind: str, width: int, result: Result) -> tuple[NDArray[Any], list[float]]:
     """The weights and the losses before each step, as `learning.fit_logistic`."""
     shards, steps = job.plan["shards"], job.plan["steps"]
     model = compute.model(job.store, model_path(job.base, "logistic", kind))
-    weights = np.zeros(shard_of(job.store, job.base, kind, 0).width)
+    weights = np.zeros(width)
     nothing = {"slope": np.zeros_like(weights), "loss": np.zeros(1)}
     model.push({"weights": weights} | nothing, op="set")
     losses = []
@@ -150,11 +152,11 @@ def stale_way(
     return learning.step(share, slope, rate) - share
 
 
-def stale(job: Job, kind: str, result: Result) -> NDArray[Any]:
+def stale(job: Job, kind: str, width: int, result: Result) -> NDArray[Any]:
     """The weights, when every worker has done all its steps at its own pace."""
     workers, steps = job.plan["workers"], job.plan["steps"]
     model = compute.model(job.store, model_path(job.base, "stale", kind))
-    model.push({"weights": np.zeros(shard_of(job.store, job.base, kind, 0).width)}, op="set")
+    model.push({"weights": np.zeros(width)}, op="set")
     job.scale(workers)
     result.phases.append(job.stage(f"stale.{kind}", stale_worker, workers))
     weights: NDArray[Any] = model.pull(min_step=steps, workers=workers)["weights"]
@@ -197,9 +199,10 @@ def kmeans_step(task: Task) -> None:
             hand_out(task.store, centres_path(task.base, kind, int(step) + 1), centres)
 
 
-def kmeans(job: Job, kind: str, result: Result) -> tuple[NDArray[Any], list[float]]:
+def kmeans(
+    job: Job, kind: str, first: NDArray[Any], result: Result
+) -> tuple[NDArray[Any], list[float]]:
     """The centres and the losses before each step, as `learning.fit_clusters`."""
-    first = learning.first_centres(shard_of(job.store, job.base, kind, 0))
     hand_out(job.store, centres_path(job.base, kind, 0), first)
     losses = []
     for step in range(job.plan["steps"]):
@@ -332,16 +335,16 @@ def learn(job: Job, result: Result, kind: str) -> None:
     """All methods on one data set."""
     plan = job.plan
     job.stage(f"data.{kind}", make_shard, plan["shards"])
-    shards = [shard_of(job.store, job.base, kind, number) for number in range(plan["shards"])]
+    shards = [load(job.store, job.base, kind, number) for number in range(plan["shards"])]
     plain = learning.fit_logistic(shards, plan["steps"], RATE[kind])
     before = len(result.phases)
-    found = logistic(job, kind, result)
+    found = logistic(job, kind, shards[0].width, result)
     say_steps(result, f"logistic, {kind}", result.phases[before:], found[1], same(found, plain))
     if plan["staleness"]:
         judge_stale(job, result, kind, shards, plain[0])
     plain = learning.fit_clusters(shards, plan["steps"])
     before = len(result.phases)
-    found = kmeans(job, kind, result)
+    found = kmeans(job, kind, learning.first_centres(shards[0]), result)
     say_steps(result, f"k-means, {kind}", result.phases[before:], found[1], same(found, plain))
 
 
@@ -350,7 +353,7 @@ def judge_stale(
 ) -> None:
     """Staleness may cost some loss; its bound may not be broken."""
     before = len(result.phases)
-    weights = stale(job, kind, result)
+    weights = stale(job, kind, shards[0].width, result)
     reports = [report for phase in result.phases[before:] for report in phase.reports]
     spare = [steps for report in reports for steps in report["spare"]]
     examples = sum(len(part.labels) for part in shards)

@@ -3,7 +3,7 @@
     python -m tests.bench.sort --size 4GB --workers 2
 
 Input and output are files of this machine, the shuffle goes through the store. A map task reads one
-input file (64 MB), sorts it and hands each range of keys to its partition of the shuffle; a reduce
+input file, sorts it and hands each range of keys to its partition of the shuffle; a reduce
 task reads its partition of all maps, sorts them together and writes one output file. The ranges
 come from a sample of the keys. What does not fit into the store's memory goes to its file tier:
 `--dram 512MiB --file 6GiB`.
@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,21 +30,21 @@ from typing import Any
 import numpy as np
 
 from crailpy.client import compute
-from crailpy.client.bench.report import GIB, MIB
-from crailpy.client.probes import Memory
+from crailpy.client.bench.report import MIB
+from crailpy.client.compute.executors import PoolExecutor
 from crailpy.units import parse_size
 
 from . import records
+from .chaos import SPECULATE_SECONDS, Chaos
 from .job import Job, Phase, Result, Task, clock, common, memcpy_speed, opened_job
 from .records import RECORD_BYTES, Scratch, Summary
 
-SPLIT_RECORDS = 640_000  # 64 MB: gathered in one run of the shuffle's writer
-PARTITION_BYTES = 64_000_000
 SAMPLES = 1000  # keys from each input file
 SAMPLE_RUN = 50  # that lie side by side
 STORE_BAR = 3.0
 
 GRANULE = 4096
+MORE = 256 * MIB  # of memory than the shuffle takes
 
 scratch = Scratch()
 
@@ -67,6 +68,7 @@ def map_split(task: Task) -> None:
     _, count = split(plan, number)
     with task.clock("input"):
         part = records.read(input_path(plan, number), 0, count, scratch.area("in", count))
+    time.sleep(plan["linger"])
     with task.clock("compute"):
         index, high = records.order(part)
         ordered = records.take(part, index, scratch.area("out", count))
@@ -86,6 +88,7 @@ def reduce_partition(task: Task) -> None:
     if task.again(f"{task.base}/sorted/{number:06}"):
         return
     part = gather(task)
+    time.sleep(plan["linger"])
     with task.clock("compute"):
         index, _ = records.order(part)
         ordered = records.take(part, index, scratch.area("out", len(part)))
@@ -139,15 +142,16 @@ def output_path(plan: dict[str, Any], number: int) -> str:
 
 def make_plan(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     count = parse_size(options.size) // RECORD_BYTES
-    split_records = min(SPLIT_RECORDS, -(-count // (2 * options.workers)))
-    partitions = max(2 * options.workers, -(-count * RECORD_BYTES // PARTITION_BYTES))
+    split_records = min(parse_size(options.split) // RECORD_BYTES, -(-count // options.workers))
+    maps = -(-count // split_records)
     plan = {
         "records": count,
         "split_records": split_records,
-        "maps": -(-count // split_records),
-        "partitions": partitions,
+        "maps": maps,
+        "partitions": maps,  # as large as the splits
         "seed": options.seed,
         "skew": options.skew,
+        "linger": 0.0,
         "input": options.input or os.path.join(folder, "input"),
         "output": os.path.join(folder, "output"),
         "watched": False,
@@ -180,15 +184,16 @@ def made_input(job: Job) -> Summary:
         found = json.loads(note.read_text())
         if found["what"] == what:
             return Summary(**found["summary"])
-    summary = followed(job.stage("generate", generate, plan["maps"]).reports)
+    made = job.stage("generate", generate, plan["maps"]).reports
+    summary = followed([report["summary"] for report in made])
     note.write_text(json.dumps({"what": what, "summary": summary.facts()}))
     return summary
 
 
-def followed(reports: list[dict[str, Any]]) -> Summary:
+def followed(parts: list[dict[str, Any]]) -> Summary:
     total = Summary()
-    for report in reports:
-        total.follow(Summary(**report["summary"]))
+    for part in parts:
+        total.follow(Summary(**part))
     return total
 
 
@@ -209,12 +214,19 @@ def working_folder(given: str | None) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def sort(job: Job, result: Result) -> Job:
-    """Sample, map, reduce; the phases go into the result. Returns the job that did it."""
+def sort(job: Job, name: str, result: Result, chaos: Chaos | None = None) -> Job:
+    """Sample, map, reduce, into an output folder of this name; the phases go into the result.
+    Returns the job that did it."""
     plan = job.plan
     began = clock()
     chosen = records.splitters(sample(plan), plan["partitions"]).tolist()
-    sorting = job.part("sort", plan | {"splitters": chosen})
+    output = os.path.join(plan["output"], name)
+    os.makedirs(output, exist_ok=True)
+    own = {"splitters": chosen, "output": output}
+    if chaos:
+        own |= {"watched": True, "linger": result.options.linger}
+    sorting = job.part(name, plan | own)
+    sorting.watch = chaos.watch if chaos else None
     result.phases.append(Phase("sample", clock() - began))
     result.phases.append(sorting.stage("map", map_split, plan["maps"]))
     result.facts["places"] = places(job.store)
@@ -230,15 +242,20 @@ def places(store: Any) -> dict[str, int]:
     return dict(found)
 
 
-def judge(job: Job, result: Result, given: Summary, speed: float) -> None:
-    """Checks the output, and says what the store has cost."""
-    got = followed(job.stage("check", check, job.plan["partitions"]).reports)
-    result.right = (got.count, got.checksum, got.unordered) == (given.count, given.checksum, 0)
+def checked(job: Job) -> list[dict[str, Any]]:
+    """The summaries of all output files."""
+    return [r["summary"] for r in job.stage("check", check, job.plan["partitions"]).reports]
+
+
+def judge(job: Job, result: Result, given: Summary, speed: float) -> list[dict[str, Any]]:
+    """Checks the output, and says what the store has cost. Returns the summaries of the files."""
+    files = checked(job)
+    got = followed(files)
+    result.right &= (got.count, got.checksum, got.unordered) == (given.count, given.checksum, 0)
     put = sum(phase.counts["put_bytes"] for phase in result.phases)
     fetched = sum(phase.counts["get_bytes"] for phase in result.phases)
     split, seconds = result.split(), sum(phase.seconds for phase in result.phases)
     in_store = split["shuffle"]
-    limit = (put + fetched) / speed
     result.facts |= {
         "bytes": given.count * RECORD_BYTES,
         "maps": job.plan["maps"],
@@ -250,8 +267,6 @@ def judge(job: Job, result: Result, given: Summary, speed: float) -> None:
         "store_share": in_store / sum(split.values()),
         "input": given.facts(),
         "output": got.facts(),
-        "repeated": job.repeated,
-        "rerun": job.rerun(),
     }
     result.say_phases()
     places = {tier: size for tier, size in sorted(result.facts["places"].items()) if size}
@@ -265,6 +280,7 @@ def judge(job: Job, result: Result, given: Summary, speed: float) -> None:
         f"{result.facts['store_share']:.1%} of their time; memcpy moves {speed / 1e9:.1f} GB/s"
     )
     if places.keys() <= {"dram"}:  # a disk is no memory
+        limit = (put + fetched) / speed
         result.at_most("time in the store / (bytes moved / memcpy)", in_store / limit, STORE_BAR)
     result.say(
         f"  {given.count:,} records sorted in {seconds:.2f} s, "
@@ -272,33 +288,69 @@ def judge(job: Job, result: Result, given: Summary, speed: float) -> None:
         f"{got.duplicates} keys twice, checksum {got.checksum:016x}: "
         + ("valid" if result.right else "NOT what went in")
     )
+    return files
+
+
+def sort_in_chaos(job: Job, result: Result, plain: list[dict[str, Any]]) -> None:
+    """The same sort while executors come, go, die and stop."""
+    executor = job.executor
+    assert isinstance(executor, PoolExecutor)
+    chaos = Chaos(executor)
+    phases = Result("chaos", result.options)
+    sorting = sort(job, "chaos", phases, chaos)
+    facts = chaos.facts() | {"done": chaos.done, "rerun": sorting.rerun()}
+    executor.scale(result.options.workers)
+    same = checked(sorting) == plain
+    tasks = job.plan["maps"] + job.plan["partitions"]
+    seconds = sum(phase.seconds for phase in phases.phases)
+    result.facts["chaos"] = facts | {"same": same, "seconds": seconds, "over": chaos.is_over}
+    result.right &= same and chaos.is_over and not facts["rerun"]
+    result.say(f"  again, in {seconds:.2f} s, in chaos: {'; '.join(chaos.done)}")
+    result.say(
+        f"  {facts['deaths']} executors died in {tasks} tasks; committed tasks that were run "
+        f"again: {facts['rerun']}; output files {'identical' if same else 'NOT the same'}"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     found = common("Sorts records of 100 bytes, as the sort benchmarks do.", dram="")
     found.add_argument("--size", default="4GB", help="of the input (default: 4GB)")
+    found.add_argument(
+        "--split", default="64MB", metavar="SIZE", help="of an input file (default: 64MB)"
+    )
     found.add_argument("--skew", type=float, default=0.0, help="share of keys that begin alike")
     found.add_argument("--folder", help="for input and output (default: a temporary one)")
     found.add_argument("--input", help="a folder with the input, which is kept for the next run")
+    found.add_argument(
+        "--chaos", action="store_true", help="once more while the pool is scaled, hit and paused"
+    )
+    found.add_argument(
+        "--linger", type=float, default=0.0, metavar="S", help="that a task takes longer in chaos"
+    )
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if options.chaos:
+        options.engine, options.speculate = "pool", options.speculate or SPECULATE_SECONDS
     result = Result("sort", options)
-    with working_folder(options.folder) as folder, Memory(GIB) as memory:
+    with working_folder(options.folder) as folder:
         plan = make_plan(options, folder)
         # a quarter more than there is: whole granules, extents that are being given back
-        options.dram = options.dram or str(plan["records"] * RECORD_BYTES * 5 // 4 + 256 * MIB)
-        speed = memcpy_speed(memory)
+        sorts = 2 if options.chaos else 1
+        options.dram = options.dram or str(sorts * plan["records"] * RECORD_BYTES * 5 // 4 + MORE)
+        speed = memcpy_speed()
         with opened_job(options, plan) as job:
             given = made_input(job)
             result.say(
                 f"sort of {given.count:,} records by {options.workers} workers ({options.engine}): "
                 f"{plan['maps']} maps, {plan['partitions']} partitions"
             )
-            sorting = sort(job, result)
-            judge(sorting, result, given, (speed + memcpy_speed(memory)) / 2)
+            sorting = sort(job, "plain", result)
+            files = judge(sorting, result, given, (speed + memcpy_speed()) / 2)
+            if options.chaos:
+                sort_in_chaos(job, result, files)
     return result.end()
 
 
