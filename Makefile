@@ -12,7 +12,7 @@ DEPS_STAMP := $(VENV)/.stamp-deps
 NATIVE_STAMP := $(VENV)/.stamp-native
 GUARDS := build/guards/crailpy/_native.abi3.so
 
-.PHONY: dev demo check format test test-long native-test fuzz soak bench guards wheel clean
+.PHONY: dev demo check format test test-long native-test fuzz soak bench jobs guards wheel clean
 
 # The virtual environment with everything, the package installed editable, the native modules up to date.
 dev: $(NATIVE_STAMP)
@@ -79,6 +79,15 @@ soak: dev
 
 bench: dev
 	$(VENV)/bin/crailpy bench
+
+# The jobs of docs/JOBS.md, and a page of what they printed: SIZE=1GB make jobs.
+SIZE ?= 4GB
+jobs: dev
+	mkdir -p build
+	$(PY) -m tests.bench.sort --size $(SIZE) --json > build/sort.json
+	$(PY) -m tests.bench.sql --json > build/sql.json
+	$(PY) -m tests.bench.sgd --json > build/sgd.json
+	$(VENV)/bin/crailpy bench report build/sort.json build/sql.json build/sgd.json -o build/jobs.html
 
 wheel: dev
 	$(PY) -m build
