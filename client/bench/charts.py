@@ -88,10 +88,14 @@ def steps(top: float, count: int = 5) -> list[float]:
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Powers of ten, the first at most `low`, the last at least `high`."""
-    first = math.floor(math.log10(low) + 1e-9)
-    last = max(first + 1, math.ceil(math.log10(high) - 1e-9))
-    return [10.0**i for i in range(first, last + 1)]
+    """Marks of a logarithmic axis, the first at most `low`, the last at least `high`: powers of
+    ten, over two decades or less also their doubles and fives."""
+    parts = (1, 2, 5) if high <= 100 * low else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
+    marks = [10.0**power * part for power in powers for part in parts]
+    first = max(i for i, mark in enumerate(marks) if mark <= low * 1.001)
+    last = min(i for i, mark in enumerate(marks) if mark >= high * 0.999)
+    return marks[first : max(last, first + 1) + 1]
 
 
 # ---- charts -------------------------------------------------------------------------------------

@@ -133,8 +133,9 @@ def test_axes_have_round_numbers_and_reach_the_top(top: float) -> None:
     assert marks[0] == 0
     assert marks[-1] >= top * 0.999
     assert 2 <= len(marks) <= 12
-    assert charts.decades(3, 40) == [1, 10, 100]
-    assert charts.decades(10, 10) == [10, 100]
+    assert charts.decades(3, 40) == [2, 5, 10, 20, 50]
+    assert charts.decades(3, 4000) == [1, 10, 100, 1000, 10_000]
+    assert charts.decades(10, 10) == [10, 20]
 
 
 def test_quantiles_rise_and_runs_are_combined_by_their_medians() -> None:
