@@ -163,7 +163,8 @@ class Model:
 
         `min_version`: waits until the model has that version. `min_step` and `workers`: waits until
         so many workers have pushed that step or a later one. After one's own step s, min_step=s is
-        a barrier, and min_step=s-k bounds the staleness: nobody is more than k steps ahead.
+        a barrier, and min_step=s-k bounds the staleness: nobody is more than k steps ahead. (Steps
+        below 0 are not waited for.)
 
         What was asked for is kept up in this process, so that the next call reads only what is new;
         what several calls did not ask for is given up. Raises DeadlineError after `timeout` seconds
@@ -239,7 +240,7 @@ class Model:
         replica = self._replica
         if replica.version < min_version:
             return f"the model is at version {replica.version}, not at {min_version}"
-        if min_step is None:
+        if min_step is None or min_step < 0:
             return ""
         behind = sorted(worker for worker, step in replica.steps.items() if step < min_step)
         there = len(replica.steps) - len(behind)
@@ -299,15 +300,14 @@ class Model:
         return results
 
     def _await_push(self, until: float, late: str) -> None:
-        left = self._left(until)
-        if not left:
-            raise DeadlineError(late, path=self.path)
+        """Waits for the next number, or for a while."""
         entry = self._entry(self._segment, self._replica.version + 1)
         try:
-            wait = requests.wait(entry, None, False, min(left, ROUND))
+            wait = requests.wait(entry, None, False, min(self._left(until), ROUND))
             self._store._run(wait, requests.WAY_BACK)
         except DeadlineError:
-            pass
+            if not self._left(until):
+                raise DeadlineError(late, path=self.path) from None
 
     def _restart(self, until: float) -> None:
         """Begins with the newest base."""

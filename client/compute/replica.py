@@ -204,7 +204,9 @@ class Replica:
                 if self.keeps_all:
                     self.want(name)
             for rows in self._of.get(name, ()):
-                if rows.version < self.version and (rows.version >= 0 or begins):
+                if begins:
+                    rows.take(piece, self.version, len(value))
+                elif 0 <= rows.version < self.version:
                     rows.change(op, piece, self.version, len(value))
 
     # -- what goes there --------------------------------------------------------------------
