@@ -8,7 +8,7 @@ used twice, and what a death leaves, is told in docs/adr/0006-compute.md, "Model
 from __future__ import annotations
 
 import time
-from functools import cached_property, lru_cache
+from functools import cached_property
 from os import getpid, urandom
 from typing import Any
 
@@ -31,7 +31,7 @@ from .stores import address_of, certain, store_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from ..requests import Buffer
     from ..store import Store
@@ -43,24 +43,19 @@ if TYPE_CHECKING:
 
 ASIDE_SECONDS = 60.0  # a model is made in less
 ROUND = 1.0  # seconds of one wait for a push: its segment may be removed before it is asked for
-AHEAD_FIRST, AHEAD_MAX = 2, 64  # pushes that are asked for at once
+AHEAD_FIRST, AHEAD_MAX = 2, 64  # pushes that are asked for at once; the first are cheap
 LOOK_BYTES = 64 << 10  # whoever pushes as much looks whether the segment is full
 SEGMENT_PUSHES = 64
 SEGMENT_BYTES = 1 << 20  # and twice its base
 SEAL_TRIES = 16
+DIGITS = 10  # so that names are in the order of their numbers
 
 _IS_CONTAINER = -IsContainerError.status
 _ABSENT = tuple(-status for status in requests.ABSENT_STATUSES)
 
 
-@lru_cache(256)  # a pull asks for the same ones again, and takes little longer than to name them
 def _entry(folder: str, number: int) -> str:
-    return f"{folder}/{number:010}"
-
-
-@lru_cache(64)
-def _folder(path: str, id_: str, segment: int) -> str:
-    return f"{path}/{id_}-{segment:010}"
+    return f"{folder}/{str(number).zfill(DIGITS)}"
 
 
 class Model:
@@ -180,19 +175,21 @@ class Model:
                 self._read(until)
         if names is None:
             replica.keeps_all = True
-            return replica.hand_out(self._kept(replica.kinds, until))
-        return replica.hand_out(self._kept([names] if type(names) is str else list(names), until))
+            names = replica.kinds
+        elif type(names) is not list:
+            names = [names] if isinstance(names, str) else list(names)
+        found = replica.hand_out(names)
+        return self._fetch(names, until) if found is None else found
 
-    def _kept(self, keys: Collection[Key], until: float) -> Collection[Key]:
-        """The keys, which are kept up from now on."""
-        replica = self._replica
-        missing = [key for key in keys if not replica.has(key)]
-        if missing:
-            for key in missing:
-                self._say_path(replica.want, key)
-            self._restart(until)
-            self._read(until)
-        return keys
+    def _fetch(self, names: Iterable[Key], until: float) -> dict[Key, Array]:
+        """The same, for what is not kept up yet."""
+        for key in names:
+            self._say_path(self._replica.want, key)
+        self._restart(until)
+        self._read(until)
+        found = self._replica.hand_out(names)
+        assert found is not None
+        return found
 
     def describe(self, *, timeout: float | None = None) -> dict[str, tuple[tuple[int, ...], Any]]:
         """(shape, type) of each tensor, by name, as of now."""
@@ -223,10 +220,10 @@ class Model:
         return max(0.0, until - time.monotonic())
 
     def _folder(self, segment: int) -> str:
-        return _folder(self.path, self._id, segment)
+        return f"{self.path}/{self._id}-{str(segment).zfill(DIGITS)}"
 
     def _entry(self, segment: int, number: int) -> str:
-        return _entry(_folder(self.path, self._id, segment), number)
+        return _entry(self._folder(segment), number)
 
     def _say_path(self, call: Any, *args: Any) -> Any:
         try:
@@ -284,20 +281,26 @@ class Model:
     def _ask(self, segment: int, version: int, ahead: int, until: float) -> list[Entry]:
         """The entries after the version, at most `ahead` of them, in one request. Asked for from
         behind, and the segment last: what was not there before it was, was not pushed."""
-        folder = _folder(self.path, self._id, segment)
-        keys = [_entry(folder, number) for number in range(version + ahead, version, -1)]
-        keys.append(folder)
-        results = self._store._door.call_many(requests.GET, 0, keys, self._left(until))
-        status = results.pop()[0]
+        folder = self._folder(segment)
+        if ahead == AHEAD_FIRST:
+            keys = [_entry(folder, version + 2), _entry(folder, version + 1), folder]
+        else:
+            keys = [_entry(folder, version + i) for i in range(ahead, 0, -1)] + [folder]
+        left = max(0.0, until - time.monotonic())
+        results = self._store._door.call_many(requests.GET, 0, keys, left)
+        results.reverse()
+        status = results[0][0]
         if status != _IS_CONTAINER:
             raise self._store._error(-status or NotContainerError.status, folder, 0)
-        while results and results[0][0] in _ABSENT:
-            del results[0]
-        for result in results:
-            if result[0]:
-                raise self._store._error(-result[0], folder, 0)
-        results.reverse()
-        return results
+        entries = []
+        for result in results[1:]:
+            status = result[0]
+            if status:
+                if status in _ABSENT:
+                    break
+                raise self._store._error(-status, folder, 0)
+            entries.append(result)
+        return entries
 
     def _await_push(self, until: float, late: str) -> None:
         """Waits for the next number, or for a while."""
@@ -371,7 +374,7 @@ class Model:
         store = self._store
         store.mkdir(aside, parents=True, ttl=ASIDE_SECONDS, timeout=self._left(until))
         try:
-            store.mkdir(f"{aside}/{id_}-{0:010}", timeout=self._left(until))
+            store.mkdir(f"{aside}/{id_}-{str(0).zfill(DIGITS)}", timeout=self._left(until))
             store.rename(aside, self.path, timeout=self._left(until))
         except ExistsError:  # another was faster
             store.rmtree(aside, timeout=self._left(until))
