@@ -24,6 +24,7 @@ from crailpy.errors import (
 )
 
 from .. import requests
+from ..placement import check_home, say_durability
 from ..waiting import END_TIMEOUT
 from . import tensors
 from .replica import Replica
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from ..requests import Buffer
     from ..store import Store
     from .replica import Key
-    from .tensors import Array, Piece
+    from .tensors import Array, Piece, Place
 
     #: status, version, size, kind, flags, count, data
     Entry = tuple[int, int, int, int, int, int, bytes]
@@ -84,6 +85,7 @@ class Model:
         self._began = 0  # the version that the segment begins with
         self._replica = Replica()
         self._pushed = 0
+        self._lanes_opened = 0  # when what was applied last was known to be there
         self._staging = (0, "")  # session, its directory
 
     @cached_property
@@ -131,6 +133,8 @@ class Model:
             raise InvalidArgumentError("worker= and step= belong together", path=self.path)
         who = None
         if worker is not None:
+            if not isinstance(worker, str):
+                raise InvalidArgumentError(f"worker={worker!r} is no name", path=self.path)
             who = worker, requests.unsigned(step, "step")
         push = _Push(self, updates, op, who, if_version, until)
         try:
@@ -175,19 +179,19 @@ class Model:
                 self._read(until)
         if names is None:
             replica.keeps_all = True
-            names = replica.kinds
-        elif type(names) is not list:
+            return replica.hand_out(replica.kinds) or self._fetch(list(replica.kinds), until)
+        if type(names) is not list:
             names = [names] if isinstance(names, str) else list(names)
-        found = replica.hand_out(names)
-        return self._fetch(names, until) if found is None else found
+        return replica.hand_out(names) or self._fetch(names, until)
 
-    def _fetch(self, names: Iterable[Key], until: float) -> dict[Key, Array]:
+    def _fetch(self, names: list[Key], until: float) -> dict[Key, Array]:
         """The same, for what is not kept up yet."""
+        replica = self._replica
         for key in names:
-            self._say_path(self._replica.want, key)
+            self._say_path(replica.want, key)
         self._restart(until)
         self._read(until)
-        found = self._replica.hand_out(names)
+        found = replica.hand_out(replica.kinds if replica.keeps_all else names)
         assert found is not None
         return found
 
@@ -241,7 +245,7 @@ class Model:
             return ""
         behind = sorted(worker for worker, step in replica.steps.items() if step < min_step)
         there = len(replica.steps) - len(behind)
-        if there >= workers:
+        if there >= requests.unsigned(workers, "workers"):
             return ""
         who = f"; behind it: {', '.join(map(str, behind[:10]))}" if behind else ""
         return f"{there} of {workers} workers have pushed step {min_step}{who}"
@@ -252,12 +256,42 @@ class Model:
         """Applies all that was pushed."""
         while True:
             try:
-                if not self._follow(self._replica, self._segment, until):
+                if self._follow(self._replica, self._segment, until):
+                    self._segment += 1
+                    self._began = self._replica.version
+                elif self._lanes_opened == self._store._session.lanes_opened:
                     return
-                self._segment += 1
-                self._began = self._replica.version
+                else:
+                    self._verify(until)
             except NotFoundError:
                 self._restart(until)
+
+    def _verify(self, until: float) -> None:
+        """A namenode that was started anew may have lost the last pushes (durability="group"), and
+        the same numbers may be others by now. Raises NotFoundError where that is so."""
+        opened = self._store._session.lanes_opened
+        segment, number, version = self._replica.last
+        if version:
+            path = self._entry(segment, number) if number else f"{self._folder(segment)}/base"
+            try:
+                same = self._store.stat(path, timeout=self._left(until)).version == version
+            except NotFoundError:
+                same = False
+            if not same:
+                self._distrust()
+                raise NotFoundError("what was applied last is gone", path=path)
+        self._lanes_opened = opened
+
+    def _distrust(self) -> None:
+        self._replica.distrust()
+        self._pushed = 0
+
+    def _is_reached(self, segment: int, number: int, until: float) -> bool:
+        """Is an entry of the log that there is now, or did a namenode lose those before it?"""
+        self._distrust()
+        self._restart(until)
+        self._read(until)
+        return self._replica.version >= number and self._segment >= segment
 
     def _follow(self, replica: Replica, segment: int, until: float) -> bool:
         """Applies what is new of the segment; True when that was its end. Raises NotFoundError when
@@ -265,15 +299,17 @@ class Model:
         ahead = AHEAD_FIRST
         while True:
             entries = self._ask(segment, replica.version, ahead, until)
-            for _, _, size, _, flags, _, data in entries:
+            for _, version, size, _, flags, _, data in entries:
                 if not size:
                     return True
+                number = replica.version + 1
                 if flags & requests.INLINE:
                     replica.apply(data)
-                    continue
-                key = self._entry(segment, replica.version + 1)
-                with self._store._door.get_view(key, 0, self._left(until)) as view:
-                    replica.apply(view)
+                else:
+                    entry = self._entry(segment, number)
+                    with self._store._door.get_view(entry, 0, self._left(until)) as view:
+                        replica.apply(view)
+                replica.last = segment, number, version
             if len(entries) < ahead:
                 return False
             ahead = min(4 * ahead, AHEAD_MAX)
@@ -327,11 +363,13 @@ class Model:
         """False: there is none (yet, or any more)."""
         if segment == 0:
             replica.start(None)
+            replica.last = 0, 0, 0
             return True
+        base = f"{self._folder(segment)}/base"
         try:
-            base = f"{self._folder(segment)}/base"
             with self._store._door.get_view(base, 0, self._left(until)) as view:
                 replica.start(view)
+                replica.last = segment, 0, view.version
         except NotFoundError:
             return False
         return True
@@ -349,7 +387,7 @@ class Model:
 
     def _open(self, until: float) -> None:
         """Finds the model, or makes it."""
-        certain(self._store)
+        self._lanes_opened = certain(self._store)._session.lanes_opened
         while True:
             try:
                 names = self._store.listdir(self.path, timeout=self._left(until))
@@ -382,7 +420,7 @@ class Model:
     def _keep(self, until: float) -> None:
         """Takes the limit away that it was made with, also if its maker died before."""
         info = self._store.stat(self.path, timeout=self._left(until))
-        if info.expires is not None and info.expires - time.time() <= ASIDE_SECONDS:
+        if info.expires is not None and info.expires - info.mtime <= ASIDE_SECONDS:
             self._store.setattr(self.path, ttl=None, timeout=self._left(until))
 
     # -- writing --------------------------------------------------------------------------
@@ -409,6 +447,12 @@ class Model:
                 if not session or not self._left(until):
                     raise
                 session = 0
+
+    def _publish(self, staged: str, entry: str, until: float) -> None:
+        """Raises ExistsError, NotFoundError (the segment has gone, or what was staged)."""
+        request = requests.rename(self._store._prefix, staged, entry, False)
+        say_durability({self.path: self._placement}, request, entry)
+        self._store._run(request, self._left(until))
 
     # -- keeping it small -------------------------------------------------------------------
 
@@ -523,6 +567,7 @@ class _Push:
         self._if_version = if_version
         self._until = until
         self._staged = ""  # where it lies until it has its number
+        self._places: list[Place] = []
         self._is_news = False  # has the log been read since the first attempt?
         self.number = 0
         self.bytes = 0
@@ -530,6 +575,8 @@ class _Push:
     def is_done(self) -> bool:
         """One attempt. False: read the log, then try again."""
         model, replica = self._model, self._model._replica
+        if model._lanes_opened != model._store._session.lanes_opened:
+            return False
         if self._who and replica.steps.get(self._who[0], -1) >= self._who[1]:
             self.number = replica.version
             return True
@@ -543,8 +590,7 @@ class _Push:
             self._is_news = True
             return False
         self._is_news = True
-        if self._is_made(pieces, model._entry(model._segment, replica.version + 1)):
-            self.number = replica.version + 1
+        if self._is_made(pieces, model._segment, replica.version + 1):
             return True
         if not model._left(self._until):
             raise DeadlineError("others were always faster", path=model.path)
@@ -554,17 +600,32 @@ class _Push:
         if self._if_version is not None and self._if_version != version:
             raise VersionConflictError(f"the model has version {version}, not {self._if_version}")
 
-    def _is_made(self, pieces: list[Piece], entry: str) -> bool:
-        model = self._model
+    def _is_made(self, pieces: list[Piece], segment: int, number: int) -> bool:
+        model, self.number = self._model, number
+        entry = model._entry(segment, number)
+        if not self._is_created(pieces, entry):
+            return False
+        if model._lanes_opened == model._store._session.lanes_opened:
+            return True
+        if model._is_reached(segment, number, self._until):
+            return True
+        model._store.delete(entry, missing_ok=True, timeout=END_TIMEOUT)
+        return False
+
+    def _is_created(self, pieces: list[Piece], entry: str) -> bool:
+        model, places = self._model, [place for place, _ in pieces]
+        if places != self._places:  # somebody else began one of the tensors, as another type
+            self.end()
         try:
             if not self._staged:
+                self._places = places
                 parts = tensors.pack(self._op, pieces, self._who)
                 self.bytes = sum(map(len, parts))
                 if self.bytes <= requests.INLINE_MAX:
                     model._create_entry(entry, b"".join(parts), self._until)
                     return True
                 self._staged = model._stage(parts, self._until)
-            model._store.rename(self._staged, entry, timeout=model._left(self._until))
+            model._publish(self._staged, entry, self._until)
             self._staged = ""
         except ExistsError:  # another push
             return False
@@ -597,8 +658,6 @@ def model(
     `strict=`, `location=`, `stripe=`, `wait_space=`, `durability=`) holds for what is pushed by it.
     It goes with its job, or by `rmtree`. Raises InvalidArgumentError for what is said of single
     nodes (`ttl=` ...), and for a store that answers while it is away."""
-    from ..placement import check_home
-
     check_home(placement)
     made = Model(address_of(certain(store)), path, create, timeout, placement)
     made._store = store

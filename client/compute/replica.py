@@ -107,6 +107,11 @@ class Replica:
         self.kinds: dict[str, Kind] = {}
         self.steps: dict[str, int] = {}
         self.keeps_all = keeps_all
+        self.last = (
+            0,
+            0,
+            0,
+        )  # segment, number (0: its base) and the file's version of what came last
         self._kept: dict[Key, Rows] = {}
         self._of: dict[str, list[Rows]] = {}  # the same, by the tensor
         self._pulls = 0
@@ -164,6 +169,11 @@ class Replica:
                 self._of[key if isinstance(key, str) else key[0]].remove(rows)
 
     # -- what comes from the store ----------------------------------------------------------
+
+    def distrust(self) -> None:
+        """What is kept up is of pushes that are gone: the next base takes its place."""
+        for rows in self._kept.values():
+            rows.version = -1
 
     def start(self, value: Any) -> None:
         """Begins with a base, or None for the empty model. What is kept up and is newer stays."""

@@ -233,3 +233,31 @@ def test_who_was_stopped_while_it_had_the_turn_holds_nobody_up(store, cluster, m
         (now,) = store.listdir("/m")
         assert now > first
         assert (store.model("/m").pull()["w"] == 13).all()
+
+
+def test_pushes_that_a_namenode_lost_are_lost_for_their_readers_too(tmp_path):
+    """In group, a crash takes back what was not durable; its numbers are others' then."""
+    lost = 0
+    with (
+        crailpy.LocalCluster(dram="64MiB", dir=tmp_path, durability="group") as cluster,
+        cluster.connect(timeout=30) as store,
+    ):
+        model, other = store.model("/m"), store.model("/m")
+        model.push({"w": numpy.zeros(10)}, "set")
+        store.put("/durable", b"", durability="sync")
+        for turn in range(3):
+            for _ in range(20):
+                model.push({"w": numpy.ones(10)})
+            told, seen = model.version, other.pull()["w"][0]
+            cluster.namenode.kill()
+            cluster.namenode.start()
+            first, second = (model, other) if turn % 2 else (other, model)
+            number = first.push({"w": numpy.ones(10)})
+            fresh = store.model("/m").pull()["w"]
+            assert fresh[0] == number - 1, "each push counts once, and none is missing before it"
+            for known in (first, second):
+                assert (known.pull()["w"] == fresh).all()
+                assert known.version == number
+            lost += told + 1 - number
+            assert seen == told - 1
+    assert lost > 0, "nothing was put to the test"
