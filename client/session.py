@@ -122,6 +122,7 @@ class Session:
         self._described: dict[int, dict[str, Any]] = {}
         self._is_known = False  # has anybody ever been there?
         self._closed = False
+        self.lanes_opened = 0  # with each new one, it may be another namenode that answers
         self._staying = 0  # the session that has a connection for this
 
     # -- reaching somebody -------------------------------------------------
@@ -198,6 +199,7 @@ class Session:
         )
         self._lane_sessions[number] = session
         self._is_known = True
+        self.lanes_opened += 1
         try:
             self.core.lane_add(number, sock.detach(), old != session, ring or None)
         finally:

@@ -1,5 +1,5 @@
-"""What the bench has other processes do: `touch ADDRESS KEY SIZE`, `gets ADDRESS KEY NUMBER` or
-`churn ADDRESS FOLDER KIND NUMBER`.
+"""What the bench has other processes do: `touch ADDRESS KEY SIZE`, `gets ADDRESS KEY NUMBER`,
+`churn ADDRESS FOLDER KIND NUMBER` or `iterate ADDRESS FOLDER RANK TURNS`.
 
 The token comes by environment. The parent's side is `processes.py`.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable
 import crailpy
 
 from .measure import clock, percentile, timed
+from .state import iterate
 
 
 def touch(address: str, key: str, size: int) -> None:
@@ -109,6 +110,8 @@ if __name__ == "__main__":
     role, address, key, *more = sys.argv[1:]
     if role == "touch":
         touch(address, key, int(more[0]))
+    elif role == "iterate":
+        iterate(address, key, int(more[0]), int(more[1]))
     elif role == "churn":
         churn(address, key, more[0], int(more[1]))
     else:

@@ -61,6 +61,21 @@ def churning(
         yield tallies
 
 
+def start(
+    stack: contextlib.ExitStack, words: list[str], token: str | None
+) -> subprocess.Popen[str]:
+    """A process that does what `__main__.py` has under these words; ended with the stack."""
+    process = subprocess.Popen(
+        [*COMMAND, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(token),
+    )
+    stack.callback(end, process)
+    return process
+
+
 @contextlib.contextmanager
 def _working(words: list[str], environment: dict[str, str], count: int) -> Iterator[list[Tally]]:
     with contextlib.ExitStack() as stack:

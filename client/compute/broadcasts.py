@@ -94,7 +94,10 @@ class Broadcast:
     def delete(self, *, timeout: float | None = None) -> None:
         """Removes the stored value, if it is still this one; values that are in use stay what they
         are. It may be gone already."""
-        self._connected()._run(requests.delivered(self.path, self.version), timeout)
+        try:
+            self._connected()._run(requests.delivered(self.path, self.version), timeout)
+        except VersionConflictError:
+            pass
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Broadcast, (self._address, self.path, self.version)

@@ -8,7 +8,7 @@ used twice, and what a death leaves, is told in docs/adr/0006-compute.md, "Model
 from __future__ import annotations
 
 import time
-from functools import cached_property, lru_cache
+from functools import cached_property
 from os import getpid, urandom
 from typing import Any
 
@@ -24,6 +24,7 @@ from crailpy.errors import (
 )
 
 from .. import requests
+from ..placement import check_home, say_durability
 from ..waiting import END_TIMEOUT
 from . import tensors
 from .replica import Replica
@@ -31,36 +32,31 @@ from .stores import address_of, certain, store_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from ..requests import Buffer
     from ..store import Store
     from .replica import Key
-    from .tensors import Array, Piece
+    from .tensors import Array, Piece, Place
 
     #: status, version, size, kind, flags, count, data
     Entry = tuple[int, int, int, int, int, int, bytes]
 
 ASIDE_SECONDS = 60.0  # a model is made in less
 ROUND = 1.0  # seconds of one wait for a push: its segment may be removed before it is asked for
-AHEAD_FIRST, AHEAD_MAX = 2, 64  # pushes that are asked for at once
+AHEAD_FIRST, AHEAD_MAX = 2, 64  # pushes that are asked for at once; the first are cheap
 LOOK_BYTES = 64 << 10  # whoever pushes as much looks whether the segment is full
 SEGMENT_PUSHES = 64
 SEGMENT_BYTES = 1 << 20  # and twice its base
 SEAL_TRIES = 16
+DIGITS = 10  # so that names are in the order of their numbers
 
 _IS_CONTAINER = -IsContainerError.status
 _ABSENT = tuple(-status for status in requests.ABSENT_STATUSES)
 
 
-@lru_cache(256)  # a pull asks for the same ones again, and takes little longer than to name them
 def _entry(folder: str, number: int) -> str:
-    return f"{folder}/{number:010}"
-
-
-@lru_cache(64)
-def _folder(path: str, id_: str, segment: int) -> str:
-    return f"{path}/{id_}-{segment:010}"
+    return f"{folder}/{str(number).zfill(DIGITS)}"
 
 
 class Model:
@@ -89,6 +85,7 @@ class Model:
         self._began = 0  # the version that the segment begins with
         self._replica = Replica()
         self._pushed = 0
+        self._lanes_opened = 0  # when what was applied last was known to be there
         self._staging = (0, "")  # session, its directory
 
     @cached_property
@@ -136,6 +133,8 @@ class Model:
             raise InvalidArgumentError("worker= and step= belong together", path=self.path)
         who = None
         if worker is not None:
+            if not isinstance(worker, str):
+                raise InvalidArgumentError(f"worker={worker!r} is no name", path=self.path)
             who = worker, requests.unsigned(step, "step")
         push = _Push(self, updates, op, who, if_version, until)
         try:
@@ -163,7 +162,8 @@ class Model:
 
         `min_version`: waits until the model has that version. `min_step` and `workers`: waits until
         so many workers have pushed that step or a later one. After one's own step s, min_step=s is
-        a barrier, and min_step=s-k bounds the staleness: nobody is more than k steps ahead.
+        a barrier, and min_step=s-k bounds the staleness: nobody is more than k steps ahead. (Steps
+        below 0 are not waited for.)
 
         What was asked for is kept up in this process, so that the next call reads only what is new;
         what several calls did not ask for is given up. Raises DeadlineError after `timeout` seconds
@@ -179,19 +179,21 @@ class Model:
                 self._read(until)
         if names is None:
             replica.keeps_all = True
-            return replica.hand_out(self._kept(replica.kinds, until))
-        return replica.hand_out(self._kept([names] if type(names) is str else list(names), until))
+            return replica.hand_out(replica.kinds) or self._fetch(list(replica.kinds), until)
+        if type(names) is not list:
+            names = [names] if isinstance(names, str) else list(names)
+        return replica.hand_out(names) or self._fetch(names, until)
 
-    def _kept(self, keys: Collection[Key], until: float) -> Collection[Key]:
-        """The keys, which are kept up from now on."""
+    def _fetch(self, names: list[Key], until: float) -> dict[Key, Array]:
+        """The same, for what is not kept up yet."""
         replica = self._replica
-        missing = [key for key in keys if not replica.has(key)]
-        if missing:
-            for key in missing:
-                self._say_path(replica.want, key)
-            self._restart(until)
-            self._read(until)
-        return keys
+        for key in names:
+            self._say_path(replica.want, key)
+        self._restart(until)
+        self._read(until)
+        found = replica.hand_out(replica.kinds if replica.keeps_all else names)
+        assert found is not None
+        return found
 
     def describe(self, *, timeout: float | None = None) -> dict[str, tuple[tuple[int, ...], Any]]:
         """(shape, type) of each tensor, by name, as of now."""
@@ -222,10 +224,10 @@ class Model:
         return max(0.0, until - time.monotonic())
 
     def _folder(self, segment: int) -> str:
-        return _folder(self.path, self._id, segment)
+        return f"{self.path}/{self._id}-{str(segment).zfill(DIGITS)}"
 
     def _entry(self, segment: int, number: int) -> str:
-        return _entry(_folder(self.path, self._id, segment), number)
+        return _entry(self._folder(segment), number)
 
     def _say_path(self, call: Any, *args: Any) -> Any:
         try:
@@ -239,11 +241,11 @@ class Model:
         replica = self._replica
         if replica.version < min_version:
             return f"the model is at version {replica.version}, not at {min_version}"
-        if min_step is None:
+        if min_step is None or min_step < 0:
             return ""
         behind = sorted(worker for worker, step in replica.steps.items() if step < min_step)
         there = len(replica.steps) - len(behind)
-        if there >= workers:
+        if there >= requests.unsigned(workers, "workers"):
             return ""
         who = f"; behind it: {', '.join(map(str, behind[:10]))}" if behind else ""
         return f"{there} of {workers} workers have pushed step {min_step}{who}"
@@ -254,12 +256,42 @@ class Model:
         """Applies all that was pushed."""
         while True:
             try:
-                if not self._follow(self._replica, self._segment, until):
+                if self._follow(self._replica, self._segment, until):
+                    self._segment += 1
+                    self._began = self._replica.version
+                elif self._lanes_opened == self._store._session.lanes_opened:
                     return
-                self._segment += 1
-                self._began = self._replica.version
+                else:
+                    self._verify(until)
             except NotFoundError:
                 self._restart(until)
+
+    def _verify(self, until: float) -> None:
+        """A namenode that was started anew may have lost the last pushes (durability="group"), and
+        the same numbers may be others by now. Raises NotFoundError where that is so."""
+        opened = self._store._session.lanes_opened
+        segment, number, version = self._replica.last
+        if version:
+            path = self._entry(segment, number) if number else f"{self._folder(segment)}/base"
+            try:
+                same = self._store.stat(path, timeout=self._left(until)).version == version
+            except NotFoundError:
+                same = False
+            if not same:
+                self._distrust()
+                raise NotFoundError("what was applied last is gone", path=path)
+        self._lanes_opened = opened
+
+    def _distrust(self) -> None:
+        self._replica.distrust()
+        self._pushed = 0
+
+    def _is_reached(self, segment: int, number: int, until: float) -> bool:
+        """Is an entry of the log that there is now, or did a namenode lose those before it?"""
+        self._distrust()
+        self._restart(until)
+        self._read(until)
+        return self._replica.version >= number and self._segment >= segment
 
     def _follow(self, replica: Replica, segment: int, until: float) -> bool:
         """Applies what is new of the segment; True when that was its end. Raises NotFoundError when
@@ -267,15 +299,17 @@ class Model:
         ahead = AHEAD_FIRST
         while True:
             entries = self._ask(segment, replica.version, ahead, until)
-            for _, _, size, _, flags, _, data in entries:
+            for _, version, size, _, flags, _, data in entries:
                 if not size:
                     return True
+                number = replica.version + 1
                 if flags & requests.INLINE:
                     replica.apply(data)
-                    continue
-                key = self._entry(segment, replica.version + 1)
-                with self._store._door.get_view(key, 0, self._left(until)) as view:
-                    replica.apply(view)
+                else:
+                    entry = self._entry(segment, number)
+                    with self._store._door.get_view(entry, 0, self._left(until)) as view:
+                        replica.apply(view)
+                replica.last = segment, number, version
             if len(entries) < ahead:
                 return False
             ahead = min(4 * ahead, AHEAD_MAX)
@@ -283,31 +317,36 @@ class Model:
     def _ask(self, segment: int, version: int, ahead: int, until: float) -> list[Entry]:
         """The entries after the version, at most `ahead` of them, in one request. Asked for from
         behind, and the segment last: what was not there before it was, was not pushed."""
-        folder = _folder(self.path, self._id, segment)
-        keys = [_entry(folder, number) for number in range(version + ahead, version, -1)]
-        keys.append(folder)
-        results = self._store._door.call_many(requests.GET, 0, keys, self._left(until))
-        status = results.pop()[0]
+        folder = self._folder(segment)
+        if ahead == AHEAD_FIRST:
+            keys = [_entry(folder, version + 2), _entry(folder, version + 1), folder]
+        else:
+            keys = [_entry(folder, version + i) for i in range(ahead, 0, -1)] + [folder]
+        left = max(0.0, until - time.monotonic())
+        results = self._store._door.call_many(requests.GET, 0, keys, left)
+        results.reverse()
+        status = results[0][0]
         if status != _IS_CONTAINER:
             raise self._store._error(-status or NotContainerError.status, folder, 0)
-        while results and results[0][0] in _ABSENT:
-            del results[0]
-        for result in results:
-            if result[0]:
-                raise self._store._error(-result[0], folder, 0)
-        results.reverse()
-        return results
+        entries = []
+        for result in results[1:]:
+            status = result[0]
+            if status:
+                if status in _ABSENT:
+                    break
+                raise self._store._error(-status, folder, 0)
+            entries.append(result)
+        return entries
 
     def _await_push(self, until: float, late: str) -> None:
-        left = self._left(until)
-        if not left:
-            raise DeadlineError(late, path=self.path)
+        """Waits for the next number, or for a while."""
         entry = self._entry(self._segment, self._replica.version + 1)
         try:
-            wait = requests.wait(entry, None, False, min(left, ROUND))
+            wait = requests.wait(entry, None, False, min(self._left(until), ROUND))
             self._store._run(wait, requests.WAY_BACK)
         except DeadlineError:
-            pass
+            if not self._left(until):
+                raise DeadlineError(late, path=self.path) from None
 
     def _restart(self, until: float) -> None:
         """Begins with the newest base."""
@@ -324,11 +363,13 @@ class Model:
         """False: there is none (yet, or any more)."""
         if segment == 0:
             replica.start(None)
+            replica.last = 0, 0, 0
             return True
+        base = f"{self._folder(segment)}/base"
         try:
-            base = f"{self._folder(segment)}/base"
             with self._store._door.get_view(base, 0, self._left(until)) as view:
                 replica.start(view)
+                replica.last = segment, 0, view.version
         except NotFoundError:
             return False
         return True
@@ -346,7 +387,7 @@ class Model:
 
     def _open(self, until: float) -> None:
         """Finds the model, or makes it."""
-        certain(self._store)
+        self._lanes_opened = certain(self._store)._session.lanes_opened
         while True:
             try:
                 names = self._store.listdir(self.path, timeout=self._left(until))
@@ -371,7 +412,7 @@ class Model:
         store = self._store
         store.mkdir(aside, parents=True, ttl=ASIDE_SECONDS, timeout=self._left(until))
         try:
-            store.mkdir(f"{aside}/{id_}-{0:010}", timeout=self._left(until))
+            store.mkdir(f"{aside}/{id_}-{str(0).zfill(DIGITS)}", timeout=self._left(until))
             store.rename(aside, self.path, timeout=self._left(until))
         except ExistsError:  # another was faster
             store.rmtree(aside, timeout=self._left(until))
@@ -379,7 +420,7 @@ class Model:
     def _keep(self, until: float) -> None:
         """Takes the limit away that it was made with, also if its maker died before."""
         info = self._store.stat(self.path, timeout=self._left(until))
-        if info.expires is not None and info.expires - time.time() <= ASIDE_SECONDS:
+        if info.expires is not None and info.expires - info.mtime <= ASIDE_SECONDS:
             self._store.setattr(self.path, ttl=None, timeout=self._left(until))
 
     # -- writing --------------------------------------------------------------------------
@@ -406,6 +447,12 @@ class Model:
                 if not session or not self._left(until):
                     raise
                 session = 0
+
+    def _publish(self, staged: str, entry: str, until: float) -> None:
+        """Raises ExistsError, NotFoundError (the segment has gone, or what was staged)."""
+        request = requests.rename(self._store._prefix, staged, entry, False)
+        say_durability({self.path: self._placement}, request, entry)
+        self._store._run(request, self._left(until))
 
     # -- keeping it small -------------------------------------------------------------------
 
@@ -520,6 +567,7 @@ class _Push:
         self._if_version = if_version
         self._until = until
         self._staged = ""  # where it lies until it has its number
+        self._places: list[Place] = []
         self._is_news = False  # has the log been read since the first attempt?
         self.number = 0
         self.bytes = 0
@@ -527,6 +575,8 @@ class _Push:
     def is_done(self) -> bool:
         """One attempt. False: read the log, then try again."""
         model, replica = self._model, self._model._replica
+        if model._lanes_opened != model._store._session.lanes_opened:
+            return False
         if self._who and replica.steps.get(self._who[0], -1) >= self._who[1]:
             self.number = replica.version
             return True
@@ -540,8 +590,7 @@ class _Push:
             self._is_news = True
             return False
         self._is_news = True
-        if self._is_made(pieces, model._entry(model._segment, replica.version + 1)):
-            self.number = replica.version + 1
+        if self._is_made(pieces, model._segment, replica.version + 1):
             return True
         if not model._left(self._until):
             raise DeadlineError("others were always faster", path=model.path)
@@ -551,17 +600,32 @@ class _Push:
         if self._if_version is not None and self._if_version != version:
             raise VersionConflictError(f"the model has version {version}, not {self._if_version}")
 
-    def _is_made(self, pieces: list[Piece], entry: str) -> bool:
-        model = self._model
+    def _is_made(self, pieces: list[Piece], segment: int, number: int) -> bool:
+        model, self.number = self._model, number
+        entry = model._entry(segment, number)
+        if not self._is_created(pieces, entry):
+            return False
+        if model._lanes_opened == model._store._session.lanes_opened:
+            return True
+        if model._is_reached(segment, number, self._until):
+            return True
+        model._store.delete(entry, missing_ok=True, timeout=END_TIMEOUT)
+        return False
+
+    def _is_created(self, pieces: list[Piece], entry: str) -> bool:
+        model, places = self._model, [place for place, _ in pieces]
+        if places != self._places:  # somebody else began one of the tensors, as another type
+            self.end()
         try:
             if not self._staged:
+                self._places = places
                 parts = tensors.pack(self._op, pieces, self._who)
                 self.bytes = sum(map(len, parts))
                 if self.bytes <= requests.INLINE_MAX:
                     model._create_entry(entry, b"".join(parts), self._until)
                     return True
                 self._staged = model._stage(parts, self._until)
-            model._store.rename(self._staged, entry, timeout=model._left(self._until))
+            model._publish(self._staged, entry, self._until)
             self._staged = ""
         except ExistsError:  # another push
             return False
@@ -594,8 +658,6 @@ def model(
     `strict=`, `location=`, `stripe=`, `wait_space=`, `durability=`) holds for what is pushed by it.
     It goes with its job, or by `rmtree`. Raises InvalidArgumentError for what is said of single
     nodes (`ttl=` ...), and for a store that answers while it is away."""
-    from ..placement import check_home
-
     check_home(placement)
     made = Model(address_of(certain(store)), path, create, timeout, placement)
     made._store = store

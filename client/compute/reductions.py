@@ -7,7 +7,7 @@ follow from those before it (docs/adr/0006-compute.md, "Reduce").
 from __future__ import annotations
 
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy
 
@@ -19,6 +19,13 @@ from ..waiting import END_TIMEOUT
 from . import tensors
 from .stores import certain
 from .tensors import Array
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    #: ranks that are missing, and those of whom nobody knows
+    Missing = tuple[list[int], list[int]]
 
 OPS: dict[str, numpy.ufunc] = {
     "sum": numpy.add,
@@ -65,11 +72,15 @@ def reduce(
     part = _Part(certain(store), path, numpy.asarray(array), n, op, round, placement, limit)
     result = part.result_array(out)
     part.begin(rank)
+    by, find_missing = part.by_slices, part.missing_in_slices
     if part.array.nbytes <= TREE_BYTES_MAX:
-        part.by_tree(result)
-    else:
-        part.by_slices(result)
-    return result
+        by, find_missing = part.by_tree, part.missing_in_tree
+    try:
+        by(result)
+        return result
+    except DeadlineError as error:
+        late = part.explained(error, find_missing)
+    raise late  # not from there: the frames would keep what they have of the others' arrays
 
 
 class _Part:
@@ -173,16 +184,13 @@ class _Part:
     def by_tree(self, result: Array) -> None:
         """Adds the sums of its subtrees to its own array; rank 0 has the sum of all then."""
         last = f"{self.path}/result"
-        try:
-            total = self._sum_of_subtree()
-            key = self.key("part", self.rank) if self.rank else last
-            if self.put_array(key, total) and self.rank == 0:
-                result[...] = total
-                return
-            with self.view(last) as view:
-                result[...] = self.array_of(0, view)
-        except DeadlineError as error:
-            self._explain(error, self._missing_in_tree)
+        total = self._sum_of_subtree()
+        key = self.key("part", self.rank) if self.rank else last
+        if self.put_array(key, total) and self.rank == 0:
+            result[...] = total
+            return
+        with self.view(last) as view:
+            result[...] = self.array_of(0, view)
 
     def _sum_of_subtree(self) -> Array:
         total = self.array
@@ -191,7 +199,7 @@ class _Part:
                 total = self.add(total, self.array_of(child, view))
         return total
 
-    def _missing_in_tree(self) -> tuple[list[int], list[int]]:
+    def missing_in_tree(self) -> Missing:
         """Who has not put its part though all are there that it waits for; and those who would wait
         for them, of whom nobody knows."""
         there = self._are_there("part", f"{self.path}/result")
@@ -206,12 +214,13 @@ class _Part:
         more; an empty value stays in its place, for attempts that come late."""
         out = result.reshape(-1)
         own = self.key("in", self.rank)
+        is_first = self.put_array(own, self.array)
+        inputs: list[Array] = []
         try:
-            is_first = self.put_array(own, self.array)
-            is_added = self._add_up(out, is_first)
-            self._gather(out, not is_added)
-        except DeadlineError as error:
-            self._explain(error, self._missing_in_slices)
+            is_added = self._find_inputs(inputs, out, is_first) and self._add_up(inputs, out)
+        finally:
+            inputs.clear()  # whoever keeps an error does not keep them
+        self._gather(out, not is_added)
         try:
             put, wait = self.store._door.put, max(self.left(), END_TIMEOUT)
             self.store._put(put, own, b"", 0, 0, wait, self.placement)
@@ -221,46 +230,51 @@ class _Part:
     def _range(self, rank: int) -> slice:
         return slice(rank * self.array.size // self.n, (rank + 1) * self.array.size // self.n)
 
-    def _add_up(self, out: Array, is_first: bool) -> bool:
-        """Our slice. False: it has been added up already, as all have."""
+    def _find_inputs(self, inputs: list[Array], out: Array, is_first: bool) -> bool:
+        """Our slice of all arrays. False: all slices have been added up already."""
         here = self._range(self.rank)
-        inputs = []
         for rank in range(self.n):
             if rank == self.rank and is_first and not numpy.may_share_memory(out, self.array):
-                found: Array | None = self.array.reshape(-1)[here]
-            else:
-                found = self._input(rank, here)
-            if found is None:
+                inputs.append(self.array.reshape(-1)[here])
+            elif not self._find_input(inputs, rank, here):
                 return False
-            inputs.append(found)
-        into = out[here]
+        return True
+
+    def _add_up(self, inputs: list[Array], out: Array) -> bool:
+        into = out[self._range(self.rank)]
         step = max(1, BLOCK_BYTES // out.itemsize)
         for at in range(0, into.size, step):
             block = slice(at, at + step)
-            total = inputs[0][block]
-            for other in inputs[1:]:
-                total = self.add(total, other[block], out=into[block])
             if self.n == 1:
-                into[block] = total
+                into[block] = inputs[0][block]
+                continue
+            self.add(inputs[0][block], inputs[1][block], out=into[block])
+            for other in inputs[2:]:
+                self.add(into[block], other[block], out=into[block])
         self.put(self.key("out", self.rank), [into.view("u1")])
         return True
 
-    def _input(self, rank: int, here: slice) -> Array | None:
-        """A slice of what `rank` gives; None: all slices have been added up, and it is gone."""
+    def _find_input(self, inputs: list[Array], rank: int, here: slice) -> bool:
+        """A slice of what `rank` gives. False: it is gone, as all slices have been added up."""
         key = self.key("in", rank)
         if self.maps:
-            view = self.view(key)
-            self.maps = not view.copied
-            return self.array_of(rank, view).reshape(-1)[here] if len(view) else None
+            with self.view(key) as view:
+                self.maps = not view.copied
+                if len(view):
+                    inputs.append(self.array_of(rank, view).reshape(-1)[here])
+                return len(view) > 0
         if not self._size(key):
-            return None
+            return False
         size = (here.stop - here.start) * self.array.itemsize
         at = len(self.head) + here.start * self.array.itemsize
         head = self.store.get_range(key, 0, len(self.head), timeout=self.left())
         if head and head != self.head:
             self.array_of(rank, self.view(key))
         data = self.store.get_range(key, at, size, timeout=self.left())
-        return numpy.frombuffer(data, self.array.dtype) if len(data) == size else None
+        if len(data) < size:
+            return False
+        inputs.append(numpy.frombuffer(data, self.array.dtype))
+        return True
 
     def _gather(self, out: Array, own_too: bool) -> None:
         for rank in range(self.n):
@@ -279,7 +293,7 @@ class _Part:
         assert info is not None
         return info.size
 
-    def _missing_in_slices(self) -> tuple[list[int], list[int]]:
+    def missing_in_slices(self) -> Missing:
         for what in ("in", "out"):
             there = self._are_there(what)
             missing = [rank for rank in range(self.n) if not there[rank] and rank != self.rank]
@@ -294,21 +308,21 @@ class _Part:
         keys[0] = first or keys[0]
         return [info is not None for info in self.store.stat_many(keys, timeout=LOOK_TIMEOUT)]
 
-    def _explain(self, error: DeadlineError, find: Any) -> NoReturn:
-        """Raises the error, naming those who were waited for."""
+    def explained(self, error: DeadlineError, find: Callable[[], Missing]) -> DeadlineError:
+        """An error that names those who were waited for, if there are any."""
+        late = DeadlineError(error.message, path=error.path, server=error.server, hint=error.hint)
         try:
             missing, unknown = find()
         except CrailError:
-            raise error from None
-        if not missing:
-            raise error
-        late = DeadlineError(
-            f"nothing came from {_named(missing)} of {self.n}",
-            path=self.path,
-            hint=f"{_named(unknown)} would wait for that: nobody knows" if unknown else None,
-        )
+            return late
+        if missing:
+            late = DeadlineError(
+                f"nothing came from {_named(missing)} of {self.n}",
+                path=self.path,
+                hint=f"{_named(unknown)} would wait for that: nobody knows" if unknown else None,
+            )
         vars(late)["ranks"] = tuple(missing)
-        raise late from None
+        return late
 
 
 def _told(kind: tuple[str, Any, Any]) -> str:

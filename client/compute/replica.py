@@ -60,9 +60,8 @@ class Rows:
         """Applies a push, of any rows of the tensor."""
         self.version = version
         place, new = piece
-        if self.start == place.start and self.stop == place.stop:
-            covers = True
-        else:
+        covers = self.start == place.start and self.stop == place.stop
+        if not covers:
             low, high = max(self.start, place.start), min(self.stop, place.stop)
             if low >= high:
                 return
@@ -73,20 +72,21 @@ class Rows:
             return
         if covers and not self.is_ours:
             self.array = numpy.asarray(numpy.add(self.array, new))
+            self.is_ours = True
+            return
+        if not self.is_ours:
+            self.array = self.array.copy()
+            self.is_ours = True
+        into = self.array if covers else self.array[low - self.start : high - self.start]
+        if op == "add":
+            numpy.add(into, new, out=into)
         else:
-            if not self.is_ours:
-                self.array = self.array.copy()
-            into = self.array if covers else self.array[low - self.start : high - self.start]
-            if op == "add":
-                numpy.add(into, new, out=into)
-            else:
-                into[...] = new
-        self.is_ours = True
+            into[...] = new
 
     def hand_out(self) -> Array:
         """The array as of now, for good: what comes later is another array."""
         self.is_ours = False
-        self.array.flags.writeable = False
+        self.array.setflags(write=False)
         return self.array
 
 
@@ -107,6 +107,11 @@ class Replica:
         self.kinds: dict[str, Kind] = {}
         self.steps: dict[str, int] = {}
         self.keeps_all = keeps_all
+        self.last = (
+            0,
+            0,
+            0,
+        )  # segment, number (0: its base) and the file's version of what came last
         self._kept: dict[Key, Rows] = {}
         self._of: dict[str, list[Rows]] = {}  # the same, by the tensor
         self._pulls = 0
@@ -141,12 +146,15 @@ class Replica:
             raise InvalidArgumentError(f"{key!r}: the tensor has {count} rows")
         return name, start, stop
 
-    def hand_out(self, keys: Iterable[Key]) -> dict[Key, Array]:
-        """What the rows are now. What many calls did not ask for is given up."""
+    def hand_out(self, keys: Iterable[Key]) -> dict[Key, Array] | None:
+        """What the rows are now; None if some are not there. What many calls did not ask for is
+        given up."""
         self._pulls += 1
         found = {}
         for key in keys:
-            rows = self._kept[key]
+            rows = self._kept.get(key)
+            if rows is None or rows.version < 0:
+                return None
             rows.pulls = self._pulls
             found[key] = rows.hand_out()
         if self._pulls % UNUSED_PULLS_MAX == 0:
@@ -161,6 +169,11 @@ class Replica:
                 self._of[key if isinstance(key, str) else key[0]].remove(rows)
 
     # -- what comes from the store ----------------------------------------------------------
+
+    def distrust(self) -> None:
+        """What is kept up is of pushes that are gone: the next base takes its place."""
+        for rows in self._kept.values():
+            rows.version = -1
 
     def start(self, value: Any) -> None:
         """Begins with a base, or None for the empty model. What is kept up and is newer stays."""
@@ -197,14 +210,17 @@ class Replica:
             worker, step = facts
             self.steps[worker] = step
         for piece in pieces:
-            name, dtype, shape, _, _ = piece[0]
+            place = piece[0]
+            name = place.name
             begins = name not in self.kinds
             if begins:
-                self.kinds[name] = Kind(dtype, shape)
+                self.kinds[name] = Kind(place.dtype, place.shape)
                 if self.keeps_all:
                     self.want(name)
             for rows in self._of.get(name, ()):
-                if rows.version < self.version and (rows.version >= 0 or begins):
+                if begins:
+                    rows.take(piece, self.version, len(value))
+                elif 0 <= rows.version < self.version:
                     rows.change(op, piece, self.version, len(value))
 
     # -- what goes there --------------------------------------------------------------------

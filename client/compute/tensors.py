@@ -80,8 +80,8 @@ def pack(what: str, pieces: list[Piece], facts: Any = None) -> list[Any]:
     return [part for part in parts if len(part)]
 
 
-#: what, and of each array: its place, its own shape, items, bytes
-Layout = tuple[str, list[tuple[Place, tuple[int, ...], int, int]]]
+#: what, and of each array: its place, type, own shape, items, bytes
+Layout = tuple[str, list[tuple[Place, numpy.dtype[Any], tuple[int, ...], int, int]]]
 
 _layouts: dict[bytes, Layout] = {}  # those that were met: models and jobs repeat themselves
 
@@ -99,10 +99,14 @@ def unpack(value: Any) -> tuple[str, list[Piece], Any]:
         what, places = _layouts.get(layout) or _read_layout(layout)
         facts = msgpack.unpackb(plain[at : at + told], use_list=False) if told else None
         at += told
-        pieces = []
-        for place, shape, items, nbytes in places:
+        pieces: list[Piece] = []
+        for place, dtype, shape, items, nbytes in places:
             at = (at + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-            pieces.append((place, _over(value, place.dtype, shape, items, at)))
+            if items:  # not by numpy.ndarray(), which would not count as a user of the value
+                array = numpy.frombuffer(value, dtype, items, at)
+                pieces.append((place, array if len(shape) == 1 else array.reshape(shape)))
+            else:
+                pieces.append((place, numpy.empty(shape, dtype)))
             at += nbytes
         return what, pieces, facts
     except (error, ValueError, TypeError) as why:
@@ -121,18 +125,8 @@ def _read_layout(layout: bytes) -> Layout:
         of = (stop - start, *shape[1:]) if shape else ()
         items = prod(of)
         place = Place(name, dtype, shape, start, stop)
-        places.append((place, of, items, items * dtype.itemsize))
+        places.append((place, dtype, of, items, items * dtype.itemsize))
     if len(_layouts) >= LAYOUTS_MAX:
         _layouts.clear()
     _layouts[layout] = what, places
     return what, places
-
-
-def _over(
-    value: Any, dtype: numpy.dtype[Any], shape: tuple[int, ...], items: int, offset: int
-) -> Array:
-    """An array over the value. Not by numpy.ndarray(), which would not count as a user of it."""
-    if not items:
-        return numpy.empty(shape, dtype)
-    array = numpy.frombuffer(value, dtype, items, offset)
-    return array if len(shape) == 1 else array.reshape(shape)

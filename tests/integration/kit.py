@@ -96,3 +96,23 @@ def waiters(store: Any) -> int:
     """How many requests the namenode has set aside."""
     count: int = store.status()["namenode"]["waiters"]
     return count
+
+
+def settled(store: Any) -> dict[str, int]:
+    """Nodes, and granules that values occupy, when nothing is being taken apart any more."""
+
+    def facts() -> dict[str, int] | None:
+        now = store.status()["namenode"]
+        busy = now["granules_retiring"] or now["background_pending"]
+        return None if busy else {name: now[name] for name in ("nodes", "granules_used")}
+
+    found: dict[str, int] = until(facts)
+    return found
+
+
+def requests_of(store: Any, call: Callable[[], Any]) -> int:
+    """How many the namenode served meanwhile. Of a store that nobody else uses."""
+    before: int = store.status()["namenode"]["requests"]
+    call()
+    after: int = store.status()["namenode"]["requests"]
+    return after - before
