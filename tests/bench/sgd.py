@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import crailpy
 from crailpy.client import compute
 from crailpy.client.bench.measure import interleave, percentile, taker
 from crailpy.units import parse_size
@@ -283,22 +284,26 @@ def large(job: Job, result: Result) -> None:
 
 
 def small_pulls(job: Job, result: Result) -> None:
-    """A pull of 1 KiB that is up to date, beside a get of as much."""
-    model = compute.model(job.store, f"{job.base}/models/small")
-    model.push({"tensor": np.zeros(PULL_BYTES // 8)}, op="set")
-    key = f"{job.base}/small"
-    job.store.put(key, bytes(PULL_BYTES))
-    got = interleave(
-        20,
-        {
-            "get": taker(50, job.store.get, [(key,)]),
-            "pull": taker(50, model.pull, [(["tensor"],)]),
-        },
-    )
-    pull, get = (percentile(got[name], 50) for name in ("pull", "get"))
-    result.say(f"  a pull of 1 KiB takes {pull / 1e3:.1f} us, a get {get / 1e3:.1f} us")
-    result.facts |= {"pull_ns": pull, "get_ns": get}
-    result.at_most("pull of 1 KiB / get", pull / get, PULL_BAR)
+    """A pull of 1 KiB that is up to date, beside a get of as much: in a dense stream, where a get
+    takes less than a call of a Python function; and by a lane that uses its socket, where both are
+    a round trip."""
+    for lane, ring in (("dense", None), ("socket", False)):
+        with crailpy.connect(job.address, ring=ring) as store:
+            model = compute.model(store, f"{job.base}/models/small-{lane}")
+            model.push({"tensor": np.zeros(PULL_BYTES // 8)}, op="set")
+            key = f"{job.base}/small"
+            store.put(key, bytes(PULL_BYTES))
+            got = interleave(
+                20,
+                {
+                    "get": taker(50, store.get, [(key,)]),
+                    "pull": taker(50, model.pull, [(["tensor"],)]),
+                },
+            )
+        pull, get = (percentile(got[name], 50) for name in ("pull", "get"))
+        result.facts[lane] = {"pull_ns": pull, "get_ns": get}
+        result.say(f"  {lane}: a pull of 1 KiB takes {pull / 1e3:.1f} us, a get {get / 1e3:.1f} us")
+        result.at_most(f"pull of 1 KiB / get, {lane}", pull / get, PULL_BAR)
 
 
 # ---- the job ------------------------------------------------------------------------------------

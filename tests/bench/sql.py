@@ -31,9 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crailpy.client import compute
+from crailpy.client.probes import Echo
 
 from . import retail
-from .job import Job, Result, Task, common, opened_job
+from .job import Job, Result, Task, common, opened_job, round_trip
 from .retail import ANSWER, CHANNELS, KINDS, MOVED
 
 STAGES_OF_A_QUERY = len(CHANNELS) * len(KINDS) + 1
@@ -223,7 +224,8 @@ def judge(job: Job, result: Result) -> None:
     )
     result.say(
         f"  a raw round trip beside them takes {trip * 1e6:.1f} us "
-        f"(median {facts['round_trip_median_seconds'] * 1e6:.1f} us)"
+        f"(median {facts['round_trip_median_seconds'] * 1e6:.1f} us; "
+        f"many at once on their own: {facts['round_trip_alone_seconds'] * 1e6:.1f} us)"
     )
     ratio = in_store / requests / trip
     result.at_most("time in the store / (requests x round trip)", ratio, STORE_BAR)
@@ -243,6 +245,8 @@ def main(arguments: list[str] | None = None) -> int:
     result = Result("sql", options)
     queries = -(-options.stages // STAGES_OF_A_QUERY)
     plan = {name: getattr(options, name) for name in ("maps", "reducers", "rows", "seed")}
+    with Echo("unix") as echo:
+        result.facts["round_trip_alone_seconds"] = round_trip(echo)
     with opened_job(options, plan) as job:
         handle = compute.broadcast(job.store, f"{job.base}/tables", retail.dimensions(options.seed))
         job.store.put_object(f"{job.base}/dimensions", handle)
