@@ -145,6 +145,7 @@ def load(database: Any, seed: int, splits: int, rows: int) -> None:
     """Makes the tables in a database (sqlite3, DuckDB) and fills them."""
     dims = dimensions(seed)
     run, many = database.execute, database.executemany
+    run("BEGIN")
     run("CREATE TABLE dates (date INTEGER, day INTEGER)")
     many("INSERT INTO dates VALUES (?, ?)", [(FIRST_DATE + d, d) for d in range(DAYS)])
     run("CREATE TABLE items (item INTEGER, category INTEGER)")
@@ -161,6 +162,7 @@ def load(database: Any, seed: int, splits: int, rows: int) -> None:
             for split in range(splits):
                 table = facts(seed, channel, kind, split, rows).tolist()
                 many(f"INSERT INTO {channel}_{kind} VALUES (?, ?, ?, ?, ?)", table)
+    run("COMMIT")
 
 
 def question(query: int) -> str:
