@@ -162,7 +162,7 @@ def engine(options: argparse.Namespace) -> Iterator[Executor]:
         with dask(options.workers) as client, plugins.executors("dask", client=client) as executor:
             yield executor
     else:
-        with plugins.executors("ray", num_cpus=1) as executor:
+        with ray(options.workers), plugins.executors("ray", num_cpus=1) as executor:
             yield executor
 
 
@@ -189,6 +189,19 @@ def dask(workers: int) -> Iterator[Any]:
     )
     with cluster, distributed.Client(cluster) as client:
         yield client
+
+
+@contextlib.contextmanager
+def ray(workers: int) -> Iterator[None]:
+    """A Ray of this machine alone, with so many processes."""
+    import ray
+
+    os.environ.update(runner.environment())
+    ray.init(num_cpus=workers, include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 # ---- the driver's side --------------------------------------------------------------------------
