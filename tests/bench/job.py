@@ -183,11 +183,13 @@ def dask(workers: int) -> Iterator[Any]:
     """The client of a real cluster of so many processes."""
     import distributed
 
-    os.environ.update(runner.environment())
-    cluster = distributed.LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"
-    )
-    with cluster, distributed.Client(cluster) as client:
+    with (
+        runner.exported(),
+        distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
         yield client
 
 
@@ -196,12 +198,12 @@ def ray(workers: int) -> Iterator[None]:
     """A Ray of this machine alone, with so many processes."""
     import ray
 
-    os.environ.update(runner.environment())
-    ray.init(num_cpus=workers, include_dashboard=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with runner.exported():
+        ray.init(num_cpus=workers, include_dashboard=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 # ---- the driver's side --------------------------------------------------------------------------

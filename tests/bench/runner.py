@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +31,18 @@ def environment() -> dict[str, str]:
     there is a process for every core."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**dict.fromkeys(THREADS, "1"), **os.environ, "PYTHONPATH": path}
+
+
+@contextlib.contextmanager
+def exported() -> Iterator[None]:
+    """While the block runs, processes that others start have that environment, too."""
+    before = dict(os.environ)
+    os.environ.update(environment())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def send(stream: BinaryIO, data: bytes) -> None:
