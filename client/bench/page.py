@@ -21,6 +21,7 @@ from .report import size_text, time_text, value_text
 PHASES_MAX = 10  # a job of more phases is shown as a whole
 LATENCIES_MAX = 40  # rows of one chart
 KINDS = ("compute", "shuffle", "input+output")
+COPYING = ("medium", "large", "tcp")  # sections of the bench whose values are moved
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fcfcfb; --ink: #0b0b0b; --soft: #52514e;
@@ -277,7 +278,8 @@ def label(row: Facts) -> str:
 def bandwidths(rows: Sequence[Facts]) -> str:
     figures = []
     for placement in unique(row["placement"] for row in rows):
-        found = [r for r in rows if r["placement"] == placement and r["gbps"]]
+        found = [r for r in rows if r["placement"] == placement and r["section"] in COPYING]
+        found = [row for row in found if row["gbps"]]
         ops = unique(r["op"] for r in found)
         series = [
             Line(op, points)
