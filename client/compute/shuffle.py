@@ -150,6 +150,11 @@ class Writer:
     exception out of its `with` block, or its process's death leave nothing. Leaving the block
     otherwise commits."""
 
+    __slots__ = (
+        "_store", "_partitions", "_placement", "_timeout", "_pieces", "_bytes", "_written",
+        "_tables", "_file", "_done", "path", "attempt", "committed",
+    )  # fmt: skip
+
     def __init__(self, shuffle: Shuffle, map_id: int, attempt: int, timeout: float | None) -> None:
         self._store = shuffle._store
         self._partitions = shuffle.partitions
