@@ -27,6 +27,10 @@ def keywords(call):
     return [(p.name, p.kind, p.default) for p in inspect.signature(call).parameters.values()]
 
 
+#: What only tasks call, so far, which block anyway.
+COMPUTE = {"shuffle"}
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -40,10 +44,10 @@ def keywords(call):
 )
 def test_both_faces_have_the_same_methods_with_the_same_keywords(one, other):
     mine, theirs = public(one), public(other)
-    assert mine.keys() - theirs.keys() == set()
+    assert mine.keys() - theirs.keys() <= COMPUTE
     assert theirs.keys() - mine.keys() <= {"length"}, "len() cannot be awaited"
     for name, call in mine.items():
-        if callable(call):
+        if callable(call) and name not in COMPUTE:
             assert keywords(call) == keywords(theirs[name]), name
 
 
