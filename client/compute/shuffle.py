@@ -48,7 +48,7 @@ BATCH = 64  # views that are made at once: each holds a use slot
 PAGE_EARLY = 128  # entries that a reader asks for while not all maps are there
 
 _FILE = 1  # kind of a map output
-_WHOLE = 0xFFFFFFFF
+WHOLE = 0xFFFFFFFF
 _END = Struct("<IIQ")  # runs, partitions, magic
 _PAIR = Struct("<QQ")
 _OFFSET = 8  # bytes of one in a table
@@ -119,7 +119,7 @@ class Shuffle:
             raise InvalidArgumentError(
                 f"partition={partition}: 0 to {self.partitions - 1}", path=self.path
             )
-        if maps is not None and not 0 <= index(maps) <= _WHOLE:
+        if maps is not None and not 0 <= index(maps) <= WHOLE:
             raise InvalidArgumentError(f"maps={maps} is no number of maps", path=self.path)
         if wait is not None:
             wait = requests.seconds(wait, "wait")
@@ -550,9 +550,9 @@ def _tables(shuffle: Shuffle, timeout: float | None) -> Iterator[bytes | bytearr
     """The tables of every map output that is there."""
     cursor, more = b"", True
     while more:
-        page, _, more = _ask(shuffle, _WHOLE, cursor, timeout)
+        page, _, more = _ask(shuffle, WHOLE, cursor, timeout)
         far = []
-        for entry, value in _entries(page):
+        for entry, value in entries_of(page):
             cursor = entry[0].encode()
             if value and entry[4] == shuffle.partitions:
                 runs = _runs(shuffle, entry, value[-_END.size :])
@@ -582,7 +582,7 @@ def _far_tables(
     yield from (table for _, _, table in asked)
 
 
-def _entries(page: bytes) -> Iterator[tuple[Entry, bytes]]:
+def entries_of(page: bytes) -> Iterator[tuple[Entry, bytes]]:
     """The entries of a page, each with the value that it brought."""
     at = 0
     while at < len(page):
