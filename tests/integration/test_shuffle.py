@@ -67,13 +67,13 @@ def check_all(shuffle: Shuffle, maps: list[int], size: int, seed: int = 1) -> No
 
 def granules(store: Any) -> dict[str, int]:
     counts = store.status()["namenode"]
-    return {name: counts[name] for name in ("granules_used", "granules_granted")}
+    return {name: counts[f"granules_{name}"] for name in ("used", "granted", "retiring", "free")}
 
 
 def gone(store: Any) -> bool:
     """Has all memory come back?"""
-    counts = store.status()["namenode"]
-    return counts["granules_free"] == counts["granules_total"]
+    counts = granules(store)
+    return not (counts["used"] or counts["granted"] or counts["retiring"])
 
 
 # ---- what is read is what was written ------------------------------------------------------------
@@ -207,8 +207,8 @@ def test_of_attempts_that_race_one_is_the_output_and_nothing_is_left_of_the_othe
         assert bytes(view) == bytes([winner]) * size
         view.release()
         used = 0 if size < 4096 else len({*range(0, size + 64, 4096)})
-        until(lambda: granules(store)["granules_granted"] == 0)
-        assert used <= granules(store)["granules_used"] <= used * 1.25
+        until(lambda: granules(store)["granted"] == 0)
+        assert used <= granules(store)["used"] <= used * 1.25
         assert store.check() is None
         store.rmtree("/race")
         until(lambda: gone(store))
@@ -278,13 +278,38 @@ def test_a_writer_that_is_killed_leaves_nothing():
     with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
         with Program(WRITER, cluster.address) as program:
             assert program.line() == "wrote"
-            assert granules(store)["granules_granted"] * 4096 > 3_000_000
+            assert granules(store)["granted"] * 4096 > 3_000_000
             program.kill()
         assert not store.exists("/killed")
         until(lambda: gone(store))
         shuffle = store.shuffle("/killed", partitions=4)
         assert write(shuffle, 0, 100_000)
         check_all(shuffle, [0], 100_000)
+
+
+READER = """
+import sys, crailpy
+with crailpy.connect(sys.argv[1]) as store:
+    views = store.shuffle("/killed", partitions=4).reader(1)
+    held = [next(views), next(views)]
+    print(held[0].nbytes, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_reducer_that_is_killed_leaves_nothing():
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        shuffle = store.shuffle("/killed", partitions=4)
+        for map_id in range(3):
+            assert write(shuffle, map_id, 100_000)
+        with Program(READER, cluster.address) as program:
+            assert int(program.line()) == len(segment(1, 0, 1, 100_000))
+            store.rmtree("/killed")
+            until(lambda: granules(store)["used"] == 0)
+            assert granules(store)["retiring"] * 4096 >= 300_000, "its views keep what they show"
+            program.kill()
+        until(lambda: granules(store)["retiring"] == 0)
+        assert store.check() is None
 
 
 # ---- readers that are early ----------------------------------------------------------------------
@@ -569,6 +594,23 @@ def test_a_shuffle_goes_with_its_job(cluster):
             assert write(shuffle, 1, 20)
         with pytest.raises(errors.NotFoundError):
             list(shuffle.reader(0))
+
+
+def test_a_shuffle_may_be_all_that_a_namespace_has(cluster):
+    with cluster.connect(namespace="/shuffle/space") as store:
+        shuffle = store.shuffle("/", partitions=2)
+        for size in (20, 50_000):
+            assert write(shuffle, size, size)
+        assert store.listdir("/") == ["0000000020", "0000050000"]
+        assert [bytes(view) for view in shuffle.reader(1, maps=2)] == [
+            segment(1, size, 1, size) for size in (20, 50_000)
+        ]
+        store.put("/0000000021", b"no output")
+        with pytest.raises(errors.ProtocolError) as raised:
+            list(shuffle.reader(0))
+        assert raised.value.path == "/0000000021"
+    with cluster.connect() as store:
+        store.rmtree("/shuffle")
 
 
 TASK = """
