@@ -153,6 +153,44 @@ def test_what_is_written_may_be_any_buffer_and_changed_afterwards(store):
     assert bytes(view) == b"before" + numpy.int32([0, 2, 4]).tobytes() + fixed.tobytes()
 
 
+def test_short_and_long_pieces_keep_their_order(store):
+    """What is short is put together as it comes, what is long is kept or copied by itself."""
+    shuffle = store.shuffle("/shuffle/pieces", partitions=3)
+    chance = random.Random(11)
+    wanted = [bytearray() for _ in range(3)]
+    reused = bytearray(200_000)
+    with shuffle.writer(0) as writer:
+        for _ in range(600):
+            partition = chance.randrange(3)
+            size = chance.choice([0, 1, 30, 700, 5_000, 65_535, 65_536, 150_000])
+            data: Any = chance.randbytes(size)
+            wanted[partition] += data
+            if chance.random() < 0.5:
+                reused[:size] = data
+                data = memoryview(reused)[:size]
+            elif chance.random() < 0.3:
+                data = memoryview(data)
+            writer.write(partition, data)
+    assert [bytes(view) for p in range(3) for view in shuffle.reader(p)] == wanted
+
+
+def test_an_output_that_finds_no_space_is_given_up(monkeypatch):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", 1 << 20)
+    with crailpy.LocalCluster(dram="16MiB") as cluster, cluster.connect(timeout=3) as store:
+        writer = store.shuffle("/full", partitions=1).writer(0)
+
+        def fill() -> None:
+            for _ in range(20):
+                writer.write(0, bytes(1_000_000))
+
+        with pytest.raises(errors.OutOfSpaceError):
+            fill()
+        with pytest.raises(errors.ClosedError):  # it cannot be completed by leaving some out
+            writer.commit()
+        assert not store.exists("/full")
+        until(lambda: gone(store))
+
+
 def test_a_view_stays_what_it_is_when_the_shuffle_goes(cluster):
     with cluster.connect() as store:
         shuffle = store.shuffle("/shuffle/held", partitions=2)
