@@ -12,7 +12,7 @@ import time
 from array import array
 from itertools import accumulate
 from operator import index
-from struct import Struct
+from struct import Struct, error
 
 from crailpy import native
 from crailpy.errors import (
@@ -636,14 +636,16 @@ def _far_tables(
 
 
 def entries_of(page: bytes) -> Iterator[tuple[Entry, bytes]]:
-    """The entries of a page, each with the value that it brought."""
+    """The entries of a page, each with the value that it brought. Raises ProtocolError."""
     at = 0
     while at < len(page):
-        version, size, data_len, partitions, server, name_len, kind, extents = _COLUMN.unpack_from(
-            page, at
-        )
+        try:
+            head = _COLUMN.unpack_from(page, at)
+        except error:
+            raise ProtocolError("a page of a column ends within an entry") from None
+        version, size, data_len, partitions, server, name_len, kind, extents = head
         at += _COLUMN.size
-        name = page[at : at + name_len].decode()
+        name = page[at : at + name_len].decode(errors="replace")
         at += name_len + -name_len % 8
         whence = page[at : at + extents * _EXTENT]
         at += extents * _EXTENT

@@ -16,6 +16,7 @@ import pytest
 
 import crailpy
 from crailpy import errors
+from crailpy.client import requests
 from crailpy.client.compute import shuffle as shuffle_of
 from crailpy.client.compute.shuffle import Shuffle
 
@@ -515,6 +516,29 @@ def test_a_table_that_lies_is_refused(store, size):
         except errors.ProtocolError:
             refused += 1
     assert refused > 10
+
+
+def test_a_page_of_rubbish_is_refused(store):
+    """What comes from the namenode is not believed beyond its own bytes."""
+    shuffle = store.shuffle("/shuffle/page", partitions=3)
+    for map_id, size in enumerate((20, 400, 5_000, 20)):
+        assert write(shuffle, map_id, size)
+    ask = (requests.COLUMN, 0, shuffle.path, b"", 0, b"", 0, 1, None)
+    page = store._door.call(*ask)[5]
+    chance = random.Random(4)
+    refused = 0
+    for _ in range(2000):
+        bad = bytearray(page[: chance.choice([len(page), chance.randrange(len(page))])])
+        for _ in range(chance.randrange(4)):
+            if bad:
+                bad[chance.randrange(len(bad))] ^= 1 << chance.randrange(8)
+        try:
+            pieces = store._door.segments(shuffle.path, bytes(bad), 0, 64, 1, 3, -1, 2.0)[0]
+            assert len(pieces) <= 4
+        except errors.CrailError:
+            refused += 1
+    assert refused > 500
+    assert len(store._door.segments(shuffle.path, page, 0, 64, 1, 3, -1, None)[0]) == 4
 
 
 @pytest.mark.parametrize("size", [20, 5_000])
