@@ -649,18 +649,21 @@ def test_outputs_outlive_a_restart_of_the_namenode():
 
 
 def test_who_waits_goes_on_waiting_at_a_namenode_that_starts_again():
-    with crailpy.LocalCluster(dram="32MiB", durability="sync") as cluster:
-        with cluster.connect(timeout=30) as store, cluster.connect(timeout=30) as other:
-            shuffle = store.shuffle("/s", partitions=2)
-            assert write(shuffle, 1, 5_000)
-            theirs = other.shuffle("/s", partitions=2)
-            call = Call(lambda: [bytes(view) for view in theirs.reader(1, maps=3, wait=60)])
-            until(lambda: waiters(store) == 1)
-            cluster.namenode.kill()
-            cluster.namenode.start()
-            for map_id in (2, 0):
-                assert write(shuffle, map_id, 5_000)
-            assert call.result() == [segment(1, m, 1, 5_000) for m in range(3)]
+    with (
+        crailpy.LocalCluster(dram="32MiB", durability="sync") as cluster,
+        cluster.connect(timeout=30) as store,
+        cluster.connect(timeout=30) as other,
+    ):
+        shuffle = store.shuffle("/s", partitions=2)
+        assert write(shuffle, 1, 5_000)
+        theirs = other.shuffle("/s", partitions=2)
+        call = Call(lambda: [bytes(view) for view in theirs.reader(1, maps=3, wait=60)])
+        until(lambda: waiters(store) == 1)
+        cluster.namenode.kill()
+        cluster.namenode.start()
+        for map_id in (2, 0):
+            assert write(shuffle, map_id, 5_000)
+        assert call.result() == [segment(1, m, 1, 5_000) for m in range(3)]
 
 
 def test_a_shuffle_goes_with_its_job(cluster):
