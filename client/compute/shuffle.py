@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 from array import array
-from itertools import accumulate
-from operator import index
+from itertools import accumulate, pairwise
+from operator import add, index
 from struct import Struct, error
 
 from crailpy import native
@@ -130,13 +130,13 @@ class Shuffle:
 
     def sizes(self, *, timeout: float | None = None) -> list[int]:
         """The bytes of every partition, over all map outputs that are there. Raises as `reader`."""
-        sums = [0] * self.partitions
+        n = self.partitions + 1
+        sums = [0] * n  # of the offsets: their differences are those of the sums
         for table in _tables(self, timeout):
             with memoryview(table).cast("Q") as offsets:
-                for at in range(0, len(offsets), self.partitions + 1):
-                    part = offsets[at : at + self.partitions + 1]
-                    sums = [n + to - at for n, at, to in zip(sums, part, part[1:], strict=False)]
-        return sums
+                for at in range(0, len(offsets), n):
+                    sums = list(map(add, sums, offsets[at : at + n]))
+        return [end - start for start, end in pairwise(sums)]
 
     def _map_path(self, name: str) -> str:
         return f"{self.path}/{name}" if self.path != "/" else f"/{name}"
