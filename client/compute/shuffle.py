@@ -48,6 +48,7 @@ BLOCK_BYTES_MIN = 512  # of memory for them
 ROOM_BYTES_FIRST = 64 << 10  # of memory that blocks are taken from
 NO_ROOM = memoryview(b"")
 IN_FLIGHT_BYTES_MAX = 48 << 20  # of what is read into memory of our own at once
+TAIL_BYTES_MAX = 4096  # of a map output, read at once where its table is no longer
 BATCH = 64  # views that are made at once: each holds a use slot
 PAGE_EARLY = 128  # entries that a reader asks for while not all maps are there
 
@@ -504,22 +505,22 @@ def _bounds(
     shuffle: Shuffle, entries: list[Entry], partition: int, timeout: float | None
 ) -> list[list[tuple[int, int]]]:
     """For each entry where its segments are, one for each run: (first byte, end)."""
-    table_bytes = (shuffle.partitions + 1) * _OFFSET
+    table = (shuffle.partitions + 1) * _OFFSET
+    back = _END.size + table - partition * _OFFSET  # from the end of the value to our place
+    near = back <= TAIL_BYTES_MAX  # in the last table: then one range has all that we need
     ends, last = [], []
     for entry in entries:
-        _check(shuffle, entry, _END.size + table_bytes)
-        size = entry[2]
-        ends.append((entry, size - _END.size, bytearray(_END.size)))
-        at = size - _END.size - table_bytes + partition * _OFFSET
-        last.append((entry, at, bytearray(_PAIR.size)))
-    _fill(shuffle, [*ends, *last], timeout)
-    pairs: list[list[Any]] = []
-    for (entry, end_at, end), (_, at, pair) in zip(ends, last, strict=True):
-        runs = _runs(shuffle, entry, end)
-        more = [(entry, at - (runs - 1 - i) * table_bytes, bytearray(16)) for i in range(runs - 1)]
-        pairs.append([*more, (entry, end_at - runs * table_bytes, pair)])
-    _fill(shuffle, [each for found in pairs for each in found[:-1]], timeout)
-    return [_checked(shuffle, found) for found in pairs]
+        _check(shuffle, entry, _END.size + table)
+        last.append((entry, entry[2] - back, bytearray(back if near else _PAIR.size)))
+        ends.append((entry, entry[2] - _END.size, bytearray(0 if near else _END.size)))
+    _fill(shuffle, last if near else [*ends, *last], timeout)
+    found: list[list[Any]] = []
+    for (entry, end_at, end), (_, at, tail) in zip(ends, last, strict=True):
+        runs = _runs(shuffle, entry, end or tail[-_END.size :])
+        more = [(entry, at - (runs - 1 - i) * table, bytearray(16)) for i in range(runs - 1)]
+        found.append([*more, (entry, end_at - runs * table, tail[: _PAIR.size])])
+    _fill(shuffle, [part for parts in found for part in parts[:-1]], timeout)
+    return [_checked(shuffle, parts) for parts in found]
 
 
 def _checked(shuffle: Shuffle, found: list[Any]) -> list[tuple[int, int]]:

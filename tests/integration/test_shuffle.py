@@ -154,6 +154,24 @@ def test_what_is_written_may_be_any_buffer_and_changed_afterwards(store):
     assert bytes(view) == b"before" + numpy.int32([0, 2, 4]).tobytes() + fixed.tobytes()
 
 
+def test_tables_may_be_longer_than_what_is_read_at_once(store, monkeypatch):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", 30_000)
+    shuffle = store.shuffle("/shuffle/tables", partitions=1000)
+    for map_id in range(2):
+        with shuffle.writer(map_id) as writer:
+            for partition in range(0, 1000, 3):
+                writer.write(partition, b"%d:%d;" % (map_id, partition) * 20)
+    for partition in (0, 1, 498, 999):
+        wanted = b"".join(b"%d:%d;" % (m, partition) * 20 for m in range(2))
+        found = list(shuffle.reader(partition))
+        assert len(found) == 4  # two runs each
+        assert b"".join(found) == (b"" if partition % 3 else wanted)
+        del found
+    sizes = shuffle.sizes()
+    assert sizes[::3] == [len(b"%d:%d;" % (0, p)) * 40 for p in range(0, 1000, 3)]
+    assert not any(sizes[1::3])
+
+
 def test_short_and_long_pieces_keep_their_order(store):
     """What is short is put together as it comes, what is long is kept or copied by itself."""
     shuffle = store.shuffle("/shuffle/pieces", partitions=3)
