@@ -21,6 +21,9 @@ What is compared with what:
   direction, until the other end has it all.
 - ring: the lane through shared memory beside the lane through its socket: in a dense stream, one
   call per millisecond, beside busy processes at nice 10, and by 8 busy clients.
+- shuffle: a stage of 16 maps and 16 reducers, with tiny segments, beside as many round trips as it
+  has requests; one of 4 and 4 with segments of 4 MiB, copied out of their views, beside memcpy of
+  what is written and read.
 - durability: stores that differ in nothing but that, in turn: values changed by several clients,
   alone and a thousand at a time, with `group` and with `none`; single calls likewise. Gets while
   many nodes are committed, the start of a namenode that has them, values made faster than they can
@@ -64,7 +67,7 @@ from typing import TYPE_CHECKING, Any
 
 from crailpy.config import client_settings
 
-from . import crowd, durability, redis, ring, state, tree, values
+from . import crowd, durability, redis, ring, stages, state, tree, values
 from .context import KEYS_BYTES, Bench
 from .machine import machine, memory_available, pin
 from .report import GIB, KIB, MIB, Report, medians, size_text
@@ -88,6 +91,7 @@ PLACED: dict[str, Callable[[Bench], None]] = {
     "clients": crowd.clients,
     "ring": ring.lanes,
     "model": state.model,
+    "shuffle": stages.shuffle,
     "redis": redis.compare,
 }
 """The sections that are measured in each placement."""

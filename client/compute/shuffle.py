@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import time
 from array import array
-from itertools import accumulate
-from operator import index, itemgetter
-from struct import Struct
+from itertools import accumulate, pairwise
+from operator import add, index
+from struct import Struct, error
 
 from crailpy import native
 from crailpy.errors import (
@@ -43,12 +43,17 @@ if TYPE_CHECKING:
 MAPS_MAX = 10**10
 PARTITIONS_MAX = 1 << 24
 GATHER_BYTES_MAX = 64 << 20  # of a map output in memory; beyond it, a run is written out
+JOIN_BYTES_MAX = 64 << 10  # shorter pieces of a partition are put together as they come
+BLOCK_BYTES_MIN = 512  # of memory for them
+ROOM_BYTES_FIRST = 64 << 10  # of memory that blocks are taken from
+NO_ROOM = memoryview(b"")
 IN_FLIGHT_BYTES_MAX = 48 << 20  # of what is read into memory of our own at once
+TAIL_BYTES_MAX = 4096  # of a map output, read at once where its table is no longer
 BATCH = 64  # views that are made at once: each holds a use slot
 PAGE_EARLY = 128  # entries that a reader asks for while not all maps are there
 
 _FILE = 1  # kind of a map output
-_WHOLE = 0xFFFFFFFF
+WHOLE = 0xFFFFFFFF
 _END = Struct("<IIQ")  # runs, partitions, magic
 _PAIR = Struct("<QQ")
 _OFFSET = 8  # bytes of one in a table
@@ -56,7 +61,6 @@ _MAGIC = int.from_bytes(b"CRSHUFL1", "little")
 # version, size, data_len, partitions, server, name_len, kind, extents
 _COLUMN = Struct("<QQIIIHBB")
 _EXTENT = 32
-_partition_of = itemgetter(0)
 
 
 def shuffle(store: Store, path: str, *, partitions: int, **placement: Any) -> Shuffle:
@@ -119,7 +123,7 @@ class Shuffle:
             raise InvalidArgumentError(
                 f"partition={partition}: 0 to {self.partitions - 1}", path=self.path
             )
-        if maps is not None and not 0 <= index(maps) <= _WHOLE:
+        if maps is not None and not 0 <= index(maps) <= WHOLE:
             raise InvalidArgumentError(f"maps={maps} is no number of maps", path=self.path)
         if wait is not None:
             wait = requests.seconds(wait, "wait")
@@ -127,13 +131,13 @@ class Shuffle:
 
     def sizes(self, *, timeout: float | None = None) -> list[int]:
         """The bytes of every partition, over all map outputs that are there. Raises as `reader`."""
-        sums = [0] * self.partitions
+        n = self.partitions + 1
+        sums = [0] * n  # of the offsets: their differences are those of the sums
         for table in _tables(self, timeout):
             with memoryview(table).cast("Q") as offsets:
-                for at in range(0, len(offsets), self.partitions + 1):
-                    part = offsets[at : at + self.partitions + 1]
-                    sums = [n + to - at for n, at, to in zip(sums, part, part[1:], strict=False)]
-        return sums
+                for at in range(0, len(offsets), n):
+                    sums = list(map(add, sums, offsets[at : at + n]))
+        return [end - start for start, end in pairwise(sums)]
 
     def _map_path(self, name: str) -> str:
         return f"{self.path}/{name}" if self.path != "/" else f"/{name}"
@@ -150,13 +154,22 @@ class Writer:
     exception out of its `with` block, or its process's death leave nothing. Leaving the block
     otherwise commits."""
 
+    __slots__ = (
+        "_store", "_partitions", "_placement", "_timeout", "_pieces", "_bytes", "_written",
+        "_tables", "_file", "_done", "_blocks", "_room", "_room_bytes", "path", "attempt",
+        "committed",
+    )  # fmt: skip
+
     def __init__(self, shuffle: Shuffle, map_id: int, attempt: int, timeout: float | None) -> None:
         self._store = shuffle._store
         self._partitions = shuffle.partitions
         self._placement = shuffle._placement
         self._timeout = timeout
-        self._pieces: list[tuple[int, bytes | memoryview]] = []
+        self._pieces: list[list[Any] | None] = [None] * shuffle.partitions
         self._bytes = 0  # of the pieces
+        self._blocks: dict[int, list[Any]] = {}  # by partition: the last piece, and its bytes used
+        self._room = NO_ROOM  # for what is copied
+        self._room_bytes = ROOM_BYTES_FIRST // 16
         self._written = 0  # bytes of runs before them
         self._tables: list[bytes] = []
         self._file: File | None = None  # once a run was written out
@@ -167,18 +180,68 @@ class Writer:
         self.committed: bool | None = None
 
     def write(self, partition: int, data: Any) -> None:
-        """Adds `data` (anything with a buffer) to a partition, in any order of partitions. `bytes`
-        and read-only buffers are not copied before commit(), so what they show may not change until
-        then; others are. Raises InvalidArgumentError, ClosedError, and once what was gathered is
-        written out, what `open(...).write` does."""
+        """Adds `data` (anything with a buffer) to a partition, in any order of partitions. `bytes`,
+        and read-only buffers of 64 KiB and more, are not copied before commit(): what they show may
+        not change until then. Others are. Raises InvalidArgumentError, ClosedError, and once what
+        was gathered is written out, what `open(...).write` does."""
         if self._done or not 0 <= partition < self._partitions:
             self._refuse(partition)
         if type(data) is not bytes:
-            data = _kept(data)
-        self._pieces.append((partition, data))
-        self._bytes += len(data)
+            data = self._flat(data)
+        n = len(data)
+        pieces = self._pieces[partition]
+        if pieces is None:
+            self._pieces[partition] = [data]
+        elif n < JOIN_BYTES_MAX:
+            self._join(partition, pieces, data)
+        else:
+            self._close_block(partition, pieces)
+            pieces.append(data)
+        self._bytes += n
         if self._bytes > GATHER_BYTES_MAX:
             self._write_out()
+
+    def _flat(self, data: Any) -> bytes | memoryview:
+        """The bytes of a buffer: large ones as a view, of itself where nobody changes it through
+        that."""
+        view = memoryview(data)
+        if view.nbytes < JOIN_BYTES_MAX or not view.c_contiguous:
+            with view:
+                return view.tobytes()
+        if view.readonly:
+            return view.cast("B")
+        with view, view.cast("B") as flat:
+            copy = self._take_room(flat.nbytes)
+            copy[:] = flat
+            return copy
+
+    def _join(self, partition: int, pieces: list[Any], data: bytes | memoryview) -> None:
+        """Puts a short piece behind those before it."""
+        block = self._blocks.get(partition)
+        if block is None or block[1] + len(data) > block[0].nbytes:
+            self._close_block(partition, pieces)
+            size = 2 * len(pieces[-1])  # each block is twice as large as the one before
+            room = self._take_room(max(BLOCK_BYTES_MIN, len(data), min(size, JOIN_BYTES_MAX)))
+            block = self._blocks[partition] = [room, 0]
+        room, used = block
+        end = block[1] = used + len(data)
+        room[used:end] = data
+
+    def _close_block(self, partition: int, pieces: list[Any]) -> None:
+        block = self._blocks.pop(partition, None)
+        if block is not None:
+            room, used = block
+            pieces.append(room[:used])
+
+    def _take_room(self, size: int) -> memoryview:
+        """Memory of our own. It comes in ever larger pieces: of a large one only what is used is
+        ever there, on huge pages."""
+        if self._room.nbytes < size:
+            if self._room_bytes < GATHER_BYTES_MAX:
+                self._room_bytes *= 16
+            self._room = memoryview(native.Landing(max(self._room_bytes, size)))
+        room, self._room = self._room[:size], self._room[size:]
+        return room
 
     def _refuse(self, partition: int) -> None:
         if self._done:
@@ -187,19 +250,19 @@ class Writer:
             f"partition={partition}: 0 to {self._partitions - 1}", path=self.path
         )
 
-    def _take_run(self) -> list[bytes | memoryview]:
+    def _take_run(self) -> list[Any]:
         """What was gathered, in the order of partitions; its table is noted."""
-        pieces, self._pieces = self._pieces, []
-        pieces.sort(key=_partition_of)
-        sizes = [0] * self._partitions
-        for partition, data in pieces:
-            sizes[partition] += len(data)
+        for partition in list(self._blocks):
+            self._close_block(partition, self._pieces[partition] or [])
+        gathered, self._pieces = self._pieces, [None] * self._partitions
+        self._room = NO_ROOM
+        sizes = [sum(map(len, pieces)) if pieces else 0 for pieces in gathered]
         self._tables.append(array("Q", accumulate(sizes, initial=self._written)).tobytes())
         self._written += self._bytes
         self._bytes = 0
-        return [data for _, data in pieces]
+        return [piece for pieces in gathered if pieces for piece in pieces]
 
-    def _take_end(self) -> list[bytes | memoryview]:
+    def _take_end(self) -> list[bytes]:
         return [*self._tables, _END.pack(len(self._tables), self._partitions, _MAGIC)]
 
     def _write_out(self) -> None:
@@ -214,11 +277,15 @@ class Writer:
                 )
         except ExistsError:
             self.committed = False
-        run = self._take_run()
-        if self._file is not None:
-            self._append(run)
+        try:
+            run = self._take_run()
+            if self._file is not None:
+                self._append(run)
+        except BaseException:  # some of it is missing
+            self._end()
+            raise
 
-    def _append(self, parts: list[bytes | memoryview]) -> None:
+    def _append(self, parts: list[Any]) -> None:
         from ..objects import gathered
 
         assert self._file is not None
@@ -269,6 +336,7 @@ class Writer:
     def _end(self) -> None:
         self._done = True
         self._pieces, self._tables, self._bytes = [], [], 0
+        self._blocks, self._room = {}, NO_ROOM
         file, self._file = self._file, None
         if file is not None and not file.closed:
             file.discard()
@@ -284,15 +352,6 @@ class Writer:
 
     def __repr__(self) -> str:
         return f"<crailpy.compute.Writer {self.path} attempt={self.attempt}>"
-
-
-def _kept(data: Any) -> bytes | memoryview:
-    """The bytes of a buffer: itself where nobody changes it through that, else a copy."""
-    view = memoryview(data)
-    if view.readonly and view.c_contiguous and view.nbytes:
-        return view.cast("B")
-    with view:
-        return view.tobytes()
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -446,22 +505,22 @@ def _bounds(
     shuffle: Shuffle, entries: list[Entry], partition: int, timeout: float | None
 ) -> list[list[tuple[int, int]]]:
     """For each entry where its segments are, one for each run: (first byte, end)."""
-    table_bytes = (shuffle.partitions + 1) * _OFFSET
+    table = (shuffle.partitions + 1) * _OFFSET
+    back = _END.size + table - partition * _OFFSET  # from the end of the value to our place
+    near = back <= TAIL_BYTES_MAX  # in the last table: then one range has all that we need
     ends, last = [], []
     for entry in entries:
-        _check(shuffle, entry, _END.size + table_bytes)
-        size = entry[2]
-        ends.append((entry, size - _END.size, bytearray(_END.size)))
-        at = size - _END.size - table_bytes + partition * _OFFSET
-        last.append((entry, at, bytearray(_PAIR.size)))
-    _fill(shuffle, [*ends, *last], timeout)
-    pairs: list[list[Any]] = []
-    for (entry, end_at, end), (_, at, pair) in zip(ends, last, strict=True):
-        runs = _runs(shuffle, entry, end)
-        more = [(entry, at - (runs - 1 - i) * table_bytes, bytearray(16)) for i in range(runs - 1)]
-        pairs.append([*more, (entry, end_at - runs * table_bytes, pair)])
-    _fill(shuffle, [each for found in pairs for each in found[:-1]], timeout)
-    return [_checked(shuffle, found) for found in pairs]
+        _check(shuffle, entry, _END.size + table)
+        last.append((entry, entry[2] - back, bytearray(back if near else _PAIR.size)))
+        ends.append((entry, entry[2] - _END.size, bytearray(0 if near else _END.size)))
+    _fill(shuffle, last if near else [*ends, *last], timeout)
+    found: list[list[Any]] = []
+    for (entry, end_at, end), (_, at, tail) in zip(ends, last, strict=True):
+        runs = _runs(shuffle, entry, end or tail[-_END.size :])
+        more = [(entry, at - (runs - 1 - i) * table, bytearray(16)) for i in range(runs - 1)]
+        found.append([*more, (entry, end_at - runs * table, tail[: _PAIR.size])])
+    _fill(shuffle, [part for parts in found for part in parts[:-1]], timeout)
+    return [_checked(shuffle, parts) for parts in found]
 
 
 def _checked(shuffle: Shuffle, found: list[Any]) -> list[tuple[int, int]]:
@@ -545,9 +604,9 @@ def _tables(shuffle: Shuffle, timeout: float | None) -> Iterator[bytes | bytearr
     """The tables of every map output that is there."""
     cursor, more = b"", True
     while more:
-        page, _, more = _ask(shuffle, _WHOLE, cursor, timeout)
+        page, _, more = _ask(shuffle, WHOLE, cursor, timeout)
         far = []
-        for entry, value in _entries(page):
+        for entry, value in entries_of(page):
             cursor = entry[0].encode()
             if value and entry[4] == shuffle.partitions:
                 runs = _runs(shuffle, entry, value[-_END.size :])
@@ -577,15 +636,17 @@ def _far_tables(
     yield from (table for _, _, table in asked)
 
 
-def _entries(page: bytes) -> Iterator[tuple[Entry, bytes]]:
-    """The entries of a page, each with the value that it brought."""
+def entries_of(page: bytes) -> Iterator[tuple[Entry, bytes]]:
+    """The entries of a page, each with the value that it brought. Raises ProtocolError."""
     at = 0
     while at < len(page):
-        version, size, data_len, partitions, server, name_len, kind, extents = _COLUMN.unpack_from(
-            page, at
-        )
+        try:
+            head = _COLUMN.unpack_from(page, at)
+        except error:
+            raise ProtocolError("a page of a column ends within an entry") from None
+        version, size, data_len, partitions, server, name_len, kind, extents = head
         at += _COLUMN.size
-        name = page[at : at + name_len].decode()
+        name = page[at : at + name_len].decode(errors="replace")
         at += name_len + -name_len % 8
         whence = page[at : at + extents * _EXTENT]
         at += extents * _EXTENT

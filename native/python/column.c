@@ -136,11 +136,18 @@ static int append_views(struct call *c, const struct entry *e, const struct colu
 
 /* ---- segments -------------------------------------------------------------------- */
 
+static PyObject *name_of(const struct entry *e) {
+    return PyUnicode_DecodeUTF8(e->name, e->head.name_len, "replace");
+}
+
 /* What Python is to look after: (name, version, size, kind, partitions, lost server, extents). */
 static PyObject *entry_tuple(const struct entry *e) {
-    return Py_BuildValue("s#KKiIIy#", e->name, (Py_ssize_t)e->head.name_len, (unsigned long long)e->head.version,
-                         (unsigned long long)e->head.size, (int)e->head.kind, e->head.partitions, e->head.server,
-                         (const char *)e->extents, (Py_ssize_t)(e->head.extents * sizeof(e->extents[0])));
+    PyObject *name = name_of(e);
+    if (!name)
+        return NULL;
+    return Py_BuildValue("NKKiIIy#", name, (unsigned long long)e->head.version, (unsigned long long)e->head.size,
+                         (int)e->head.kind, e->head.partitions, e->head.server, (const char *)e->extents,
+                         (Py_ssize_t)(e->head.extents * sizeof(e->extents[0])));
 }
 
 static int append_entry(struct call *c, const struct entry *e, struct column *col) {
@@ -163,7 +170,7 @@ static void name_error(PyObject *directory, const struct entry *e) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     PyErr_NormalizeException(&type, &value, &trace);
-    PyObject *name = PyUnicode_DecodeUTF8(e->name, e->head.name_len, "replace");
+    PyObject *name = name_of(e);
     PyObject *path = name ? PyUnicode_FromFormat("%U/%U", directory, name) : NULL;
     if (!path || !value || PyObject_SetAttrString(value, "path", path))
         PyErr_Clear(); /* one that takes no path says what it has to say without */

@@ -163,6 +163,59 @@ static void bench_granules(void) {
     kit_retire(&k, server);
 }
 
+/* Columns of a directory whose nodes were made in another order, page by page: of extents, of values within nodes. */
+static void bench_columns(const char *what, uint32_t extents, uint32_t bytes) {
+    enum { MAPS = 20000 };
+    char full[64], after[16] = "";
+    uint64_t took = 0, seed = 5, entries = 0, pages = 0;
+    uint32_t server = extents ? kit_server(&k, 1, MAPS * extents + 4096) : 0;
+    for (uint32_t i = 0; i < MAPS; i++) {
+        struct crail_extent e[CRAIL_EXTENTS_MAX];
+        sprintf(full, "/column/%010u", (i * 7919u) % MAPS);
+        for (uint32_t x = 0; x < extents; x++) {
+            struct answer a = kit_alloc(&k, CRAIL_OPF_ONE_EXTENT, 4096);
+            assert(a.status == 0);
+            memcpy(&e[x], a.data, sizeof(e[0]));
+        }
+        struct answer a = extents ? kit_commit(&k, CRAIL_OPF_PARENTS, full, e, extents, 0, extents * 4096ull)
+                                  : kit_put(&k, CRAIL_OPF_PARENTS, full, value, bytes);
+        assert(a.status == 0);
+        for (uint32_t n = kit_random(&seed, 4); n--;) { /* something lies between */
+            sprintf(full, "/other/%u.%u", i, n);
+            assert(kit_put(&k, CRAIL_OPF_PARENTS, full, value, 64).status == 0);
+        }
+    }
+    assert(kit_op(&k, CRAIL_OP_COLUMN, 0, "/column", NULL, 0, 0, 1, 0).status == 0); /* its index */
+    longest_ns = 0;
+    for (bool more = true; more; pages++) {
+        struct crail_op op = {
+            .code = CRAIL_OP_COLUMN, .path_len = 7, .data_len = (uint32_t)strlen(after), .arg1 = CRAIL_COLUMN_WHOLE};
+        k.reply.len = 0;
+        uint64_t start = own_ns();
+        int rc = crail_meta_execute(k.m, k.s, &op, "/column", NULL, after, 1, &k.reply);
+        longest(start);
+        took += own_ns() - start;
+        const struct crail_result *r = (const void *)k.reply.data;
+        const uint8_t *p = (const uint8_t *)(r + 1);
+        assert(rc == 0 && r->status == 0);
+        for (uint32_t i = 0; i < r->count; i++) {
+            const struct crail_column *c = (const void *)p;
+            memcpy(after, c + 1, c->name_len);
+            p += sizeof(*c) + crail_pad8(c->name_len) + c->extents * sizeof(struct crail_extent) +
+                 crail_pad8(c->data_len);
+        }
+        entries += r->count;
+        more = r->flags & CRAIL_RESF_MORE;
+    }
+    assert(entries == MAPS);
+    printf("column, %-36s %7.0f ns   %" PRIu64 " pages, longest %.1f us\n", what, (double)took / MAPS, pages,
+           (double)longest_ns / 1000);
+    assert(kit_rmtree(&k, "/column").status == 0 && kit_rmtree(&k, "/other").status == 0);
+    kit_settle(&k);
+    if (server)
+        kit_retire(&k, server);
+}
+
 int main(int argc, char **argv) {
     uint32_t all = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 1000000;
     if (argc > 2)
@@ -188,6 +241,10 @@ int main(int argc, char **argv) {
     phase("longest remove", CRAIL_OP_REMOVE, all, false, true, true);
     bench_listing(all);
     bench_granules();
+    bench_columns("an extent each, per map", 1, 0);
+    bench_columns("64 extents each, per map", 64, 0);
+    bench_columns("400 B within the node, per map", 0, 400);
+    bench_columns("4 KiB within the node, per map", 0, 4096);
     kit_close(&k);
     return 0;
 }

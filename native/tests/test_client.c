@@ -486,6 +486,95 @@ static void a_raised_generation_is_refused(void) {
     CLAIM("an extent whose generation was raised is not touched; a pin keeps its slot until released");
 }
 
+/* ---- reads ahead ------------------------------------------------------------------ */
+
+/* The storage server's end: the next request, and its answer of the granule's number in every byte. */
+static struct crail_data_request take_data_request(int peer) {
+    struct crail_data_request q;
+    assert(recv(peer, &q, sizeof(q), MSG_WAITALL) == (ssize_t)sizeof(q));
+    assert(q.magic == CRAIL_DATA_MAGIC && q.code == CRAIL_DATA_READ);
+    return q;
+}
+
+static void answer_data(int peer, const struct crail_data_request *q, int status) {
+    static uint8_t bytes[CRAIL_GRANULE];
+    struct crail_data_reply r = {
+        .magic = CRAIL_DATA_MAGIC, .status = status, .id = q->id, .length = status ? 0 : q->length};
+    memset(bytes, (int)q->extent.granule, sizeof(bytes));
+    assert(q->length <= sizeof(bytes));
+    assert(send(peer, &r, sizeof(r), 0) == (ssize_t)sizeof(r));
+    assert(!r.length || send(peer, bytes, r.length, 0) == (ssize_t)r.length);
+}
+
+static int data_pair(crail_client *c, struct crail_lane *lane, uint32_t server) {
+    int pair[2];
+    assert(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    assert(crail_client_server_tcp(c, server, lane->number, pair[0], 0) == 0);
+    return pair[1];
+}
+
+static void reads_of_many_values_are_asked_ahead(void) {
+    enum { VALUES = 5 };
+    int peer;
+    crail_client *c = new_client(1);
+    struct crail_lane *lane = open_lane(c, &peer);
+    int servers[2] = {data_pair(c, lane, 1), data_pair(c, lane, 2)};
+    struct crail_extent e[VALUES];
+    struct crail_io io[VALUES];
+    uint8_t got[VALUES][200];
+    for (uint32_t i = 0; i < VALUES; i++) {
+        e[i] = (struct crail_extent){.server = 1 + i % 2, .granule = 10 + i, .granules = 1};
+        io[i] = (struct crail_io){.client = c,
+                                  .lane = lane,
+                                  .extents = &e[i],
+                                  .extents_count = 1,
+                                  .value_bytes = 4000,
+                                  .offset = 100 * i,
+                                  .length = 40 * i, /* the first: nothing */
+                                  .buffer = got[i],
+                                  .deadline_ns = INT64_MAX};
+        assert(crail_io_ask(&io[i]) == 1 && crail_io_ask(&io[i]) == 1);
+    }
+    for (uint32_t i = 1; i < VALUES; i++) { /* all are there before the first is answered */
+        struct crail_data_request q = take_data_request(servers[i % 2]);
+        assert(q.extent.granule == 10 + i && q.offset == 100 * i && q.length == 40 * i);
+        if (i < 4)
+            answer_data(servers[i % 2], &q, 0);
+        else
+            answer_data(servers[i % 2], &q, -CRAIL_E_STALE_LOCATION);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        assert(run(&io[i]) == 0 && io[i].done == 40 * i);
+        for (uint32_t at = 0; at < 40 * i; at++)
+            assert(got[i][at] == 10 + i);
+        crail_io_end(&io[i]);
+    }
+    assert(run(&io[4]) == -CRAIL_E_STALE_LOCATION);
+    crail_io_end(&io[4]);
+    assert(!crail_lane_has_data(lane, 1) && crail_lane_has_data(lane, 2)); /* its connection ended, the other not */
+
+    /* What is longer than a few pieces is not asked for at once: until it is, nothing else may be. */
+    struct crail_extent large = {.server = 2, .granules = 3 * CRAIL_COPY_PIECE / CRAIL_GRANULE};
+    struct crail_io long_one = {.client = c,
+                                .lane = lane,
+                                .extents = &large,
+                                .extents_count = 1,
+                                .value_bytes = 3ull * CRAIL_COPY_PIECE,
+                                .length = 3ull * CRAIL_COPY_PIECE,
+                                .buffer = got[0],
+                                .deadline_ns = INT64_MAX};
+    assert(crail_io_ask(&long_one) == 0 && long_one.tcp_asked == 2ull * CRAIL_COPY_PIECE);
+    crail_io_restart(&long_one);
+    assert(long_one.tcp_asked == 0 && !crail_lane_has_data(lane, 2));
+    assert(crail_io_ask(&io[2]) == 1); /* it has been read */
+    io[2].done = io[2].tcp_asked = 0;
+    assert(crail_io_ask(&io[2]) == 0); /* nobody to ask */
+    close(servers[0]), close(servers[1]), close(peer);
+    crail_lane_checkin(lane);
+    crail_client_free(c);
+    CLAIM("reads of many values are asked for before the first is there");
+}
+
 static void views_leave_slots_for_calls(void) {
     crail_client *c = new_client(1);
     struct shared s = attach(c, 1);
@@ -535,6 +624,7 @@ int main(void) {
     a_long_request_passes_in_pieces();
     values_are_cut_by_extent();
     a_raised_generation_is_refused();
+    reads_of_many_values_are_asked_ahead();
     views_leave_slots_for_calls();
     copies_are_exact();
     return 0;

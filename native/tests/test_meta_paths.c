@@ -97,9 +97,9 @@ static void malformed_operations_are_invalid_arguments(void) {
     kit_open(&k, 64 << 20);
     static char big[CRAIL_INLINE_MAX + 1];
     for (uint32_t code = 0; code < 70000; code += code < 40 ? 1 : 997) {
-        bool known = (code >= 2 && code <= 4) || code == CRAIL_OP_ATTRIBUTES || (code >= 16 && code <= 23) ||
-                     code == CRAIL_OP_INCR || code == CRAIL_OP_SETATTR || code == CRAIL_OP_END ||
-                     code == CRAIL_OP_TRUNCATE;
+        bool known = (code >= 2 && code <= 4) || code == CRAIL_OP_ATTRIBUTES || code == CRAIL_OP_COLUMN ||
+                     (code >= 16 && code <= 23) || code == CRAIL_OP_INCR || code == CRAIL_OP_SETATTR ||
+                     code == CRAIL_OP_END || code == CRAIL_OP_TRUNCATE;
         struct crail_op op = {.code = (uint16_t)code, .path_len = 2};
         if (!known && code < 65536)
             WANT(kit_do(&k, op, "/a", NULL), E(INVALID_ARGUMENT));

@@ -418,6 +418,31 @@ static void test_late_replies_wait_too(void) {
     end_durable();
 }
 
+/* Columns, as listings: what they show, and how many children there are. */
+static void test_nobody_sees_a_column_that_may_still_be_lost(void) {
+    begin_durable(CRAIL_DURABILITY_SYNC);
+    int fd = client(1), reader = client(2), waiter = client(3);
+    frame(&Q, 7, 0);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_COLUMN, .flags = CRAIL_OPF_WAIT, .count = 60000, .arg1 = 1ull << 32},
+            "/d", NULL, 0);
+    send_all(waiter, Q.b.data, Q.b.len);
+    while (stats().waiters < 1)
+        sched_yield();
+    send_op(fd, 1, CRAIL_OP_PUT, "/d/x");
+    CHECK(crail_namenode_cut_wait(nn, 5000) == 1);
+    while (stats().waiters)
+        sched_yield();
+    send_op(reader, 0, CRAIL_OP_COLUMN, "/d");
+    CHECK(silent(reader) && silent(waiter));
+    commit_all();
+    CHECK(status_of(fd) == 0 && status_of(reader) == 0 && result(&R, 0)->count == 1);
+    CHECK(status_of(waiter) == 0 && result(&R, 0)->count == 1);
+    close(fd);
+    close(reader);
+    close(waiter);
+    end_durable();
+}
+
 static void test_a_replay_waits_like_the_reply(void) {
     begin_durable(CRAIL_DURABILITY_SYNC);
     int fd = client(1);
@@ -669,6 +694,7 @@ int main(int argc, char **argv) {
         T(test_nobody_sees_what_may_still_be_lost),
         T(test_nobody_sees_an_absence_that_may_still_be_lost),
         T(test_late_replies_wait_too),
+        T(test_nobody_sees_a_column_that_may_still_be_lost),
         T(test_a_replay_waits_like_the_reply),
         T(test_an_operation_may_ask_for_more_or_less),
         T(test_a_removal_may_ask_for_more_and_for_nothing_else),

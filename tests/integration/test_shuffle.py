@@ -16,6 +16,7 @@ import pytest
 
 import crailpy
 from crailpy import errors
+from crailpy.client import requests
 from crailpy.client.compute import shuffle as shuffle_of
 from crailpy.client.compute.shuffle import Shuffle
 
@@ -67,13 +68,13 @@ def check_all(shuffle: Shuffle, maps: list[int], size: int, seed: int = 1) -> No
 
 def granules(store: Any) -> dict[str, int]:
     counts = store.status()["namenode"]
-    return {name: counts[name] for name in ("granules_used", "granules_granted")}
+    return {name: counts[f"granules_{name}"] for name in ("used", "granted", "retiring", "free")}
 
 
 def gone(store: Any) -> bool:
     """Has all memory come back?"""
-    counts = store.status()["namenode"]
-    return counts["granules_free"] == counts["granules_total"]
+    counts = granules(store)
+    return not (counts["used"] or counts["granted"] or counts["retiring"])
 
 
 # ---- what is read is what was written ------------------------------------------------------------
@@ -153,6 +154,62 @@ def test_what_is_written_may_be_any_buffer_and_changed_afterwards(store):
     assert bytes(view) == b"before" + numpy.int32([0, 2, 4]).tobytes() + fixed.tobytes()
 
 
+def test_tables_may_be_longer_than_what_is_read_at_once(store, monkeypatch):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", 30_000)
+    shuffle = store.shuffle("/shuffle/tables", partitions=1000)
+    for map_id in range(2):
+        with shuffle.writer(map_id) as writer:
+            for partition in range(0, 1000, 3):
+                writer.write(partition, b"%d:%d;" % (map_id, partition) * 20)
+    for partition in (0, 1, 498, 999):
+        wanted = b"".join(b"%d:%d;" % (m, partition) * 20 for m in range(2))
+        found = list(shuffle.reader(partition))
+        assert len(found) == 4  # two runs each
+        assert b"".join(found) == (b"" if partition % 3 else wanted)
+        del found
+    sizes = shuffle.sizes()
+    assert sizes[::3] == [len(b"%d:%d;" % (0, p)) * 40 for p in range(0, 1000, 3)]
+    assert not any(sizes[1::3])
+
+
+def test_short_and_long_pieces_keep_their_order(store):
+    """What is short is put together as it comes, what is long is kept or copied by itself."""
+    shuffle = store.shuffle("/shuffle/pieces", partitions=3)
+    chance = random.Random(11)
+    wanted = [bytearray() for _ in range(3)]
+    reused = bytearray(200_000)
+    with shuffle.writer(0) as writer:
+        for _ in range(600):
+            partition = chance.randrange(3)
+            size = chance.choice([0, 1, 30, 700, 5_000, 65_535, 65_536, 150_000])
+            data: Any = chance.randbytes(size)
+            wanted[partition] += data
+            if chance.random() < 0.5:
+                reused[:size] = data
+                data = memoryview(reused)[:size]
+            elif chance.random() < 0.3:
+                data = memoryview(data)
+            writer.write(partition, data)
+    assert [bytes(view) for p in range(3) for view in shuffle.reader(p)] == wanted
+
+
+def test_an_output_that_finds_no_space_is_given_up(monkeypatch):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", 1 << 20)
+    with crailpy.LocalCluster(dram="16MiB") as cluster, cluster.connect(timeout=3) as store:
+        writer = store.shuffle("/full", partitions=1).writer(0)
+
+        def fill() -> None:
+            for _ in range(20):
+                writer.write(0, bytes(1_000_000))
+
+        with pytest.raises(errors.OutOfSpaceError):
+            fill()
+        with pytest.raises(errors.ClosedError):  # it cannot be completed by leaving some out
+            writer.commit()
+        assert not store.exists("/full")
+        until(lambda: gone(store))
+
+
 def test_a_view_stays_what_it_is_when_the_shuffle_goes(cluster):
     with cluster.connect() as store:
         shuffle = store.shuffle("/shuffle/held", partitions=2)
@@ -207,8 +264,8 @@ def test_of_attempts_that_race_one_is_the_output_and_nothing_is_left_of_the_othe
         assert bytes(view) == bytes([winner]) * size
         view.release()
         used = 0 if size < 4096 else len({*range(0, size + 64, 4096)})
-        until(lambda: granules(store)["granules_granted"] == 0)
-        assert used <= granules(store)["granules_used"] <= used * 1.25
+        until(lambda: granules(store)["granted"] == 0)
+        assert used <= granules(store)["used"] <= used * 1.25
         assert store.check() is None
         store.rmtree("/race")
         until(lambda: gone(store))
@@ -278,13 +335,38 @@ def test_a_writer_that_is_killed_leaves_nothing():
     with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
         with Program(WRITER, cluster.address) as program:
             assert program.line() == "wrote"
-            assert granules(store)["granules_granted"] * 4096 > 3_000_000
+            assert granules(store)["granted"] * 4096 > 3_000_000
             program.kill()
         assert not store.exists("/killed")
         until(lambda: gone(store))
         shuffle = store.shuffle("/killed", partitions=4)
         assert write(shuffle, 0, 100_000)
         check_all(shuffle, [0], 100_000)
+
+
+READER = """
+import sys, crailpy
+with crailpy.connect(sys.argv[1]) as store:
+    views = store.shuffle("/killed", partitions=4).reader(1)
+    held = [next(views), next(views)]
+    print(held[0].nbytes, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_reducer_that_is_killed_leaves_nothing():
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        shuffle = store.shuffle("/killed", partitions=4)
+        for map_id in range(3):
+            assert write(shuffle, map_id, 100_000)
+        with Program(READER, cluster.address) as program:
+            assert int(program.line()) == len(segment(1, 0, 1, 100_000))
+            store.rmtree("/killed")
+            until(lambda: granules(store)["used"] == 0)
+            assert granules(store)["retiring"] * 4096 >= 300_000, "its views keep what they show"
+            program.kill()
+        until(lambda: granules(store)["retiring"] == 0)
+        assert store.check() is None
 
 
 # ---- readers that are early ----------------------------------------------------------------------
@@ -454,6 +536,29 @@ def test_a_table_that_lies_is_refused(store, size):
     assert refused > 10
 
 
+def test_a_page_of_rubbish_is_refused(store):
+    """What comes from the namenode is not believed beyond its own bytes."""
+    shuffle = store.shuffle("/shuffle/page", partitions=3)
+    for map_id, size in enumerate((20, 400, 5_000, 20)):
+        assert write(shuffle, map_id, size)
+    ask = (requests.COLUMN, 0, shuffle.path, b"", 0, b"", 0, 1, None)
+    page = store._door.call(*ask)[5]
+    chance = random.Random(4)
+    refused = 0
+    for _ in range(2000):
+        bad = bytearray(page[: chance.choice([len(page), chance.randrange(len(page))])])
+        for _ in range(chance.randrange(4)):
+            if bad:
+                bad[chance.randrange(len(bad))] ^= 1 << chance.randrange(8)
+        try:
+            pieces = store._door.segments(shuffle.path, bytes(bad), 0, 64, 1, 3, -1, 2.0)[0]
+            assert len(pieces) <= 4
+        except errors.CrailError:
+            refused += 1
+    assert refused > 500
+    assert len(store._door.segments(shuffle.path, page, 0, 64, 1, 3, -1, None)[0]) == 4
+
+
 @pytest.mark.parametrize("size", [20, 5_000])
 def test_outputs_of_another_number_of_partitions_are_refused(store, size):
     assert write(store.shuffle("/shuffle/p", partitions=4), 0, size)
@@ -561,6 +666,24 @@ def test_outputs_outlive_a_restart_of_the_namenode():
                 check_all(store.shuffle(f"/s{size}", partitions=3), [0, 1, 2], size)
 
 
+def test_who_waits_goes_on_waiting_at_a_namenode_that_starts_again():
+    with (
+        crailpy.LocalCluster(dram="32MiB", durability="sync") as cluster,
+        cluster.connect(timeout=30) as store,
+        cluster.connect(timeout=30) as other,
+    ):
+        shuffle = store.shuffle("/s", partitions=2)
+        assert write(shuffle, 1, 5_000)
+        theirs = other.shuffle("/s", partitions=2)
+        call = Call(lambda: [bytes(view) for view in theirs.reader(1, maps=3, wait=60)])
+        until(lambda: waiters(store) == 1)
+        cluster.namenode.kill()
+        cluster.namenode.start()
+        for map_id in (2, 0):
+            assert write(shuffle, map_id, 5_000)
+        assert call.result() == [segment(1, m, 1, 5_000) for m in range(3)]
+
+
 def test_a_shuffle_goes_with_its_job(cluster):
     with cluster.connect() as store:
         with store.job("shuffled") as job:
@@ -569,6 +692,23 @@ def test_a_shuffle_goes_with_its_job(cluster):
             assert write(shuffle, 1, 20)
         with pytest.raises(errors.NotFoundError):
             list(shuffle.reader(0))
+
+
+def test_a_shuffle_may_be_all_that_a_namespace_has(cluster):
+    with cluster.connect(namespace="/shuffle/space") as store:
+        shuffle = store.shuffle("/", partitions=2)
+        for size in (20, 50_000):
+            assert write(shuffle, size, size)
+        assert store.listdir("/") == ["0000000020", "0000050000"]
+        assert [bytes(view) for view in shuffle.reader(1, maps=2)] == [
+            segment(1, size, 1, size) for size in (20, 50_000)
+        ]
+        store.put("/0000000021", b"no output")
+        with pytest.raises(errors.ProtocolError) as raised:
+            list(shuffle.reader(0))
+        assert raised.value.path == "/0000000021"
+    with cluster.connect() as store:
+        store.rmtree("/shuffle")
 
 
 TASK = """

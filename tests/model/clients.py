@@ -22,8 +22,9 @@ from typing import Any
 import crailpy
 import crailpy.aio
 from crailpy.client import objects, requests
+from crailpy.client.compute.shuffle import WHOLE, entries_of
 from crailpy.errors import BatchError, CrailError, DeadlineError
-from crailpy.model import NodeInfo
+from crailpy.model import NodeInfo, NodeKind
 
 Outcome = tuple[str, Any]
 
@@ -127,6 +128,32 @@ class Face:
 
     def scandir(self, path: str) -> list[Any]:
         return [self._plain(info) for info in self.finish(self.store.scandir(path))]
+
+    def column(self, path: str) -> list[Any]:
+        """The facts of the children, as a reader of a shuffle gets them."""
+        found: list[Any] = []
+        cursor, more = b"", True
+        prefix = self._absolute(path).rstrip("/")
+        while more:
+            request = requests.Request(
+                requests.COLUMN,
+                path,
+                data=cursor,
+                arg0=requests.PAGE,
+                arg1=WHOLE,
+                decode=lambda result: result[3:6],
+            )
+            flags, count, page = self.finish(self.store._run(request))
+            entries = list(entries_of(page))
+            assert len(entries) == count
+            for (name, version, size, kind, _, _, extents), value in entries:
+                kind_name = NodeKind.NAMES[kind]
+                is_within = kind_name == NodeKind.FILE and not extents
+                assert len(value) == (size if is_within else 0)
+                found.append((f"{prefix}/{name}", kind_name, size, version))
+                cursor = name.encode()
+            more = bool(flags & requests.MORE)
+        return found
 
     def walk(self, top: str, topdown: bool) -> list[Any]:
         found = self.finish(self.store.walk(top, topdown=topdown))

@@ -186,6 +186,7 @@ OPERATIONS: dict[str, st.SearchStrategy[Call]] = {
     "rmtree": call("rmtree", paths),
     "listdir": call("listdir", paths),
     "scandir": call("scandir", paths),
+    "column": call("column", paths),
     "write_file": call(
         "write_file",
         paths,

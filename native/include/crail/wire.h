@@ -112,11 +112,11 @@ enum crail_op_flags {
     CRAIL_OPF_GRANT_AGAIN = 1 << 6, /* COMMIT: grant arg1 bytes anew in the reply, if space is plenty */
     CRAIL_OPF_ONE_EXTENT = 1 << 7,  /* ALLOC: one contiguous run or CRAIL_E_OUT_OF_SPACE */
     CRAIL_OPF_WAIT = 1 << 8,        /* alone in its frame: if the answer would be "not yet", wait for up to `count`
-                                       milliseconds. GET, STAT, COLUMN, TAKE, ENTER, APPEND, NEXT, FOLLOW leave their lane
-                                       meanwhile, and their reply may overtake or be overtaken; ALLOC keeps it. Nothing in
-                                       time:        CRAIL_E_DEADLINE (ALLOC: CRAIL_E_OUT_OF_SPACE). More than 65536 of them on one
-                                       connection, or 64 MiB with their paths: CRAIL_E_NO_MEMORY. The id of one that
-                                       waits is not used for another: CRAIL_E_PROTOCOL */
+                                       milliseconds. GET, STAT, COLUMN, TAKE, ENTER, APPEND, NEXT, FOLLOW leave their
+                                       lane meanwhile, and their reply may overtake or be overtaken; ALLOC keeps it.
+                                       Nothing in time: CRAIL_E_DEADLINE (ALLOC: CRAIL_E_OUT_OF_SPACE). More than 65536
+                                       of them on one connection, or 64 MiB with their paths: CRAIL_E_NO_MEMORY. The id
+                                       of one that waits is not used for another: CRAIL_E_PROTOCOL */
     CRAIL_OPF_ABSENT = 1 << 9,      /* STAT with WAIT: until nothing is there */
     CRAIL_OPF_QUEUE = 1 << 10,      /* PUT, COMMIT: path is a queue, the value becomes its youngest item */
     CRAIL_OPF_APPEND = 1 << 11,     /* COMMIT: the leaf grows to arg1 bytes; arg0 = token of the append right, which

@@ -14,7 +14,7 @@
 #include "rpc/rpc.h"
 
 #define TRIES_TO_CLOCK 8u
-#define TRY_BYTES 512u      /* so many bytes of path count as one more try */
+#define TRY_BYTES 512u      /* so many bytes of path and of answer count as one more try */
 #define SERVE_NS_MIN 20000u /* waiters go on under any load */
 
 /* ---- by id --------------------------------------------------------------- */
@@ -340,6 +340,7 @@ static bool lost_watch(const struct crail_rpc_waiter *waiter) {
 /* A waiter that was answered, or whose connection has ended, is gone. */
 static enum tried try(crail_namenode *nn, struct crail_rpc_waiter *waiter) {
     struct crail_rpc_party *p = waiter->party;
+    nn->waits.tried_bytes = waiter->op.path_len;
     if (!p->conn) {
         forget(nn, waiter);
         return ANSWERED;
@@ -363,6 +364,7 @@ static enum tried try(crail_namenode *nn, struct crail_rpc_waiter *waiter) {
     }
     if (rc)
         b->len = start;
+    nn->waits.tried_bytes += (uint32_t)(b->len - start);
     if (rc == CRAIL_META_WAIT) {
         waits_on(nn, waiter);
         return WAITS;
@@ -386,9 +388,9 @@ static struct slice slice_of(const crail_namenode *nn) {
     return (struct slice){least < nn->turn_end_ns ? nn->turn_end_ns : least, TRIES_TO_CLOCK};
 }
 
-/* After work at a path of so many bytes: a long one takes as long as many short ones. */
-static bool is_over(struct slice *s, uint32_t path_len) {
-    uint32_t weight = 1 + path_len / TRY_BYTES;
+/* After work of so many bytes, of path and answer: many take as long as many tries. */
+static bool is_over(struct slice *s, uint32_t bytes) {
+    uint32_t weight = 1 + bytes / TRY_BYTES;
     if (s->left > weight) {
         s->left -= weight;
         return false;
@@ -404,10 +406,9 @@ void crail_rpc_wait_deadlines(crail_namenode *nn) {
     struct slice slice = slice_of(nn);
     while (crail_rpc_waits_deadline(nn) <= nn->now_ns) {
         struct crail_rpc_waiter *waiter = w->heap[0];
-        uint32_t path_len = waiter->op.path_len;
         if (try(nn, waiter) != ANSWERED) /* it may have been woken and not had its turn yet */
             answer(nn, waiter, CRAIL_E_DEADLINE);
-        if (is_over(&slice, path_len))
+        if (is_over(&slice, w->tried_bytes))
             return;
     }
 }
@@ -425,7 +426,6 @@ static void line_rest(crail_namenode *nn, struct crail_rpc_line *line) {
 static void line_serve(crail_namenode *nn, struct crail_rpc_line *line, struct slice *slice) {
     struct crail_rpc_spot *spot = line->spot;
     bool is_queue = line == &spot->line[CRAIL_RPC_LINE_TAKE];
-    uint32_t path_len = 0;
     spot->refs++;
     do {
         struct crail_list *next = line->mark.next;
@@ -435,12 +435,11 @@ static void line_serve(crail_namenode *nn, struct crail_rpc_line *line, struct s
         }
         struct crail_rpc_waiter *waiter = CRAIL_LIST_OF(next, struct crail_rpc_waiter, of_line);
         crail_list_push(next->next, &line->mark); /* behind it */
-        path_len = waiter->op.path_len;
         if (try(nn, waiter) == WAITS && is_queue) {
             line_rest(nn, line);
             break;
         }
-    } while (!is_over(slice, path_len));
+    } while (!is_over(slice, nn->waits.tried_bytes));
     crail_rpc_spot_unref(nn, spot);
 }
 
@@ -503,9 +502,8 @@ static void serve_woken(crail_namenode *nn, struct slice *slice) {
     struct crail_rpc_waits *w = &nn->waits;
     while (!crail_list_empty(&w->retries)) {
         struct crail_rpc_waiter *waiter = CRAIL_LIST_OF(w->retries.next, struct crail_rpc_waiter, retry);
-        uint32_t path_len = waiter->op.path_len;
         try(nn, waiter);
-        if (is_over(slice, path_len))
+        if (is_over(slice, w->tried_bytes))
             return;
     }
     while (!crail_list_empty(&w->woken)) {

@@ -154,6 +154,7 @@ struct crail_rpc_waits {
     struct crail_list late, leaving; /* parties */
     struct crail_rpc_waiter **heap;  /* by deadline */
     uint32_t heap_count, heap_cap;
+    uint32_t tried_bytes; /* of the last try: its path, and what it was answered */
     struct crail_buf scratch;
 };
 
