@@ -6,8 +6,8 @@ latency is compared with the limit's median (`ratio` = store / limit, small is g
 the limit's speed (`ratio` = store speed / limit speed, large is good). Two placements are measured:
 *pinned*, where this process, the echo, the namenode and the storage servers share one core, and
 *free*, where the scheduler decides. For small operations the pinned one counts; rows that do not
-count have `"counts": false` and their verdict in brackets. Sections nodes, stalls and durability
-come once, before the others, placed by the scheduler.
+count have `"counts": false` and their verdict in brackets. Sections nodes, stalls, durability and
+executors come once, before the others, placed by the scheduler.
 
 What is compared with what:
 
@@ -26,6 +26,8 @@ What is compared with what:
   many nodes are committed, the start of a namenode that has them, values made faster than they can
   be committed, and puts that wait for their commit in `sync`, in a folder
   for temporary files.
+- executors: an empty task through the warm pool and through `ProcessPoolExecutor` (and Dask), two
+  processes each, in turn; many at once; what the first and the second driver wait for.
 - stalls: gets of a second process while this one lists one directory of 1,000,000 names (100,000
   with `--quick`), and while that directory's nodes are removed, beside the same gets with nothing
   else going on.
@@ -60,7 +62,7 @@ from typing import TYPE_CHECKING, Any
 
 from crailpy.config import client_settings
 
-from . import crowd, durability, redis, ring, tree, values
+from . import crowd, durability, executors, redis, ring, tree, values
 from .context import KEYS_BYTES, Bench
 from .machine import machine, memory_available, pin
 from .report import GIB, KIB, MIB, Report, medians, size_text
@@ -86,7 +88,7 @@ PLACED: dict[str, Callable[[Bench], None]] = {
     "redis": redis.compare,
 }
 """The sections that are measured in each placement."""
-SECTIONS = ["nodes", "stalls", "durability", *PLACED]
+SECTIONS = ["nodes", "stalls", "durability", "executors", *PLACED]
 
 
 def choose_sizes(sizes: Sequence[int] | None, quick: bool, report: Report) -> list[int]:
@@ -151,6 +153,9 @@ def _one_run(
         if "durability" in sections:
             report.title("durability: stores of its own, placed by the scheduler")
             durability.durability(bench)
+        if "executors" in sections:
+            report.title("executors: pools of its own, placed by the scheduler")
+            executors.executors(bench)
         for placement, what in placements.items():
             pin(bench.pids(), {core} if placement == "pinned" else cores)
             bench.placement = placement

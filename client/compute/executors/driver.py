@@ -473,6 +473,8 @@ def executors(
             "executors() was called while an executor imports the script",
             hint='what the script does belongs below `if __name__ == "__main__":`',
         )
+    if store is not None and not hasattr(store, "get_view"):
+        raise InvalidArgumentError(f"store={store!r} is no Store of crailpy.connect()")
     if not isinstance(attempts, int) or attempts < 1:
         raise InvalidArgumentError(f"attempts={attempts!r}: 1 or more")
     if speculate is not None and not (math.isfinite(speculate) and speculate > 0):

@@ -102,7 +102,8 @@ class Scheduler:
         self._outside = outside
         self._numbers = count(1)
         self._served = count(1)
-        self._rest_until = 0.0
+        self._rest_until = 0.0  # 0: nothing is missing for want of rest
+        self._eager = 0  # drivers that want second attempts
         self.target = target
         self.drivers: list[Driver] = []
         self.executors: dict[int, Executor] = {}
@@ -126,8 +127,10 @@ class Scheduler:
         for executor in self.executors.values():
             if self._missing() > 0 and executor.is_retiring and executor.task is not None:
                 executor.is_retiring = False
-        if time.monotonic() < self._rest_until:
-            return
+        if self._rest_until:
+            if time.monotonic() < self._rest_until:
+                return
+            self._rest_until = 0.0
         for _ in range(self._missing()):
             executor = Executor(next(self._numbers))
             self.executors[executor.number] = executor
@@ -242,10 +245,12 @@ class Scheduler:
     def come(self, driver: Driver) -> None:
         """A driver more."""
         self.drivers.append(driver)
+        self._eager += driver.speculate is not None
 
     def gone(self, driver: Driver) -> None:
         """Its tasks go with it, also those that run."""
         self.drivers.remove(driver)
+        self._eager -= driver.speculate is not None
         for task in driver.tasks.values():
             task.is_done = True
         driver.tasks.clear()
@@ -262,6 +267,8 @@ class Scheduler:
 
     def _dispatch(self) -> None:
         """Gives idle executors tasks, while there are both."""
+        if not any(driver.queue for driver in self.drivers):
+            return
         idle = [e for e in self.executors.values() if e.is_idle]
         while idle:
             task = self._next_task()
@@ -318,8 +325,8 @@ class Scheduler:
 
     def next_due(self) -> float | None:
         """When act() has something to do; None: as it looks, never."""
-        dues = [due for due, _ in self._slow()]
-        if self._missing() > 0:
+        dues = [due for due, _ in self._slow()] if self._eager else []
+        if self._rest_until:
             dues.append(self._rest_until)
         return min(dues, default=None)
 

@@ -151,8 +151,9 @@ class Loop:
 
     def turn(self, until: float | None) -> None:
         """Serves what is ready; waits for it until then, of time.monotonic()."""
-        dues = [*self.late.values(), *([] if until is None else [until])]
-        wait = max(0.0, min(dues) - time.monotonic()) if dues else -1
+        for due in self.late.values():
+            until = due if until is None else min(until, due)
+        wait = -1 if until is None else max(0.0, until - time.monotonic())
         for fd, events in self._epoll.poll(wait):
             call = self._calls.get(fd)  # none, if another's end has ended it
             if call is not None:
@@ -213,26 +214,26 @@ class Service:
             signal.signal(number, self._told_to_end)
         self._loop.watch(bell, lambda events: _silence(bell))
         while not self._is_ending:
-            self._loop.turn(self._next_due())
-            self._do_what_is_due()
+            due = self._next_due()
+            self._loop.turn(due)
+            if due is not None and due <= time.monotonic():
+                self._do_what_is_due()
 
     def _told_to_end(self, *_: object) -> None:
         self._is_ending = True
 
     def _next_due(self) -> float | None:
         dues = [v.since + HELLO_S for v in self._visitors if v.driver is None]
-        due = self.scheduler.next_due()
-        if due is not None:
-            dues.append(due)
+        scheduled = self.scheduler.next_due()
+        if scheduled is not None:
+            dues.append(scheduled)
         if self._idle is not None and not self._visitors:
             dues.append(self._idle_since + self._idle)
         return min(dues, default=None)
 
     def _do_what_is_due(self) -> None:
-        due = self.scheduler.next_due()
         now = time.monotonic()
-        if due is not None and due <= now:
-            self.scheduler.act()
+        self.scheduler.act()
         for visitor in [v for v in self._visitors if v.driver is None]:
             if visitor.since + HELLO_S <= now:
                 visitor.link.close()

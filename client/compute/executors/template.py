@@ -141,7 +141,7 @@ class Template:
         else:
             for pid, other in self._numbers.items():
                 if other == number:
-                    os.kill(pid, signal.SIGKILL)
+                    _kill_with_children(pid)
         return True
 
     def _fork(self, number: int, fd: int) -> None:
@@ -166,10 +166,19 @@ class Template:
             self._control.send(NEWS.pack(b"E", self._numbers.pop(pid), status))
 
 
+def _kill_with_children(pid: int) -> None:
+    """Ends an executor, and what its task has started and not given a group of its own."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # just forked: it has no group yet
+        os.kill(pid, signal.SIGKILL)
+
+
 def _be_executor(parent: int, fd: int) -> int:
     from . import worker
 
     die_with_parent(parent, b"crailpy-executor")
+    os.setpgid(0, 0)  # Ctrl-C in a terminal is for the service, which ends us in order
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     close_all_but({fd})

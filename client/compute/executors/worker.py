@@ -98,9 +98,7 @@ class Worker:
 
 def main(sock: socket.socket) -> int:
     """The life of an executor; its exit code."""
-    # Ctrl-C in a terminal is for the service, which ends us in order. Not ignored: what a task
-    # starts by exec would inherit that.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     contexts.empty_main()
     worker = Worker(sock)
     try:
