@@ -241,7 +241,8 @@ class Link:
         """A task has ended, one way or the other."""
         with self._lock:
             self._sent -= 1
-            self._fill_window()
+            if self._unsent:
+                self._fill_window()
             future = self._futures[number]
         self._space.forget(future.call)
         if kind == frames.DONE:
@@ -255,7 +256,8 @@ class Link:
         self._hear(number)
         with self._lock:
             del self._futures[number]
-        self._look_for_end()
+            if not self._futures:
+                self._look_for_end()
 
     def _give(self, future: TaskFuture[Any], parcel: bytes) -> None:
         try:
