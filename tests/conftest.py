@@ -31,6 +31,14 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what a test has recorded as "to be told" though it passed, in whichever process."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "to be told":
+                terminalreporter.write_line(text)
+
+
 @pytest.fixture(autouse=True)
 def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test ends: at its limit with a failure, a little later with the whole run."""
@@ -49,9 +57,10 @@ def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[crailpy.LocalCluster]:
-    """A store of one namenode and one storage server. Tests use paths of their own in it."""
+    """A store of one namenode and one storage server. Tests use paths of their own in it; what one
+    file of them leaves to be cleared away cannot confuse the accounts of another."""
     with crailpy.LocalCluster(dram=DRAM) as cluster:
         yield cluster
 

@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -112,56 +113,59 @@ def compile_one(source: Path, kind: str, target: Path) -> str:
     return done.stderr if done.returncode else ""
 
 
-def run_kind(kind: str, tests: list[Path], folder: Path) -> list[str]:
-    """Builds and runs everything under one sanitizer; returns the names of what failed."""
-    needed = sorted({path for test in tests for path in sources(test)})
-    objects = {
-        path: folder / (str(path.relative_to(NATIVE)).replace("/", "_") + ".o") for path in needed
-    }
-    failed: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for source, error in zip(
-            needed,
-            pool.map(lambda path: compile_one(path, kind, objects[path]), needed),
-            strict=True,
-        ):
-            if error:
-                failed.append(str(source.relative_to(NATIVE)))
-                print(f"  {source.relative_to(NATIVE)}: does not compile\n{error}")
-        if failed:
-            return failed
-        built = list(pool.map(lambda test: build(test, kind, folder, objects), tests))
+def run_one(test: Path, program: Path) -> tuple[int, str]:
+    """The exit status, or -1, and what it printed."""
     environment = {
         **os.environ,
         "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TSAN_OPTIONS": "halt_on_error=1",
     }
-    for test, (program, error) in zip(tests, built, strict=True):
-        if error:
-            print(f"  {test.name}: does not build\n{error}")
-            failed.append(test.name)
-            continue
-        try:
-            ran = subprocess.run(
-                [str(program), *([str(CORPUS / test.stem)] if is_fuzz(test) else [])],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                timeout=TIME_LIMIT_S,
-                env=environment,
-            )
-            code, output = ran.returncode, ran.stdout + ran.stderr
-        except subprocess.TimeoutExpired as late:
-            code, output = -1, f"no end after {TIME_LIMIT_S} s\n{late.stdout!r}\n{late.stderr!r}"
-        word = {0: "ok", 77: "skipped"}.get(code, f"FAILED ({code})")
-        last = output.strip().splitlines()[-1:] or [""]
-        print(f"  {test.name}: {word}  {last[0] if code in (0, 77) else ''}".rstrip())
-        if code not in (0, 77):
-            print(output[-8000:])
-            failed.append(test.name)
-    return failed
+    try:
+        ran = subprocess.run(
+            [str(program), *([str(CORPUS / test.stem)] if is_fuzz(test) else [])],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=TIME_LIMIT_S,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired as late:
+        return -1, f"no end after {TIME_LIMIT_S} s\n{late.stdout!r}\n{late.stderr!r}"
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def passes(test: Path, kind: str, folder: Path, objects: dict[Path, Path]) -> bool:
+    program, error = build(test, kind, folder, objects)
+    if error:
+        print(f"  {test.name}: does not build\n{error}")
+        return False
+    begin = time.monotonic()
+    code, output = run_one(test, program)
+    program.unlink()
+    word = {0: "ok", 77: "skipped"}.get(code, f"FAILED ({code})")
+    last = output.strip().splitlines()[-1:] or [""]
+    line = f"  {test.name}: {word}  {time.monotonic() - begin:.1f} s"
+    print(f"{line}  {last[0]}" if code in (0, 77) else f"{line}\n{output[-8000:]}", flush=True)
+    return code in (0, 77)
+
+
+def run_kind(kind: str, tests: list[Path], folder: Path) -> list[str]:
+    """Builds and runs everything under one sanitizer; returns the names of what failed."""
+    needed = sorted({path for test in tests for path in sources(test)})
+    objects = {
+        path: folder / (str(path.relative_to(NATIVE)).replace("/", "_") + ".o") for path in needed
+    }
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        errors = pool.map(lambda path: compile_one(path, kind, objects[path]), needed)
+        broken = [(path, error) for path, error in zip(needed, errors, strict=True) if error]
+        for path, error in broken:
+            print(f"  {path.relative_to(NATIVE)}: does not compile\n{error}")
+        if broken:
+            return [str(path.relative_to(NATIVE)) for path, _ in broken]
+        good = pool.map(lambda test: passes(test, kind, folder, objects), tests)
+        return [test.name for test, passed in zip(tests, good, strict=True) if not passed]
 
 
 def main() -> int:

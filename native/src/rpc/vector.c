@@ -131,12 +131,12 @@ static void space_wait_begin(crail_namenode *nn, struct crail_rpc_vector *v, con
 
 /* A commit that takes long slows whoever needs what it frees, and fails nobody. */
 static bool space_wait_is_over(crail_namenode *nn, struct crail_rpc_vector *v) {
-    if (v->space_until > nn->now_ns)
-        return false;
-    if (v->space_epoch <= nn->durable.done)
-        return true;
-    v->space_until = nn->now_ns + nn->tuning.space_wait_ns;
-    return false;
+    bool committed = v->space_epoch && v->space_epoch <= nn->durable.done;
+    if (committed) /* what it freed is on its way back from now on */
+        v->space_epoch = 0;
+    if (committed || (v->space_epoch && v->space_until <= nn->now_ns))
+        v->space_until = nn->now_ns + nn->tuning.space_wait_ns;
+    return v->space_until <= nn->now_ns;
 }
 
 /* A lone ALLOC that found no memory takes its result away again and waits, which lets a small store be overwritten for
