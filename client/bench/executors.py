@@ -44,18 +44,14 @@ def executors(bench: Bench) -> None:
     """Round trips, tasks a second, and what drivers pay at their start."""
     with _own_runtime():
         _starts(bench)
-        with contextlib.ExitStack() as stack:
-            pools: dict[str, Executor] = {
-                "ours": stack.enter_context(crailpy.executors(NAME, workers=WORKERS)),
-                "ProcessPoolExecutor": stack.enter_context(
-                    ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn"))
-                ),
-            }
-            dask = _dask(bench, stack)
-            if dask is not None:
-                pools["Dask"] = dask
-            _round_trips(bench, pools)
-            _rates(bench, pools)
+        with crailpy.executors(NAME, workers=WORKERS) as ours:
+            spawning = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(WORKERS, spawning) as theirs:
+                _compare(bench, ours, "ProcessPoolExecutor", theirs, 50, 1.3)
+            with contextlib.ExitStack() as stack:
+                dask = _dask(bench, stack)
+                if dask is not None:
+                    _compare(bench, ours, "Dask", dask, 10, None)
 
 
 @contextlib.contextmanager
@@ -103,34 +99,32 @@ def _starts(bench: Bench) -> None:
             bench.fact("executors", f"{who}: {what}", 0, ns / 1e6, "ms")
 
 
-def _round_trips(bench: Bench, pools: dict[str, Executor]) -> None:
-    def trip(pool: Executor) -> Any:
-        return lambda: pool.submit(operator.add, 1, 1).result()
+def _compare(
+    bench: Bench, ours: Executor, name: str, theirs: Executor, batches: int, bar: float | None
+) -> None:
+    """Empty tasks one after the other, then many at once."""
+    trips: dict[str, Callable[[], Iterable[int]]]
+    trips = {"ours": taker(20, _trip(ours), [()]), name: taker(20, _trip(theirs), [()])}
+    got = interleave(bench.batches(batches), trips)
+    row = bench.row("executors", "empty task", 0, got["ours"], small=True)
+    bench.latency(row, Limit(name, percentile(got[name], 50), percentile(got[name], 99)), bar)
+    got = interleave(
+        max(3, bench.batches(batches) // 4), {"ours": _many(ours), name: _many(theirs)}
+    )
+    rate, limit = (TASKS * 1e9 / percentile(got[who], 50) for who in ("ours", name))
+    bars = [] if bar is None else [at_least(f"of {name}", rate / limit, 1)]
+    bench.fact("executors", "tasks", 0, rate, "tasks/s", *bars)
+    bench.fact("executors", f"tasks, {name}", 0, limit, "tasks/s")
 
-    parts: dict[str, Callable[[], Iterable[int]]] = {
-        name: taker(20, trip(pool), [()]) for name, pool in pools.items()
-    }
-    got = interleave(bench.batches(50), parts)
-    for name in list(pools)[1:]:
-        row = bench.row("executors", "empty task", 0, got["ours"], small=True)
-        limit = Limit(name, percentile(got[name], 50), percentile(got[name], 99))
-        bench.latency(row, limit, 1.3)
+
+def _trip(pool: Executor) -> Callable[[], object]:
+    return lambda: pool.submit(operator.add, 1, 1).result()
 
 
-def _rates(bench: Bench, pools: dict[str, Executor]) -> None:
-    def many(pool: Executor) -> Any:
-        def batch() -> list[int]:
-            begin = clock()
-            wait([pool.submit(operator.add, n, 1) for n in range(TASKS)])
-            return [clock() - begin]
+def _many(pool: Executor) -> Callable[[], Iterable[int]]:
+    def batch() -> list[int]:
+        begin = clock()
+        wait([pool.submit(operator.add, n, 1) for n in range(TASKS)])
+        return [clock() - begin]
 
-        return batch
-
-    parts = {name: many(pool) for name, pool in pools.items()}
-    got = interleave(bench.batches(15), parts)
-    rates = {name: TASKS * 1e9 / percentile(samples, 50) for name, samples in got.items()}
-    bars = [at_least("of the standard library's", rates["ours"] / rates["ProcessPoolExecutor"], 1)]
-    for name, rate in rates.items():
-        words = "tasks" if name == "ours" else f"tasks ({name})"
-        bench.fact("executors", words, 0, rate, "tasks/s", *bars)
-        bars = []
+    return batch
