@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -288,6 +289,21 @@ def test_what_is_large_goes_through_the_store(pool, cluster):
         assert store.listdir(store.session_path()) == []
 
 
+def test_executors_leave_a_store_when_its_driver_does(pool, cluster):
+    """They keep no session there, and nothing that was granted to it."""
+    with cluster.connect() as store:
+        before = store.status()["namenode"]["sessions"]
+        others = [crailpy.executors("tests", store=store) for _ in range(2)]
+        for n, other in enumerate(others):
+            assert other.submit(chores.put_here, f"/left-{n}").result(60)
+        assert store.status()["namenode"]["sessions"] > before
+        others[0].shutdown()
+        assert others[1].submit(chores.put_here, "/left-1").result(60)
+        others[1].shutdown()
+        until(lambda: store.status()["namenode"]["sessions"] == before)
+        store.delete_many(["/left-0", "/left-1"])
+
+
 def test_without_a_store_it_is_an_error_that_says_so(pool):
     with pytest.raises(errors.InvalidArgumentError, match=r"arguments of .* bytes.*store="):
         pool.submit(len, b"x" * 5000)
@@ -296,13 +312,16 @@ def test_without_a_store_it_is_an_error_that_says_so(pool):
     assert pool.submit(len, b"x" * 3000).result(60) == 3000
 
 
-def test_what_a_retired_executor_committed_stays(pool, cluster):
+def test_what_a_retired_or_killed_executor_committed_stays(pool, cluster):
     with cluster.connect() as store, crailpy.executors("tests", store=store) as pool:
         store.mkdir("/retired", exist_ok=True)
         keys = list(pool.map(chores.put_here, [f"/retired/{n}" for n in range(8)]))
         before = pids(pool)
         pool.scale(1)
         until(lambda: sum(is_gone(pid) for pid in before) == 1)
+        (other,) = (pid for pid in before if not is_gone(pid))
+        os.kill(other, signal.SIGKILL)
+        until(lambda: is_gone(other))
         assert [len(store.get(key)) for key in keys] == [100_000] * 8
         store.rmtree("/retired")
 

@@ -95,7 +95,7 @@ def _life(run: Callable[[], int | None]) -> NoReturn:
 
 
 def _be_template(parent: int, control: socket.socket) -> None:
-    die_with_parent(parent, b"crailpy-template")
+    die_with_parent(parent, b"crailpy-warm")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, lambda number, frame: None)
     close_all_but({control.fileno()})
@@ -177,7 +177,7 @@ def _kill_with_children(pid: int) -> None:
 def _be_executor(parent: int, fd: int) -> int:
     from . import worker
 
-    die_with_parent(parent, b"crailpy-executor")
+    die_with_parent(parent, b"crailpy-exec")
     os.setpgid(0, 0)  # Ctrl-C in a terminal is for the service, which ends us in order
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
