@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-DRIVERS_MAX = 1024
+DRIVERS_MAX = 256
 HELLO_S = 5.0
 """A connection that has not said HELLO by then is closed."""
 NEWS_S = 0.005
@@ -256,11 +256,9 @@ class Service:
 
     def _take_leave(self) -> None:
         self.scheduler.target = 0
-        for executor in list(self.scheduler.executors.values()):
-            if executor.task is None:
-                self.order(executor, frames.pack(frames.LEAVE))
-            else:
-                self.kill(executor)
+        for driver in self.scheduler.drivers[:]:
+            self.scheduler.gone(driver)
+        self.scheduler.scale(0)
         deadline = time.monotonic() + FAREWELL_S
         while self._is_template_there and self.scheduler.executors and time.monotonic() < deadline:
             self._loop.turn(deadline)
@@ -274,6 +272,8 @@ class Service:
             return  # it has gone again
         try:
             visitor = Visitor(check_peer(sock))
+            if len(self._visitors) >= DRIVERS_MAX:
+                raise QuotaExceededError(f"the pool has {DRIVERS_MAX} drivers")
         except CrailError as error:
             sock.setblocking(False)
             _say_last(sock, error)
@@ -318,8 +318,6 @@ class Service:
             if kind != frames.HELLO:
                 raise ProtocolError("the first frame is HELLO")
             driver, workers = _driver_of(visitor.pid, hello.unpack(body))
-            if len(self._links) - len(self.scheduler.executors) >= DRIVERS_MAX:
-                raise QuotaExceededError(f"the pool has {DRIVERS_MAX} drivers")
         except CrailError as error:
             refusal = msgpack.packb(hello.error_reply(error))
             visitor.link.send(frames.pack(frames.REFUSED, body=refusal))

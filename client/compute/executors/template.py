@@ -28,8 +28,9 @@ ORDER = Struct("<cQ")
 NEWS = Struct("<cQQ")
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 WARM = (
-    "numpy", "crailpy.client", "crailpy.client.compute.shuffle", "crailpy.client.compute.broadcast",
-    "crailpy.client.compute.reduce", "crailpy.client.compute.model",
+    "numpy", "crailpy.client.compute", "crailpy.client.compute.shuffle",
+    "crailpy.client.compute.broadcasts", "crailpy.client.compute.models",
+    "crailpy.client.compute.reductions",
 )  # fmt: skip
 DESCRIPTORS_MAX = 1 << 16
 
