@@ -180,6 +180,7 @@ def test_a_killed_driver_takes_its_tasks_along_and_disturbs_nobody(pool, tmp_pat
     assert len(list(tmp_path.glob("theirs*"))) == 1, "nothing of what was queued has begun"
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that we have a thread
 def test_a_forked_child_has_a_connection_of_its_own(pool, tmp_path):
     held = pool.submit(chores.hold, str(tmp_path), 0)
     until(held.running)
