@@ -273,6 +273,20 @@ def test_what_lies_at_the_place_of_the_socket_is_no_hindrance(runtime):
         assert pool.submit(chores.add, 1, 1).result(60) == 2
 
 
+def test_a_service_whose_files_were_removed_leaves_its_successor_alone(fresh):
+    path = Path(home.Home("tests").socket)
+    for name in path.parent.iterdir():
+        name.unlink()
+    first = fresh.status()["pid"]
+    with crailpy.executors("tests", workers=1) as other:
+        second = other.status()["pid"]
+        assert second != first
+        os.kill(first, signal.SIGTERM)
+        until(lambda: is_gone(first))
+        with crailpy.executors("tests") as third:
+            assert third.status()["pid"] == second
+
+
 def test_a_driver_that_does_not_read_holds_up_nobody(fresh):
     """Its results wait in the service; there are no more of them than it may have tasks."""
     request = {"context": contexts.describe(None, ""), "attempts": 1}
