@@ -47,10 +47,18 @@ class _Pieces(list):  # type: ignore[type-arg]
     write = list.append
 
 
-def dump(obj: Any, pickler: Any = pickle.Pickler) -> list[bytes | memoryview]:
+def dump(obj: Any) -> list[bytes | memoryview]:
     """The parts that make up the value, in order; those of `obj` are not copied, so it is not to be
-    changed before they are stored. `pickler`: the class that pickles. Raises what pickling raises,
-    and InvalidArgumentError for a buffer of Python objects that says it could be stored."""
+    changed before they are stored. Raises what pickling raises, and InvalidArgumentError for a
+    buffer of Python objects that says it could be stored."""
+    return lay_out(*pickled(obj))
+
+
+def pickled(
+    obj: Any, pickler: Any = pickle.Pickler
+) -> tuple[list[bytes | memoryview], list[memoryview]]:
+    """The pickle in pieces, and the large buffers that are not in it. `pickler`: the class that
+    pickles. Raises as dump()."""
     buffers: list[memoryview] = []
 
     def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:
@@ -66,8 +74,15 @@ def dump(obj: Any, pickler: Any = pickle.Pickler) -> list[bytes | memoryview]:
         buffers.append(raw)
         return False
 
-    pickled = _Pieces()
-    pickler(pickled, protocol=5, buffer_callback=keep_in_pickle).dump(obj)
+    pieces = _Pieces()
+    pickler(pieces, protocol=5, buffer_callback=keep_in_pickle).dump(obj)
+    return pieces, buffers
+
+
+def lay_out(
+    pickled: list[bytes | memoryview], buffers: list[memoryview]
+) -> list[bytes | memoryview]:
+    """The parts of the value, from what pickled() gave."""
     pieces = [memoryview(piece).cast("B") for piece in pickled]
     length = sum(map(len, pieces))
     at = _HEAD.size + _BUFFER.size * len(buffers) + length

@@ -64,6 +64,9 @@ class Stubborn(Exception):
     def __init__(self, one: object, two: object) -> None:
         super().__init__("just one")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Stubborn, ("just one",)
+
 
 def fail_stubbornly() -> None:
     raise Stubborn(1, 2)

@@ -13,9 +13,9 @@ import pytest
 import crailpy
 from crailpy.units import parse_size
 
-from .pools import pool, runtime
+from .pools import fresh, pool, runtime, shared_runtime
 
-__all__ = ["pool", "runtime"]  # fixtures, too
+__all__ = ["fresh", "pool", "runtime", "shared_runtime"]  # fixtures, too
 
 DRAM = "256MiB"
 TIME_LIMIT_S = 120

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -43,25 +44,67 @@ def settled(pool: PoolExecutor, count: int) -> set[int]:
     return until(found)
 
 
+@contextlib.contextmanager
+def runtime_folder() -> Iterator[Path]:
+    """A runtime folder; the pools that run in it are ended."""
+    folder = Path(tempfile.mkdtemp(prefix="cp-"))  # short: a socket's path has 107 bytes
+    try:
+        yield folder
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", str(folder))
+            for name in {path.name.split("-")[1] for path in folder.glob("*/pool-*.lock")}:
+                end(name)
+    finally:
+        shutil.rmtree(folder)
+
+
+def end(name: str) -> None:
+    """Kills the service of a pool, if it runs."""
+    try:
+        pid, _ = ask(name, frames.STATUS)
+    except crailpy.errors.CrailError:
+        return
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: is_gone(pid))
+
+
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A runtime folder; what runs in it is ended."""
-    folder = Path(tempfile.mkdtemp(prefix="cp-"))  # short: a socket's path has 107 bytes
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
-    yield folder
-    for name in {path.name.split("-")[1] for path in folder.glob("*/pool-*.lock")}:
-        try:
-            pid = ask(name, frames.STATUS)[0]
-        except crailpy.errors.CrailError:
-            continue
-        os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: is_gone(pid))
-    shutil.rmtree(folder)
+    """A runtime folder of the test's own."""
+    with runtime_folder() as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+        yield folder
 
 
 @pytest.fixture
-def pool(runtime: Path) -> Iterator[PoolExecutor]:
-    """A pool of two executors."""
-    with crailpy.executors("tests", workers=2) as pool:
-        yield pool
-        pool.shutdown(cancel_futures=True, wait=False)
+def fresh(runtime: Path) -> Iterator[PoolExecutor]:
+    """A pool of two executors of the test's own."""
+    pool = crailpy.executors("tests", workers=2)
+    yield pool
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def shared_runtime() -> Iterator[Path]:
+    with runtime_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def pool(shared_runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolExecutor]:
+    """A pool of two idle executors, which may have served other tests."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(shared_runtime))
+    pool = crailpy.executors("tests")
+    pool.scale(2)
+    settled(pool, 2)
+    yield pool
+    pool.shutdown(wait=False, cancel_futures=True)
+    end_what_runs(pool)
+
+
+def end_what_runs(pool: PoolExecutor) -> None:
+    """Ends the tasks that a test has left, if it has."""
+    with crailpy.executors("tests") as other:
+        for executor in other.status()["executors"]:
+            if executor["state"] == "busy":
+                os.kill(executor["pid"], signal.SIGKILL)

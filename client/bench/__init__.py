@@ -6,8 +6,8 @@ latency is compared with the limit's median (`ratio` = store / limit, small is g
 the limit's speed (`ratio` = store speed / limit speed, large is good). Two placements are measured:
 *pinned*, where this process, the echo, the namenode and the storage servers share one core, and
 *free*, where the scheduler decides. For small operations the pinned one counts; rows that do not
-count have `"counts": false` and their verdict in brackets. Sections nodes, stalls, durability and
-iteration come once, before the others, placed by the scheduler.
+count have `"counts": false` and their verdict in brackets. Sections nodes, stalls, durability,
+iteration and executors come once, before the others, placed by the scheduler.
 
 What is compared with what:
 
@@ -32,6 +32,8 @@ What is compared with what:
 - model: pulls of a tensor of 1 KiB beside gets of as much, each after a push of another client.
 - iteration: two processes share a model of 100 MB: a broadcast, half a second of computing and a
   reduction of as much each turn; beside memcpy of what that moves, and as a share of the turn.
+- executors: an empty task through the warm pool and through `ProcessPoolExecutor` (and Dask), two
+  processes each, in turn; many at once; what the first and the second driver wait for.
 - stalls: gets of a second process while this one lists one directory of 1,000,000 names (100,000
   with `--quick`), and while that directory's nodes are removed, beside the same gets with nothing
   else going on.
@@ -67,7 +69,7 @@ from typing import TYPE_CHECKING, Any
 
 from crailpy.config import client_settings
 
-from . import crowd, durability, redis, ring, stages, state, tree, values
+from . import crowd, durability, executors, redis, ring, stages, state, tree, values
 from .context import KEYS_BYTES, Bench
 from .machine import machine, memory_available, pin
 from .report import GIB, KIB, MIB, Report, medians, size_text
@@ -95,7 +97,7 @@ PLACED: dict[str, Callable[[Bench], None]] = {
     "redis": redis.compare,
 }
 """The sections that are measured in each placement."""
-SECTIONS = ["nodes", "stalls", "durability", "iteration", *PLACED]
+SECTIONS = ["nodes", "stalls", "durability", "iteration", "executors", *PLACED]
 
 
 def choose_sizes(sizes: Sequence[int] | None, quick: bool, report: Report) -> list[int]:
@@ -163,6 +165,9 @@ def _one_run(
         if "iteration" in sections:
             report.title("iteration: two workers, placed by the scheduler")
             state.iteration(bench)
+        if "executors" in sections:
+            report.title("executors: pools of its own, placed by the scheduler")
+            executors.executors(bench)
         for placement, what in placements.items():
             pin(bench.pids(), {core} if placement == "pinned" else cores)
             bench.placement = placement

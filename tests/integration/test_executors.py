@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -226,17 +227,17 @@ PROGRAM = """
 
 
 @pytest.mark.parametrize("arguments", [[], ["without"]], ids=["cloudpickle", "by import"])
-def test_functions_of_a_script_work(runtime, tmp_path, arguments):
+def test_functions_of_a_script_work(pool, tmp_path, arguments):
     done = script(PROGRAM, tmp_path / "driver.py", *arguments)
     assert (done.stdout, done.stderr) == ("2 1\n", "")
 
 
-def test_a_script_that_does_not_guard_itself_is_told(runtime, tmp_path):
+def test_a_script_that_does_not_guard_itself_is_told(pool, tmp_path):
     done = script(PROGRAM.replace('if __name__ == "__main__"', "if True"), tmp_path / "s.py", "x")
     assert "belongs below `if __name__" in done.stderr
 
 
-def test_without_a_script_cloudpickle_is_asked_for(runtime):
+def test_without_a_script_cloudpickle_is_asked_for(pool):
     code = (
         "import sys, crailpy; sys.modules['cloudpickle'] = None\n"
         "def f(): pass\n"
@@ -274,18 +275,33 @@ def test_nobody_runs_yesterdays_code(runtime, tmp_path):
 # ---- what is large ------------------------------------------------------------------------------
 
 
-def test_what_is_large_goes_through_the_store(runtime, cluster):
+def test_what_is_large_goes_through_the_store(pool, cluster):
     with cluster.connect() as store:
         before = store.status()["namenode"]["files"]
-        with crailpy.executors("tests", workers=1, store=store) as pool:
+        with crailpy.executors("tests", store=store) as large:
             array = numpy.arange(1 << 17, dtype="float64")
-            assert pool.submit(chores.total, array).result(60) == (array.sum(), False)
-            ones = pool.submit(chores.many_ones, 1 << 17).result(60)
+            assert large.submit(chores.total, array).result(60) == (array.sum(), False)
+            ones = large.submit(chores.many_ones, 1 << 17).result(60)
             assert ones.sum() == 1 << 17
-            assert pool.submit(len, b"x" * 1_000_000).result(60) == 1_000_000
+            assert large.submit(len, b"x" * 1_000_000).result(60) == 1_000_000
             until(lambda: store.status()["namenode"]["files"] == before)
         assert ones.sum() == 1 << 17, "its memory stays while it is looked at"
         assert store.listdir(store.session_path()) == []
+
+
+def test_executors_leave_a_store_when_its_driver_does(pool, cluster):
+    """They keep no session there, and nothing that was granted to it."""
+    with cluster.connect() as store:
+        before = store.status()["namenode"]["sessions"]
+        others = [crailpy.executors("tests", store=store) for _ in range(2)]
+        for n, other in enumerate(others):
+            assert other.submit(chores.put_here, f"/left-{n}").result(60)
+        assert store.status()["namenode"]["sessions"] > before
+        others[0].shutdown()
+        assert others[1].submit(chores.put_here, "/left-1").result(60)
+        others[1].shutdown()
+        until(lambda: store.status()["namenode"]["sessions"] == before)
+        store.delete_many(["/left-0", "/left-1"])
 
 
 def test_without_a_store_it_is_an_error_that_says_so(pool):
@@ -296,13 +312,16 @@ def test_without_a_store_it_is_an_error_that_says_so(pool):
     assert pool.submit(len, b"x" * 3000).result(60) == 3000
 
 
-def test_what_a_retired_executor_committed_stays(runtime, cluster):
-    with cluster.connect() as store, crailpy.executors("tests", workers=2, store=store) as pool:
+def test_what_a_retired_or_killed_executor_committed_stays(pool, cluster):
+    with cluster.connect() as store, crailpy.executors("tests", store=store) as pool:
         store.mkdir("/retired", exist_ok=True)
         keys = list(pool.map(chores.put_here, [f"/retired/{n}" for n in range(8)]))
         before = pids(pool)
         pool.scale(1)
         until(lambda: sum(is_gone(pid) for pid in before) == 1)
+        (other,) = (pid for pid in before if not is_gone(pid))
+        os.kill(other, signal.SIGKILL)
+        until(lambda: is_gone(other))
         assert [len(store.get(key)) for key in keys] == [100_000] * 8
         store.rmtree("/retired")
 
@@ -357,8 +376,8 @@ def test_workers_are_at_least_so_many(pool):
 # ---- who may use it -----------------------------------------------------------------------------
 
 
-def test_the_socket_is_for_its_user_alone(pool, runtime):
-    folder = next(runtime.iterdir())
+def test_the_socket_is_for_its_user_alone(pool):
+    folder = Path(home.Home("tests").socket).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     sockets = [p for p in folder.iterdir() if p.suffix == ".sock"]
     assert [stat.S_IMODE(p.stat().st_mode) for p in sockets] == [0o600]
@@ -369,9 +388,9 @@ def test_the_socket_is_for_its_user_alone(pool, runtime):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
-def test_another_user_is_refused_though_the_files_would_let_it(pool, runtime):
-    folder = next(runtime.iterdir())
+def test_another_user_is_refused_though_the_files_would_let_it(fresh, runtime):
     path = home.Home("tests").socket
+    folder = Path(path).parent
     for name, mode in ((str(runtime), 0o755), (str(folder), 0o755), (path, 0o777)):
         os.chmod(name, mode)
     code = (
@@ -412,8 +431,8 @@ def crail(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_says_how_it_is_and_ends_it(pool, tmp_path):
-    held = pool.submit(chores.hold, str(tmp_path), 0)
+def test_the_command_says_how_it_is_and_ends_it(fresh, tmp_path):
+    held = fresh.submit(chores.hold, str(tmp_path), 0)
     until(held.running)
     facts = json.loads(crail("--name", "tests", "--status", "--json").stdout)
     assert [d["running"] for d in facts["drivers"]] == [1]
@@ -422,7 +441,7 @@ def test_the_command_says_how_it_is_and_ends_it(pool, tmp_path):
     assert f"{os.getpid()}: 0 queued, 1 running" in words
     again = crail("--name", "tests")
     assert (again.returncode, "runs already" in again.stderr) == (1, True)
-    executors = pids(pool)
+    executors = pids(fresh)
     assert crail("--name", "tests", "--stop").returncode == 0
     assert is_gone(facts["pid"])
     assert all(is_gone(pid) for pid in executors)
@@ -449,7 +468,7 @@ def test_one_started_by_hand_ends_when_nobody_comes(runtime):
         assert '"name": "tests"' in process.stdout.read()
 
 
-def test_the_end_of_a_driver_waits_for_its_tasks(runtime, tmp_path):
+def test_the_end_of_a_driver_waits_for_its_tasks(pool, tmp_path):
     """As with other executors, though it did not say shutdown()."""
     code = (
         "import crailpy, time; pool = crailpy.executors('tests', workers=1)\n"

@@ -215,7 +215,7 @@ def test_a_stale_executor_is_replaced_and_its_task_not_counted() -> None:
     scheduler.answered(world.forked[0], frames.STALE, 1, b"")
     scheduler.ready(world.forked[1], 2)
     assert [(kind, n) for e, kind, n in world.given if e is world.forked[1]] == [
-        (frames.CONTEXT, 0), (frames.RUN, 1),
+        (frames.CONTEXT, 1), (frames.RUN, 1),
     ]  # fmt: skip
     assert world.forked[1].attempt == 0
 

@@ -1,9 +1,9 @@
 """Calls, results and exceptions as bytes.
 
-A *parcel*: one byte of flags, then the object as objects.py writes it, or with STORED the path of
-where it lies in the store. Functions and classes travel by reference; what has none, or lies in
-`__main__`, goes by cloudpickle where that is installed; else with OF_MAIN the executor has to
-import the driver's `__main__` before it unpickles.
+A *parcel*: one byte of flags, then the object as objects.py writes it; with PLAIN its pickle alone,
+which is small; with STORED the path of where it lies in the store. Functions and classes travel by
+reference; what has none, or lies in `__main__`, goes by cloudpickle where that is installed; else
+with OF_MAIN the executor has to import the driver's `__main__` before it unpickles.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ TRACEBACK_CHARACTERS_MAX = 8 << 10
 
 OF_MAIN = 1
 STORED = 2
+PLAIN = 4
+_FLAGS = [bytes([flags]) for flags in range(8)]
 
 
 class _OfMain(Exception):
@@ -71,8 +73,15 @@ def main_of_process() -> dict[str, str] | None:
 
 def dump(obj: Any) -> tuple[int, Parts]:
     """Flags and parts of an object. Raises InvalidArgumentError for what cannot travel."""
+    flags, pieces, buffers = _pickled(obj)
+    if not buffers and sum(map(len, pieces)) <= INLINE_BYTES_MAX:
+        return flags | PLAIN, pieces
+    return flags, objects.lay_out(pieces, buffers)
+
+
+def _pickled(obj: Any) -> tuple[int, Parts, list[memoryview]]:
     try:
-        return 0, objects.dump(obj, _ByReference)
+        return 0, *objects.pickled(obj, _ByReference)
     except _OfMain:
         why: Exception | None = None
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -80,15 +89,20 @@ def dump(obj: Any) -> tuple[int, Parts]:
     try:
         cloud = _cloudpickle()
         if cloud is not None:
-            return 0, objects.dump(obj, cloud.Pickler)
+            return 0, *objects.pickled(obj, cloud.Pickler)
         if why is None and main_of_process() is not None:
-            return OF_MAIN, objects.dump(obj)
+            return OF_MAIN, *objects.pickled(obj)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         why = error
     raise InvalidArgumentError(
         f"it cannot be sent to another process: {why or 'it is defined in __main__'}",
         hint="define it in a module, or install cloudpickle",
     ) from why
+
+
+def load(flags: int, value: Any) -> Any:
+    """What dump() took apart. Raises what unpickling raises."""
+    return pickle.loads(value) if flags & PLAIN else objects.load(value)
 
 
 class Space:
@@ -105,7 +119,7 @@ class Space:
         flags, parts = dump(obj)
         size = sum(map(len, parts))
         if size <= INLINE_BYTES_MAX:
-            return b"".join([bytes([flags]), *parts])
+            return b"".join([_FLAGS[flags], *parts])
         store = self._connect()
         if store is None:
             raise InvalidArgumentError(
@@ -115,12 +129,12 @@ class Space:
             )
         path = f"{self.path}/{name}"
         store._put_parts(path, parts)
-        return bytes([flags | STORED]) + path.encode()
+        return _FLAGS[flags | STORED] + path.encode()
 
     def unwrap(self, parcel: bytes) -> Any:
         """The object. Raises what unpickling raises, and what the store raises."""
         if not parcel[0] & STORED:
-            return objects.load(memoryview(parcel)[1:])
+            return load(parcel[0], memoryview(parcel)[1:])
         store = self._connect()
         if store is None:
             raise InvalidArgumentError("it lies in a store, and there is none here")
@@ -153,21 +167,29 @@ def wrap_error(error: BaseException) -> bytes:
 
 def _error_bytes(error: BaseException) -> bytes:
     try:
-        found = b"".join(dump(error)[1])
-        objects.load(found)  # many pickle, and do not come back
+        found = _bytes(error)
+        _from_bytes(found)  # many pickle, and do not come back
         if len(found) <= EXCEPTION_BYTES_MAX:
             return found
     except Exception:
         pass
-    words = f"{type(error).__qualname__}: {error}"[:TRACEBACK_CHARACTERS_MAX]
-    return b"".join(objects.dump(RemoteError(words)))
+    return _bytes(RemoteError(f"{type(error).__qualname__}: {error}"[:TRACEBACK_CHARACTERS_MAX]))
+
+
+def _bytes(obj: Any) -> bytes:
+    flags, parts = dump(obj)
+    return b"".join([_FLAGS[flags], *parts])
+
+
+def _from_bytes(data: bytes) -> Any:
+    return load(data[0], memoryview(data)[1:])
 
 
 def unwrap_error(body: bytes) -> BaseException:
     """The exception, its traceback as the cause."""
     packed, text = pickle.loads(body)
     try:
-        error = objects.load(packed)
+        error = _from_bytes(packed)
     except Exception as why:
         error = RemoteError(f"an exception that cannot be unpickled here: {why!r}")
     error.__cause__ = RemoteTraceback(text)

@@ -29,9 +29,13 @@ def describe(store: bytes | None, space: str) -> bytes:
     """The context of this process. `store`: pickled, and `space` the directory in it."""
     from .calls import main_of_process
 
+    try:
+        cwd = os.getcwd()
+    except FileNotFoundError:  # it has been removed
+        cwd = "/"
     context = {
-        "cwd": os.getcwd(),
-        "path": [os.path.abspath(entry) for entry in sys.path],
+        "cwd": cwd,
+        "path": [os.path.join(cwd, entry) for entry in sys.path],
         "argv": sys.argv,
         "environment": dict(os.environ),
         "main": main_of_process(),

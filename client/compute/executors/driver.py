@@ -74,7 +74,7 @@ class Link:
 
     def __init__(self, home: Home, request: dict[str, Any], space: calls.Space,
                  deadline: float) -> None:  # fmt: skip
-        self._sock, self.welcome = home.connect(request, deadline)
+        self._sock, _ = home.connect(request, deadline)
         limit = struct.pack("ll", SEND_S, 0)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._space = space
@@ -143,7 +143,7 @@ class Link:
             future.withdraw()
             self._look_for_end()
         elif heard is not None:
-            self._wait(heard)
+            self._wait(heard, time.monotonic() + TIMEOUT_S)
         return future.cancelled()
 
     def _ask_to_cancel(self, number: int) -> threading.Event:
@@ -153,10 +153,10 @@ class Link:
             self._send(frames.pack(frames.CANCEL, number))
         return heard
 
-    def _wait(self, heard: threading.Event) -> None:
-        """Until the reader has heard it; in a callback, the reader is us."""
+    def _wait(self, heard: threading.Event, deadline: float) -> None:
+        """Until the reader has heard it, or the deadline; in a callback, the reader is us."""
         if threading.current_thread() is not self._thread:
-            heard.wait(TIMEOUT_S)
+            heard.wait(max(0.0, deadline - time.monotonic()))
             return
         while not heard.is_set() and self._take_one():
             pass
@@ -173,8 +173,9 @@ class Link:
         for future in here:
             self._space.forget(future.call)
             future.withdraw()
+        deadline = time.monotonic() + TIMEOUT_S
         for event in heard:
-            self._wait(event)
+            self._wait(event, deadline)
 
     # -- questions --------------------------------------------------------------------------------
 
@@ -187,18 +188,14 @@ class Link:
                 raise PoolLostError()
             self._questions[number] = answer
             self._send(frames.pack(kind, number, count))
-        self._wait(heard)
+        self._wait(heard, time.monotonic() + TIMEOUT_S)
+        self._questions.pop(number, None)
         if len(answer) == 1:
             if self.is_lost:
                 raise PoolLostError()
             raise DeadlineError("the pool does not answer")
         facts: dict[str, Any] = hello.unpack(answer[1])
         return facts
-
-    def tell(self, kind: int) -> None:
-        """One word to the service."""
-        with self._lock:
-            self._send(frames.pack(kind))
 
     # -- what comes back --------------------------------------------------------------------------
 
@@ -241,7 +238,8 @@ class Link:
         """A task has ended, one way or the other."""
         with self._lock:
             self._sent -= 1
-            self._fill_window()
+            if self._unsent:
+                self._fill_window()
             future = self._futures[number]
         self._space.forget(future.call)
         if kind == frames.DONE:
@@ -255,7 +253,8 @@ class Link:
         self._hear(number)
         with self._lock:
             del self._futures[number]
-        self._look_for_end()
+            if not self._futures:
+                self._look_for_end()
 
     def _give(self, future: TaskFuture[Any], parcel: bytes) -> None:
         try:
@@ -473,6 +472,8 @@ def executors(
             "executors() was called while an executor imports the script",
             hint='what the script does belongs below `if __name__ == "__main__":`',
         )
+    if store is not None and not hasattr(store, "get_view"):
+        raise InvalidArgumentError(f"store={store!r} is no Store of crailpy.connect()")
     if not isinstance(attempts, int) or attempts < 1:
         raise InvalidArgumentError(f"attempts={attempts!r}: 1 or more")
     if speculate is not None and not (math.isfinite(speculate) and speculate > 0):

@@ -20,6 +20,7 @@ class TaskLostError(CrailError, BrokenExecutor):
 
     code = "TASK_LOST"
     default_message = "the executors that ran the task died"
+    default_hint = "executors(attempts=...) says how often it is tried"
 
 
 class RemoteError(CrailError):

@@ -39,9 +39,10 @@ KEPT = 22  # it runs, or has ended: too late to cancel
 LOST = 23  # count: deaths; body: words
 FACTS = 24  # body: msgpack; answers SCALE and STATUS
 # service to executor
-CONTEXT = 32  # body: of the driver whose tasks follow
+CONTEXT = 32  # task: the driver whose tasks follow, as a number; body: its context
 RUN = 33  # count: attempt; body: the call
-LEAVE = 34
+FORGET = 34  # task: a driver that has gone
+LEAVE = 35
 # executor to service
 READY = 48
 STALE = 49  # what it has imported is not what the driver would import: the task was not begun

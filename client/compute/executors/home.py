@@ -255,9 +255,11 @@ class Tenancy:
             self._unlink()  # of one that was killed
             self.listener.bind(home.socket)
             os.chmod(home.socket, 0o600)
+            self._inode = os.stat(home.socket).st_ino
             self.listener.listen(64)
         except BaseException:
-            self.end()
+            self.listener.close()
+            os.close(self._lock)
             raise
 
     def _unlink(self) -> None:
@@ -267,7 +269,12 @@ class Tenancy:
             pass
 
     def end(self) -> None:
-        """Nobody finds it from here on; another may begin."""
-        self._unlink()
+        """Nobody finds it from here on; another may begin. Where our files were removed under us,
+        another has begun already, and the socket is its own."""
+        try:
+            if os.stat(self._home.socket).st_ino == self._inode:
+                self._unlink()
+        except FileNotFoundError:
+            pass
         self.listener.close()
         os.close(self._lock)

@@ -62,7 +62,9 @@ class Driver:
 
     def __init__(self, pid: int, context: bytes, attempts: int, speculate: float | None) -> None:
         self.pid = pid
+        self.number = 0
         self.context = context
+        self.known_to: set[Executor] = set()  # who has its context, or had it
         self.attempts = attempts
         self.speculate = speculate
         self.tasks: dict[int, Task] = {}
@@ -101,8 +103,10 @@ class Scheduler:
     def __init__(self, outside: Outside, target: int) -> None:
         self._outside = outside
         self._numbers = count(1)
+        self._driver_numbers = count(1)
         self._served = count(1)
-        self._rest_until = 0.0
+        self._rest_until = 0.0  # 0: nothing is missing for want of rest
+        self._eager = 0  # drivers that want second attempts
         self.target = target
         self.drivers: list[Driver] = []
         self.executors: dict[int, Executor] = {}
@@ -126,8 +130,10 @@ class Scheduler:
         for executor in self.executors.values():
             if self._missing() > 0 and executor.is_retiring and executor.task is not None:
                 executor.is_retiring = False
-        if time.monotonic() < self._rest_until:
-            return
+        if self._rest_until:
+            if time.monotonic() < self._rest_until:
+                return
+            self._rest_until = 0.0
         for _ in range(self._missing()):
             executor = Executor(next(self._numbers))
             self.executors[executor.number] = executor
@@ -157,6 +163,8 @@ class Scheduler:
     def died(self, executor: Executor, how: str) -> None:
         """It has ended, and nothing more comes of it. `how`, in words."""
         del self.executors[executor.number]
+        for driver in self.drivers:
+            driver.known_to.discard(executor)
         if not executor.is_ready and executor.is_staying:
             self._rest_until = time.monotonic() + REST_S
         task = self._part(executor)
@@ -241,11 +249,14 @@ class Scheduler:
 
     def come(self, driver: Driver) -> None:
         """A driver more."""
+        driver.number = next(self._driver_numbers)
         self.drivers.append(driver)
+        self._eager += driver.speculate is not None
 
     def gone(self, driver: Driver) -> None:
         """Its tasks go with it, also those that run."""
         self.drivers.remove(driver)
+        self._eager -= driver.speculate is not None
         for task in driver.tasks.values():
             task.is_done = True
         driver.tasks.clear()
@@ -253,6 +264,8 @@ class Scheduler:
         for executor in list(self.executors.values()):
             if executor.task is not None and executor.task.driver is driver:
                 self._condemn(executor)
+            elif executor in driver.known_to and executor.is_staying:
+                self._outside.order(executor, frames.pack(frames.FORGET, driver.number))
             if executor.context is driver:
                 executor.context = None
         self.fill()
@@ -262,6 +275,8 @@ class Scheduler:
 
     def _dispatch(self) -> None:
         """Gives idle executors tasks, while there are both."""
+        if not any(driver.queue for driver in self.drivers):
+            return
         idle = [e for e in self.executors.values() if e.is_idle]
         while idle:
             task = self._next_task()
@@ -298,7 +313,8 @@ class Scheduler:
         order = frames.pack(frames.RUN, task.number, task.attempts, task.call)
         if executor.context is not driver:
             executor.context = driver
-            order = frames.pack(frames.CONTEXT, body=driver.context) + order
+            driver.known_to.add(executor)
+            order = frames.pack(frames.CONTEXT, driver.number, body=driver.context) + order
         news = frames.pack(frames.RUNNING, task.number, task.attempts)
         self.counts["repeated"] += task.attempts > 0
         task.attempts += 1
@@ -318,8 +334,8 @@ class Scheduler:
 
     def next_due(self) -> float | None:
         """When act() has something to do; None: as it looks, never."""
-        dues = [due for due, _ in self._slow()]
-        if self._missing() > 0:
+        dues = [due for due, _ in self._slow()] if self._eager else []
+        if self._rest_until:
             dues.append(self._rest_until)
         return min(dues, default=None)
 

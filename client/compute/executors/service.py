@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-DRIVERS_MAX = 1024
+DRIVERS_MAX = 256
 HELLO_S = 5.0
 """A connection that has not said HELLO by then is closed."""
 NEWS_S = 0.005
@@ -151,8 +151,9 @@ class Loop:
 
     def turn(self, until: float | None) -> None:
         """Serves what is ready; waits for it until then, of time.monotonic()."""
-        dues = [*self.late.values(), *([] if until is None else [until])]
-        wait = max(0.0, min(dues) - time.monotonic()) if dues else -1
+        for due in self.late.values():
+            until = due if until is None else min(until, due)
+        wait = -1 if until is None else max(0.0, until - time.monotonic())
         for fd, events in self._epoll.poll(wait):
             call = self._calls.get(fd)  # none, if another's end has ended it
             if call is not None:
@@ -213,26 +214,26 @@ class Service:
             signal.signal(number, self._told_to_end)
         self._loop.watch(bell, lambda events: _silence(bell))
         while not self._is_ending:
-            self._loop.turn(self._next_due())
-            self._do_what_is_due()
+            due = self._next_due()
+            self._loop.turn(due)
+            if due is not None and due <= time.monotonic():
+                self._do_what_is_due()
 
     def _told_to_end(self, *_: object) -> None:
         self._is_ending = True
 
     def _next_due(self) -> float | None:
         dues = [v.since + HELLO_S for v in self._visitors if v.driver is None]
-        due = self.scheduler.next_due()
-        if due is not None:
-            dues.append(due)
+        scheduled = self.scheduler.next_due()
+        if scheduled is not None:
+            dues.append(scheduled)
         if self._idle is not None and not self._visitors:
             dues.append(self._idle_since + self._idle)
         return min(dues, default=None)
 
     def _do_what_is_due(self) -> None:
-        due = self.scheduler.next_due()
         now = time.monotonic()
-        if due is not None and due <= now:
-            self.scheduler.act()
+        self.scheduler.act()
         for visitor in [v for v in self._visitors if v.driver is None]:
             if visitor.since + HELLO_S <= now:
                 visitor.link.close()
@@ -255,11 +256,9 @@ class Service:
 
     def _take_leave(self) -> None:
         self.scheduler.target = 0
-        for executor in list(self.scheduler.executors.values()):
-            if executor.task is None:
-                self.order(executor, frames.pack(frames.LEAVE))
-            else:
-                self.kill(executor)
+        for driver in self.scheduler.drivers[:]:
+            self.scheduler.gone(driver)
+        self.scheduler.scale(0)
         deadline = time.monotonic() + FAREWELL_S
         while self._is_template_there and self.scheduler.executors and time.monotonic() < deadline:
             self._loop.turn(deadline)
@@ -273,6 +272,8 @@ class Service:
             return  # it has gone again
         try:
             visitor = Visitor(check_peer(sock))
+            if len(self._visitors) >= DRIVERS_MAX:
+                raise QuotaExceededError(f"the pool has {DRIVERS_MAX} drivers")
         except CrailError as error:
             sock.setblocking(False)
             _say_last(sock, error)
@@ -317,8 +318,6 @@ class Service:
             if kind != frames.HELLO:
                 raise ProtocolError("the first frame is HELLO")
             driver, workers = _driver_of(visitor.pid, hello.unpack(body))
-            if len(self._links) - len(self.scheduler.executors) >= DRIVERS_MAX:
-                raise QuotaExceededError(f"the pool has {DRIVERS_MAX} drivers")
         except CrailError as error:
             refusal = msgpack.packb(hello.error_reply(error))
             visitor.link.send(frames.pack(frames.REFUSED, body=refusal))

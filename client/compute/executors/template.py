@@ -28,8 +28,9 @@ ORDER = Struct("<cQ")
 NEWS = Struct("<cQQ")
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 WARM = (
-    "numpy", "crailpy.client", "crailpy.client.compute.shuffle", "crailpy.client.compute.broadcast",
-    "crailpy.client.compute.reduce", "crailpy.client.compute.model",
+    "numpy", "crailpy.client.compute", "crailpy.client.compute.shuffle",
+    "crailpy.client.compute.broadcasts", "crailpy.client.compute.models",
+    "crailpy.client.compute.reductions",
 )  # fmt: skip
 DESCRIPTORS_MAX = 1 << 16
 
@@ -95,7 +96,7 @@ def _life(run: Callable[[], int | None]) -> NoReturn:
 
 
 def _be_template(parent: int, control: socket.socket) -> None:
-    die_with_parent(parent, b"crailpy-template")
+    die_with_parent(parent, b"crailpy-warm")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, lambda number, frame: None)
     close_all_but({control.fileno()})
@@ -141,7 +142,7 @@ class Template:
         else:
             for pid, other in self._numbers.items():
                 if other == number:
-                    os.kill(pid, signal.SIGKILL)
+                    _kill_with_children(pid)
         return True
 
     def _fork(self, number: int, fd: int) -> None:
@@ -166,10 +167,19 @@ class Template:
             self._control.send(NEWS.pack(b"E", self._numbers.pop(pid), status))
 
 
+def _kill_with_children(pid: int) -> None:
+    """Ends an executor, and what its task has started and not given a group of its own."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # just forked: it has no group yet
+        os.kill(pid, signal.SIGKILL)
+
+
 def _be_executor(parent: int, fd: int) -> int:
     from . import worker
 
-    die_with_parent(parent, b"crailpy-executor")
+    die_with_parent(parent, b"crailpy-exec")
+    os.setpgid(0, 0)  # Ctrl-C in a terminal is for the service, which ends us in order
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     close_all_but({fd})

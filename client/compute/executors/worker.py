@@ -5,11 +5,11 @@ It is forked off the template and has one connection, to the service. Where that
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
 import sys
-from collections import OrderedDict
 
 from . import calls, contexts, frames, tasks
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from ...store import Store
 
-STORES_MAX = 4
-"""Connections to stores of different drivers that are kept."""
 RECEIVE_BYTES = 64 << 10
 
 
@@ -31,7 +29,8 @@ class Worker:
         self._sock = sock
         self._reader = frames.Reader()
         self._imported = contexts.Imported()
-        self._stores: OrderedDict[bytes, Store] = OrderedDict()
+        self._stores: dict[bytes, Store] = {}  # those connected to, as drivers have pickled them
+        self._wanted: dict[int, bytes | None] = {}  # which one, by driver
         self._context: contexts.Context | None = None
         self._is_taken_on = False
 
@@ -47,6 +46,9 @@ class Worker:
                     self._sock.sendall(self._answer(task, count, body))
                 elif kind == frames.CONTEXT:
                     self._context, self._is_taken_on = contexts.Context(body), False
+                    self._wanted[task] = self._context.store
+                elif kind == frames.FORGET:
+                    self._forget(task)
                 elif kind == frames.LEAVE:
                     return
 
@@ -54,6 +56,12 @@ class Worker:
         """Ends the sessions at stores."""
         for store in self._stores.values():
             store.close()
+
+    def _forget(self, driver: int) -> None:
+        """Ends the session at its store, if it was the last who wanted that."""
+        packed = self._wanted.pop(driver, None)
+        if packed in self._stores and packed not in self._wanted.values():
+            self._stores.pop(packed).close()
 
     def _answer(self, number: int, attempt: int, parcel: bytes) -> bytes:
         context = self._context
@@ -84,23 +92,21 @@ class Worker:
         return frames.pack(frames.DONE, number, attempt, parcel)
 
     def _store(self) -> Store | None:
-        """The store of the present driver; at most STORES_MAX are kept, those used last."""
+        """The store of the present driver."""
         packed = self._context.store if self._context is not None else None
         if packed is None:
             return None
         if packed not in self._stores:
-            while len(self._stores) >= STORES_MAX:
-                self._stores.popitem(last=False)[1].close()
             self._stores[packed] = pickle.loads(packed)
-        self._stores.move_to_end(packed)
         return self._stores[packed]
 
 
 def main(sock: socket.socket) -> int:
     """The life of an executor; its exit code."""
-    # Ctrl-C in a terminal is for the service, which ends us in order. Not ignored: what a task
-    # starts by exec would inherit that.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # a log is to be read while tasks run
     contexts.empty_main()
     worker = Worker(sock)
     try:

@@ -1,0 +1,107 @@
+"""The interface of `crailpy.executors()` over Dask, Ray and Lithops: the same job runs on each."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from typing import Any
+
+import pytest
+
+from crailpy.client import plugins
+from crailpy.client.compute.executors import TaskLostError
+from crailpy.errors import ClosedError, InvalidArgumentError
+
+from .. import chores
+from .kit import until
+
+PATIENCE_S = 60
+
+
+def needs(engine: str) -> pytest.MarkDecorator:
+    absent = importlib.util.find_spec(engine) is None
+    return pytest.mark.skipif(absent, reason=f"{engine} is not installed")
+
+
+UNTIDY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""Lithops leaves files open."""
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """Of a Dask cluster of two processes."""
+    import dask
+    import distributed
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(
+    params=[
+        "pool",
+        pytest.param("dask", marks=needs("distributed")),
+        pytest.param("ray", marks=needs("ray")),
+        pytest.param("lithops", marks=[needs("lithops"), UNTIDY]),
+    ]
+)
+def engine(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    """The executor of every engine that is here."""
+    options: dict[str, Any] = {}
+    if request.param == "pool":
+        request.getfixturevalue("pool")
+        options = {"name": "tests"}
+    elif request.param == "dask":
+        options = {"client": request.getfixturevalue("client")}
+    elif request.param == "lithops":
+        options = {"backend": "localhost", "storage": "localhost", "log_level": "ERROR"}
+    with plugins.executors(request.param, **options) as found:
+        yield found
+
+
+def test_every_engine_has_the_same_interface(engine, tmp_path):
+    assert isinstance(engine, Executor)
+    assert engine.submit(chores.add, 3, b=4).result(PATIENCE_S) == 7
+    assert list(engine.map(chores.add, range(6), range(6))) == [0, 2, 4, 6, 8, 10]
+    assert list(engine.map(chores.add, range(6), chunksize=4)) == list(range(6))
+    equal = [engine.submit(chores.work, str(tmp_path), 1, 0) for _ in range(3)]
+    assert [f.result(PATIENCE_S) for f in equal] == [1, 1, 1]
+    assert len(chores.noted(tmp_path, 1)) == 3, "equal calls are different tasks"
+    future = engine.submit(chores.fail, "a word")
+    assert isinstance(future.exception(PATIENCE_S), KeyError)
+    done, rest = concurrent.futures.wait([*equal, future], PATIENCE_S)
+    assert (len(done), len(rest)) == (4, 0)
+    engine.shutdown()
+    with pytest.raises((ClosedError, RuntimeError)):
+        engine.submit(chores.add, 1)
+
+
+def test_a_timeout_of_map_cancels_the_rest(engine, tmp_path):
+    results = engine.map(chores.hold, [str(tmp_path)] * 6, range(6), timeout=0.2)
+    with pytest.raises(TimeoutError):
+        list(results)
+    (tmp_path / "go").touch()
+    engine.shutdown(cancel_futures=True)
+
+
+def test_no_such_engine():
+    with pytest.raises(InvalidArgumentError, match="pool, dask, ray, lithops"):
+        plugins.executors("abacus")
+
+
+@needs("distributed")
+def test_dask_scales_and_says_what_killed_a_task(client):
+    with plugins.executors_on_dask(client) as pool:
+        pool.scale(3)
+        until(lambda: len(client.scheduler_info()["workers"]) == 3)
+        with pytest.raises(TaskLostError):
+            pool.submit(chores.leave, 1).result(PATIENCE_S)
+        assert pool.submit(chores.add, 1, 1).result(PATIENCE_S) == 2
