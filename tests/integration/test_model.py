@@ -291,6 +291,32 @@ def test_pulls_and_pushes_are_one_request_where_little_is_new(alone):
     assert requests_of(alone, lambda: other.pull(["w"])) == 2
     assert requests_of(alone, lambda: other.push(small)) == 1
     assert requests_of(alone, lambda: one.push(small)) == 5, "lost twice, as it reads late"
+    assert requests_of(alone, lambda: alone.model("/m").pull()) <= 9, (
+        "of them 4 to view what is large"
+    )
+
+
+def test_what_is_in_the_log_is_read_in_few_requests(alone):
+    one, other = alone.model("/m"), alone.model("/m")
+    one.push({"w": numpy.zeros(100)}, "set")
+    costs = []
+    for behind in (1, 9, 41, 60):
+        other.pull(["w"])
+        while one.version % 64 + behind >= 64:  # within one segment
+            one.push({"w": numpy.ones(100)})
+            other.pull(["w"])
+        for _ in range(behind):
+            one.push({"w": numpy.ones(100)})
+        costs.append(requests_of(alone, lambda: other.pull(["w"])))
+    assert costs == [1, 2, 3, 4]
+    while one.version % 64 != 63:
+        one.push({"w": numpy.ones(100)})
+    last = {"w": numpy.ones(100)}
+    assert requests_of(alone, lambda: one.push(last)) <= 24, "seals, makes the base, removes"
+    joins = alone.model("/m")
+    assert requests_of(alone, lambda: joins.pull()) == 4
+    assert requests_of(alone, lambda: alone.model("/m").pull(["w"])) == 7
+    assert joins.version == one.version
 
 
 def test_what_cannot_be_applied_is_not_pushed(store):
