@@ -28,11 +28,19 @@ def store(request, cluster):
         store.rmtree("/model")
 
 
+@pytest.fixture(scope="module")
+def quiet():
+    """A cluster that nobody else talks to."""
+    with crailpy.LocalCluster(dram="128MiB") as cluster:
+        yield cluster
+
+
 @pytest.fixture
-def alone():
-    """A store that nobody else talks to."""
-    with crailpy.LocalCluster(dram="128MiB") as cluster, cluster.connect() as store:
+def alone(quiet):
+    with quiet.connect() as store:
         yield store
+        if store.exists("/m"):
+            store.rmtree("/m")
 
 
 @pytest.fixture
@@ -240,6 +248,10 @@ def test_nobody_is_further_ahead_than_the_bound(cluster, bound, rng):
 
 @pytest.mark.parametrize("items", [10, 40_000])
 def test_old_pushes_and_bases_are_removed(alone, items):
+    if alone.exists("/sessions"):
+        alone.rmtree("/sessions")
+    alone.session_path()
+    before = settled(alone)
     pusher, late = alone.model("/m"), alone.model("/m")
     pusher.push({"w": numpy.zeros(items)}, "set")
     late.pull()
@@ -254,9 +266,9 @@ def test_old_pushes_and_bases_are_removed(alone, items):
     assert (late.pull()["w"] == 300).all(), "who was far behind begins again with a base"
     assert (alone.model("/m").pull()["w"] == 300).all()
     assert late.version == 301
-    alone.rmtree("/m")
     del late
-    settled(alone)
+    alone.rmtree("/m")
+    assert settled(alone) == before
 
 
 def test_who_has_slept_does_not_push_an_old_number(alone):
