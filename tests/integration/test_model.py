@@ -424,3 +424,14 @@ def test_a_task_gets_a_small_handle(store):
     handle = pickle.dumps(model)
     assert len(handle) <= 4096
     assert isinstance(pickle.loads(handle), compute.Model)
+
+
+def test_functions_stand_beside_the_methods(store):
+    store.model("/model/m").push({"w": numpy.ones(3)}, "set")
+    assert compute.model(store, "/model/m").pull()["w"].tolist() == [1, 1, 1]
+    assert compute.reduce(store, "/model/r", [1.0], 1).tolist() == [1]
+    assert compute.broadcast(store, "/model/b", 5).value == 5
+    for name in compute.__all__:
+        assert callable(getattr(compute, name))
+    with pytest.raises(AttributeError):
+        _ = compute.nothing
