@@ -168,7 +168,7 @@ class Model:
         What was asked for is kept up in this process, so that the next call reads only what is new;
         what several calls did not ask for is given up. Raises DeadlineError after `timeout` seconds
         in all, saying what is missing; NotFoundError (no such tensor, no model)."""
-        until = self._begin(timeout)
+        until = self._begin(timeout, names is None)
         if (min_step is None) != (workers is None):
             raise InvalidArgumentError("min_step= and workers= belong together", path=self.path)
         replica = self._replica
@@ -208,7 +208,7 @@ class Model:
 
     # -- small things ---------------------------------------------------------------------
 
-    def _begin(self, timeout: float | None) -> float:
+    def _begin(self, timeout: float | None, wants_all: bool = False) -> float:
         """When the call is to end. Opens the model at the first one, and again in a forked child:
         what lies over mapped memory is its parent's."""
         if timeout is None:
@@ -217,6 +217,7 @@ class Model:
         until = time.monotonic() + limit
         if not self._id or self._pid != getpid():
             self._forget()
+            self._replica.keeps_all = wants_all
             self._open(until)
         return until
 
@@ -348,14 +349,15 @@ class Model:
             if not self._left(until):
                 raise DeadlineError(late, path=self.path) from None
 
-    def _restart(self, until: float) -> None:
-        """Begins with the newest base."""
+    def _restart(self, until: float, segments: list[int] | None = None) -> None:
+        """Begins with the newest base. `segments`: those that are there, if it is known."""
         while True:
-            for segment in reversed(self._segments(until)):
+            for segment in reversed(segments or self._segments(until)):
                 if self._load_base(self._replica, segment, until):
                     self._segment = segment
                     self._began = self._replica.version
                     return
+            segments = None
             if not self._left(until):
                 raise DeadlineError(path=self.path)
 
@@ -376,7 +378,9 @@ class Model:
 
     def _segments(self, until: float) -> list[int]:
         """Their numbers, in order: one, or two while the first is being removed."""
-        names = self._store.listdir(self.path, timeout=self._left(until))
+        return self._numbers(self._store.listdir(self.path, timeout=self._left(until)))
+
+    def _numbers(self, names: list[str]) -> list[int]:
         found = [name.partition("-") for name in names]
         numbers = [int(number) for id_, _, number in found if id_ == self._id]
         if not numbers:
@@ -401,7 +405,7 @@ class Model:
             self._id = ""
             raise ExistsError("what is there is no model", path=self.path)
         self._keep(until)
-        self._restart(until)
+        self._restart(until, self._numbers(names))
 
     def _make(self, until: float) -> None:
         """Makes it aside, then moves it to its place: there it never is without its first

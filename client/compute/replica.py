@@ -70,18 +70,26 @@ class Rows:
         if covers and op == "set":
             self.take(piece, version, lies_in)
             return
-        if covers and not self.is_ours:
-            self.array = numpy.asarray(numpy.add(self.array, new))
-            self.is_ours = True
+        if covers and op == "add":
+            self.add(new, version)
             return
         if not self.is_ours:
             self.array = self.array.copy()
             self.is_ours = True
-        into = self.array if covers else self.array[low - self.start : high - self.start]
+        into = self.array[low - self.start : high - self.start]
         if op == "add":
             numpy.add(into, new, out=into)
         else:
             into[...] = new
+
+    def add(self, new: Array, version: int) -> None:
+        """Adds to all rows."""
+        self.version = version
+        if self.is_ours:
+            numpy.add(self.array, new, out=self.array)
+        else:
+            self.array = numpy.asarray(numpy.add(self.array, new))
+            self.is_ours = True
 
     def hand_out(self) -> Array:
         """The array as of now, for good: what comes later is another array."""
@@ -98,6 +106,19 @@ def _part(piece: Piece, start: int, stop: int) -> Array:
     return part
 
 
+class Alike(NamedTuple):
+    """How small pushes begin that add to all of a row of numbers which is kept once, and what is
+    known of them: most pushes are like the one before, and need not be taken apart."""
+
+    head: bytes
+    size: int
+    rows: Rows
+    dtype: numpy.dtype[Any]
+    items: int
+    at: int
+    told: int  # bytes of the facts, at the end
+
+
 class Replica:
     """`kinds`: of all tensors of the model; `steps`: the last one of each worker. `keeps_all`:
     whatever tensor appears is kept up, too."""
@@ -111,10 +132,11 @@ class Replica:
             0,
             0,
             0,
-        )  # segment, number (0: its base) and the file's version of what came last
+        )  # of what came last: segment, number (0: the base), version
         self._kept: dict[Key, Rows] = {}
         self._of: dict[str, list[Rows]] = {}  # the same, by the tensor
         self._pulls = 0
+        self._alike: Alike | None = None
 
     # -- what is kept up ------------------------------------------------------------------
 
@@ -126,6 +148,7 @@ class Replica:
         """From the next base on, the rows are kept up. Raises NotFoundError, InvalidArgumentError
         for what the model has not."""
         name, start, stop = self.place(key)
+        self._alike = None
         if key not in self._kept:
             rows = self._kept[key] = Rows(start, stop)
             self._of.setdefault(name, []).append(rows)
@@ -162,6 +185,7 @@ class Replica:
         return found
 
     def _forget_unused(self) -> None:
+        self._alike = None
         for key, rows in list(self._kept.items()):
             unused = self._pulls - rows.pulls >= UNUSED_PULLS_MAX
             if unused and not (self.keeps_all and isinstance(key, str)):
@@ -172,19 +196,24 @@ class Replica:
 
     def distrust(self) -> None:
         """What is kept up is of pushes that are gone: the next base takes its place."""
+        self._alike = None
         for rows in self._kept.values():
             rows.version = -1
 
     def start(self, value: Any) -> None:
         """Begins with a base, or None for the empty model. What is kept up and is newer stays."""
         pieces: list[Piece] = []
+        self._alike = None
         self.version, self.steps = 0, {}
         if value is not None:
             what, pieces, facts = tensors.unpack(value)
             if what != "base":
                 raise ProtocolError("a base of a model is wanted")
-            self.version, steps = facts
-            self.steps = dict(steps)
+            try:
+                self.version, steps = facts
+                self.steps = dict(steps)
+            except (TypeError, ValueError):
+                raise ProtocolError("a base of a model says its version and steps") from None
         self.kinds = {place.name: Kind(place.dtype, place.shape) for place, _ in pieces}
         for piece in pieces:
             name = piece[0].name
@@ -202,26 +231,61 @@ class Replica:
 
     def apply(self, value: Any) -> None:
         """The push of the next number."""
+        alike = self._alike
+        if alike and type(value) is bytes and value.startswith(alike.head):
+            self._apply_alike(alike, value)
+            return
         op, pieces, facts = tensors.unpack(value)
         if op not in OPS:
             raise ProtocolError("a push to a model is wanted")
+        for place, _ in pieces:
+            kind = place.dtype, place.shape
+            known = self.kinds.get(place.name)
+            if known != kind and (known or op != "set" or not place.is_whole):
+                raise ProtocolError(f"a push to another {place.name!r} than the model has")
         self.version += 1
         if facts:
-            worker, step = facts
-            self.steps[worker] = step
+            self._note_step(facts)
         for piece in pieces:
             place = piece[0]
-            name = place.name
-            begins = name not in self.kinds
+            begins = place.name not in self.kinds
             if begins:
-                self.kinds[name] = Kind(place.dtype, place.shape)
+                self.kinds[place.name] = Kind(place.dtype, place.shape)
                 if self.keeps_all:
-                    self.want(name)
-            for rows in self._of.get(name, ()):
+                    self.want(place.name)
+            for rows in self._of.get(place.name, ()):
                 if begins:
                     rows.take(piece, self.version, len(value))
                 elif 0 <= rows.version < self.version:
                     rows.change(op, piece, self.version, len(value))
+        if type(value) is bytes and op == "add" and len(pieces) == 1:
+            self._alike = self._like(value, *pieces[0])
+
+    def _note_step(self, facts: Any) -> None:
+        try:
+            worker, step = facts
+            self.steps[worker] = step
+        except (TypeError, ValueError):
+            raise ProtocolError("a push says a worker and its step, or neither") from None
+
+    def _like(self, value: bytes, place: Place, array: Array) -> Alike | None:
+        kept = self._of.get(place.name, [])
+        if len(kept) != 1 or array.ndim != 1 or not array.size:
+            return None
+        (rows,) = kept
+        if (rows.start, rows.stop) != (place.start, place.stop) or rows.version != self.version:
+            return None
+        at, told = tensors.borders(value)
+        return Alike(value[:at], len(value), rows, place.dtype, array.size, at, told)
+
+    def _apply_alike(self, alike: Alike, value: bytes) -> None:
+        _, size, rows, dtype, items, at, told = alike
+        if len(value) != size:
+            raise ProtocolError("a push to a model is wanted, and all of it")
+        self.version += 1
+        if told:
+            self._note_step(tensors.read_facts(value, told))
+        rows.add(numpy.frombuffer(value, dtype, items, at), self.version)
 
     # -- what goes there --------------------------------------------------------------------
 

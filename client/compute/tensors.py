@@ -5,8 +5,8 @@
     4           u32: bytes of the layout, l
     8           u32: bytes of the facts, f
     12          the layout, in msgpack: [what, [[name, dtype, shape, start, stop], ...]]
-    12 + l      the facts, in msgpack; none are None
     ...         the arrays' bytes in C order, each at a multiple of 64; zeros between
+    ...         the facts, in msgpack; none are None
 
 What `what` (a word) and the facts say is the caller's: the facts are what changes each time.
 `shape` is of the whole tensor, `dtype` as of `numpy.dtype.str`; the array has the rows from `start`
@@ -16,7 +16,7 @@ to `stop` of its first axis, or, where it has no axis, 0 and 1.
 from __future__ import annotations
 
 from math import prod
-from struct import Struct, error
+from struct import Struct
 from typing import Any, NamedTuple
 
 import msgpack
@@ -41,6 +41,10 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     start: int
     stop: int
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start == 0 and self.stop == rows_of(self.shape)
 
 
 Piece = tuple[Place, Array]
@@ -71,12 +75,13 @@ def pack(what: str, pieces: list[Piece], facts: Any = None) -> list[Any]:
     rows = [[p.name, p.dtype.str, p.shape, p.start, p.stop] for p, _ in pieces]
     layout = msgpack.packb([what, rows])
     told = b"" if facts is None else msgpack.packb(facts)
-    parts: list[Any] = [_HEAD.pack(MAGIC, len(layout), len(told)) + layout + told]
+    parts: list[Any] = [_HEAD.pack(MAGIC, len(layout), len(told)) + layout]
     at = len(parts[0])
     for _, array in pieces:
         parts[-1] += bytes(_aligned(at) - at)
         at = _aligned(at) + array.nbytes
         parts += [numpy.ascontiguousarray(array).reshape(-1).view("u1"), b""]
+    parts[-1] += told
     return [part for part in parts if len(part)]
 
 
@@ -97,8 +102,7 @@ def unpack(value: Any) -> tuple[str, list[Piece], Any]:
         plain = value if type(value) is bytes else memoryview(value)
         layout = bytes(plain[_HEAD.size : at])
         what, places = _layouts.get(layout) or _read_layout(layout)
-        facts = msgpack.unpackb(plain[at : at + told], use_list=False) if told else None
-        at += told
+        facts = read_facts(plain, told) if told else None
         pieces: list[Piece] = []
         for place, dtype, shape, items, nbytes in places:
             at = (at + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
@@ -109,19 +113,32 @@ def unpack(value: Any) -> tuple[str, list[Piece], Any]:
                 pieces.append((place, numpy.empty(shape, dtype)))
             at += nbytes
         return what, pieces, facts
-    except (error, ValueError, TypeError) as why:
-        if isinstance(why, ProtocolError):
-            raise
+    except ProtocolError:
+        raise
+    except Exception:  # whatever strange bytes lead to
         raise ProtocolError("the value holds no tensors, or not to their end") from None
+
+
+def read_facts(value: Any, size: int) -> Any:
+    """The facts at the end of a value that has so many bytes of them."""
+    return msgpack.unpackb(value[-size:], use_list=False)
+
+
+def borders(value: bytes) -> tuple[int, int]:
+    """Where the first array of a value begins, and how many bytes of facts are at its end."""
+    _, layout_bytes, told = _HEAD.unpack_from(value)
+    return _aligned(_HEAD.size + layout_bytes), told
 
 
 def _read_layout(layout: bytes) -> Layout:
     what, rows = msgpack.unpackb(layout, use_list=False)
     places = []
     for name, code, shape, start, stop in rows:
-        dtype = numpy.dtype(code)
-        if dtype.kind not in KINDS or not 0 <= start <= stop <= rows_of(shape):
+        if code[1] not in KINDS or not code[2:].isdecimal():
             raise ValueError(code)
+        dtype = numpy.dtype(code)
+        if not isinstance(name, str) or not 0 <= start <= stop <= rows_of(shape):
+            raise ValueError(name)
         of = (stop - start, *shape[1:]) if shape else ()
         items = prod(of)
         place = Place(name, dtype, shape, start, stop)

@@ -27,11 +27,19 @@ def store(request, cluster):
             store.rmtree("/broadcast")
 
 
+@pytest.fixture(scope="module")
+def quiet():
+    """A cluster that nobody else talks to."""
+    with crailpy.LocalCluster(dram="128MiB") as cluster:
+        yield cluster
+
+
 @pytest.fixture
-def alone():
-    """A store that nobody else talks to."""
-    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+def alone(quiet):
+    with quiet.connect() as store:
         yield store
+        if store.exists("/b"):
+            store.rmtree("/b")
 
 
 def sent(handle: compute.Broadcast) -> compute.Broadcast:

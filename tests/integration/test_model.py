@@ -28,11 +28,19 @@ def store(request, cluster):
         store.rmtree("/model")
 
 
+@pytest.fixture(scope="module")
+def quiet():
+    """A cluster that nobody else talks to."""
+    with crailpy.LocalCluster(dram="128MiB") as cluster:
+        yield cluster
+
+
 @pytest.fixture
-def alone():
-    """A store that nobody else talks to."""
-    with crailpy.LocalCluster(dram="128MiB") as cluster, cluster.connect() as store:
+def alone(quiet):
+    with quiet.connect() as store:
         yield store
+        if store.exists("/m"):
+            store.rmtree("/m")
 
 
 @pytest.fixture
@@ -240,6 +248,10 @@ def test_nobody_is_further_ahead_than_the_bound(cluster, bound, rng):
 
 @pytest.mark.parametrize("items", [10, 40_000])
 def test_old_pushes_and_bases_are_removed(alone, items):
+    if alone.exists("/sessions"):
+        alone.rmtree("/sessions")
+    alone.session_path()
+    before = settled(alone)
     pusher, late = alone.model("/m"), alone.model("/m")
     pusher.push({"w": numpy.zeros(items)}, "set")
     late.pull()
@@ -254,9 +266,9 @@ def test_old_pushes_and_bases_are_removed(alone, items):
     assert (late.pull()["w"] == 300).all(), "who was far behind begins again with a base"
     assert (alone.model("/m").pull()["w"] == 300).all()
     assert late.version == 301
-    alone.rmtree("/m")
     del late
-    settled(alone)
+    alone.rmtree("/m")
+    assert settled(alone) == before
 
 
 def test_who_has_slept_does_not_push_an_old_number(alone):
@@ -291,6 +303,32 @@ def test_pulls_and_pushes_are_one_request_where_little_is_new(alone):
     assert requests_of(alone, lambda: other.pull(["w"])) == 2
     assert requests_of(alone, lambda: other.push(small)) == 1
     assert requests_of(alone, lambda: one.push(small)) == 5, "lost twice, as it reads late"
+    assert requests_of(alone, lambda: alone.model("/m").pull()) <= 9, (
+        "of them 4 to view what is large"
+    )
+
+
+def test_what_is_in_the_log_is_read_in_few_requests(alone):
+    one, other = alone.model("/m"), alone.model("/m")
+    one.push({"w": numpy.zeros(100)}, "set")
+    costs = []
+    for behind in (1, 9, 41, 60):
+        other.pull(["w"])
+        while one.version % 64 + behind >= 64:  # within one segment
+            one.push({"w": numpy.ones(100)})
+            other.pull(["w"])
+        for _ in range(behind):
+            one.push({"w": numpy.ones(100)})
+        costs.append(requests_of(alone, lambda: other.pull(["w"])))
+    assert costs == [1, 2, 3, 4]
+    while one.version % 64 != 63:
+        one.push({"w": numpy.ones(100)})
+    last = {"w": numpy.ones(100)}
+    assert requests_of(alone, lambda: one.push(last)) <= 24, "seals, makes the base, removes"
+    joins = alone.model("/m")
+    assert requests_of(alone, lambda: joins.pull()) == 4
+    assert requests_of(alone, lambda: alone.model("/m").pull(["w"])) == 7
+    assert joins.version == one.version
 
 
 def test_what_cannot_be_applied_is_not_pushed(store):
@@ -386,3 +424,14 @@ def test_a_task_gets_a_small_handle(store):
     handle = pickle.dumps(model)
     assert len(handle) <= 4096
     assert isinstance(pickle.loads(handle), compute.Model)
+
+
+def test_functions_stand_beside_the_methods(store):
+    store.model("/model/m").push({"w": numpy.ones(3)}, "set")
+    assert compute.model(store, "/model/m").pull()["w"].tolist() == [1, 1, 1]
+    assert compute.reduce(store, "/model/r", [1.0], 1).tolist() == [1]
+    assert compute.broadcast(store, "/model/b", 5).value == 5
+    for name in compute.__all__:
+        assert callable(getattr(compute, name))
+    with pytest.raises(AttributeError):
+        _ = compute.nothing
