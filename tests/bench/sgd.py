@@ -24,9 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import crailpy
 from crailpy.client import compute
-from crailpy.client.bench.measure import interleave, percentile, taker
 from crailpy.units import parse_size
 
 from . import learning
@@ -39,8 +37,6 @@ STALE_LOSS = 1.05  # of the loss without staleness
 LARGE_WORKERS = 2
 LARGE_RATE = 0.1
 LARGE_BAR = 0.25
-PULL_BYTES = 1024
-PULL_BAR = 2.0
 
 
 # ---- what tasks share ---------------------------------------------------------------------------
@@ -283,29 +279,6 @@ def large(job: Job, result: Result) -> None:
         result.at_most("share of broadcast, reduce and all else", share, LARGE_BAR)
 
 
-def small_pulls(job: Job, result: Result) -> None:
-    """A pull of 1 KiB that is up to date, beside a get of as much: in a dense stream, where a get
-    takes less than a call of a Python function; and by a lane that uses its socket, where both are
-    a round trip."""
-    for lane, ring in (("dense", None), ("socket", False)):
-        with crailpy.connect(job.address, ring=ring) as store:
-            model = compute.model(store, f"{job.base}/models/small-{lane}")
-            model.push({"tensor": np.zeros(PULL_BYTES // 8)}, op="set")
-            key = f"{job.base}/small"
-            store.put(key, bytes(PULL_BYTES))
-            got = interleave(
-                20,
-                {
-                    "get": taker(50, store.get, [(key,)]),
-                    "pull": taker(50, model.pull, [(["tensor"],)]),
-                },
-            )
-        pull, get = (percentile(got[name], 50) for name in ("pull", "get"))
-        result.facts[lane] = {"pull_ns": pull, "get_ns": get}
-        result.say(f"  {lane}: a pull of 1 KiB takes {pull / 1e3:.1f} us, a get {get / 1e3:.1f} us")
-        result.at_most(f"pull of 1 KiB / get, {lane}", pull / get, PULL_BAR)
-
-
 # ---- the job ------------------------------------------------------------------------------------
 
 
@@ -399,7 +372,6 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.perf_counter()
         for kind in KINDS:
             learn(job, result, kind)
-        small_pulls(job, result)
         large(job, result)
         result.facts["seconds"] = time.perf_counter() - began
     return result.end()

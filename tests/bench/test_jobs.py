@@ -109,7 +109,6 @@ def test_sql_answers_as_sqlite_and_a_stage_costs_two_requests_a_task(
 def test_sgd_learns_what_plain_numpy_learns(cluster: crailpy.LocalCluster, run: Run) -> None:
     with nothing_left(cluster):
         found = run(sgd, *SGD)
-    assert found["facts"]["socket"]["pull_ns"] > found["facts"]["socket"]["get_ns"] > 0
     assert 0 < found["facts"]["large_share"] < 1
 
 
