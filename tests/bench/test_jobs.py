@@ -122,7 +122,7 @@ def stopped_pool() -> Iterator[None]:
 def test_sort_is_the_same_while_executors_come_go_die_and_stop(
     cluster: crailpy.LocalCluster, run: Run, runtime: Path
 ) -> None:
-    chaos = ("--chaos", "--linger", "0.05", "--speculate", "0.5")
+    chaos = ("--chaos", "--linger", "0.05", "--speculate", "2")
     with nothing_left(cluster), stopped_pool():
         found = run(sort, *SORT, "--split", "500KB", *chaos)
     chaos = found["facts"]["chaos"]
