@@ -12,7 +12,7 @@ from crailpy.client.compute.executors import PoolExecutor
 
 FEW, MANY, LESS = 1, 8, 2
 SPECULATE_SECONDS = 5.0
-"""The pool begins the paused one's task a second time after so long. A task that is merely slow must
+"""The pool begins the paused one's task a second time after so long. A task that is merely slow may
 not take as long: its second attempt may begin in the moment in which the first one commits."""
 
 
