@@ -190,6 +190,7 @@ def spark_save(folder: str) -> Callable[[Iterator[Any]], Iterator[Any]]:
 def with_spark(plan: Plan) -> float:
     from pyspark.sql import SparkSession
 
+    os.environ["PYSPARK_PYTHON"] = sys.executable
     session = (
         SparkSession.builder.master(f"local[{plan['workers']}]")
         .config("spark.driver.memory", "8g")
