@@ -35,6 +35,7 @@ from crailpy.client.bench.machine import machine
 from crailpy.client.bench.report import MIB, Bar, at_least, at_most
 from crailpy.client.compute.executors import PoolExecutor, executors, tasks
 from crailpy.client.probes import SMALL_BYTES, Echo, Memory
+from crailpy.errors import ExistsError
 from crailpy.units import parse_size
 
 from . import runner
@@ -122,7 +123,8 @@ class Task:
             "attempt": max(self.attempt, tasks.task().attempt),
         }
         key = f"{self.base}/reports/{self.stage}/{self.number:06}"
-        self.store.put(key, json.dumps(facts).encode())
+        with contextlib.suppress(ExistsError):  # another attempt was first, and did the work
+            self.store.put(key, json.dumps(facts).encode(), if_absent=True)
 
 
 def run(
