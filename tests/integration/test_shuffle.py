@@ -21,6 +21,7 @@ from crailpy.client.compute import shuffle as shuffle_of
 from crailpy.client.compute.shuffle import Shuffle
 
 from .kit import Call, Program, until, waiters
+from .kit import requests_of as requests_during
 
 MODULE = sys.modules["crailpy.client.compute.shuffle"]
 #: Bytes of a segment: all within the node, one extent, more of them, and copies beyond the caches.
@@ -427,7 +428,29 @@ def test_a_reader_waits_no_longer_than_it_was_told(cluster):
         assert raised.value.path == "/shuffle/short"
         with pytest.raises(errors.DeadlineError, match="0 map outputs"):
             list(store.shuffle("/shuffle/none", partitions=1).reader(0, wait=0.05))
+        for map_id in (2, 3):  # fewer than half of what is missing
+            assert write(shuffle, map_id, 50)
+        views = shuffle.reader(0, maps=10, wait=0.2)
+        late = Call(lambda: list(views))
+        until(lambda: waiters(store) == 1)
+        assert write(shuffle, 4, 50)
+        with pytest.raises(errors.DeadlineError, match="4 of 10 map outputs"):
+            late.result()
         assert waiters(store) == 0
+        store.rmtree("/shuffle")
+
+
+def test_a_directory_without_map_outputs_is_waited_for_only_where_that_is_said(cluster):
+    with cluster.connect(timeout=30) as store:
+        store.mkdir("/shuffle/empty", parents=True)
+        shuffle = store.shuffle("/shuffle/empty", partitions=2)
+        assert requests_during(store, lambda: list(shuffle.reader(0))) == 1
+        assert list(shuffle.reader(0, maps=0)) == []
+        assert shuffle.sizes() == [0, 0]
+        call = Call(lambda: [bytes(view) for view in shuffle.reader(1, wait=30)])
+        until(lambda: waiters(store) == 1)
+        assert write(shuffle, 0, 50)
+        assert call.result() == [segment(1, 0, 1, 50)]
         store.rmtree("/shuffle")
 
 
@@ -637,6 +660,31 @@ def test_a_server_that_starts_again_while_a_reducer_reads_is_not_noticed(transpo
         )
 
 
+def test_of_an_output_that_is_replaced_meanwhile_no_byte_is_taken_for_another(cluster, monkeypatch):
+    """Removed, and made again with other sizes, between its place being known and being read."""
+    monkeypatch.setattr(MODULE, "IN_FLIGHT_BYTES_MAX", 1)
+    with cluster.connect(transport="tcp") as store:
+        shuffle = store.shuffle("/shuffle/replaced", partitions=2)
+
+        def make(map_id: int, first: int) -> None:
+            with shuffle.writer(map_id) as writer:
+                writer.write(0, b"a" * first)
+                writer.write(1, b"b" * 8_000)
+
+        for map_id in range(3):
+            make(map_id, 10_000)
+        views = shuffle.reader(1)
+        assert bytes(next(views)) == b"b" * 8_000
+        store.delete("/shuffle/replaced/0000000001")
+        make(1, 20_000)
+        until(lambda: granules(store)["retiring"] == 0)
+        with pytest.raises(errors.VersionConflictError, match="replaced") as raised:
+            next(views)
+        assert raised.value.path == "/shuffle/replaced/0000000001"
+        assert [bytes(view) for view in shuffle.reader(1)] == [b"b" * 8_000] * 3
+        store.rmtree("/shuffle")
+
+
 # ---- where it lies -------------------------------------------------------------------------------
 
 
@@ -692,6 +740,43 @@ def test_a_shuffle_goes_with_its_job(cluster):
             assert write(shuffle, 1, 20)
         with pytest.raises(errors.NotFoundError):
             list(shuffle.reader(0))
+
+
+def test_what_is_said_of_a_job_holds_for_runs_too(monkeypatch):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", 100_000)
+    with (
+        crailpy.LocalCluster(dram="8MiB", tiers=("dram", "file"), capacity="64MiB") as cluster,
+        cluster.connect() as store,
+        store.job("placed", tier="file", strict=True) as job,
+    ):
+        shuffle = store.shuffle(f"{job.path}/stage", partitions=2)
+        for map_id, size in enumerate((20_000, 200_000)):
+            with shuffle.writer(map_id) as writer:
+                for _ in range(3):
+                    writer.write(1, bytes(size))
+            assert store.stat(f"{shuffle.path}/{map_id:010}").tier == "file"
+
+
+@pytest.mark.parametrize("gathered", [1 << 26, 10_000])
+def test_an_attempt_that_outlives_its_job_leaves_nothing(monkeypatch, gathered):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", gathered)
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        with cluster.connect() as driver, driver.job("over") as job:
+            made = driver.shuffle(f"{job.path}/stage", partitions=1, job=job)
+            handed = pickle.dumps(made)
+            assert len(handed) < 1000
+            shuffle = pickle.loads(handed)
+            assert write(shuffle, 0, 30_000)
+            writers = [shuffle.writer(map_id) for map_id in (1, 2)]
+            for writer, size in zip(writers, (50, 30_000), strict=True):
+                writer.write(0, bytes(size))
+        for writer in writers:
+            with pytest.raises(errors.NotFoundError, match="job is over"):
+                writer.commit()
+        assert not store.exists("/jobs/over")
+        shuffle._store.close()
+        until(lambda: gone(store))
+        store.job("over").close()  # may begin again
 
 
 def test_a_shuffle_may_be_all_that_a_namespace_has(cluster):
