@@ -5,10 +5,12 @@ from __future__ import annotations
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -683,6 +685,52 @@ def test_of_an_output_that_is_replaced_meanwhile_no_byte_is_taken_for_another(cl
         assert raised.value.path == "/shuffle/replaced/0000000001"
         assert [bytes(view) for view in shuffle.reader(1)] == [b"b" * 8_000] * 3
         store.rmtree("/shuffle")
+
+
+class Interrupted(Exception):
+    pass
+
+
+# An exception between a socket and the one who closes it leaves it to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("raises", [False, True])
+def test_signals_do_not_tear_what_is_asked_ahead_of_several_servers(raises):
+    """Answers to requests that were given up are not taken for those of later ones, which ask for
+    as many bytes."""
+    chance = random.Random(8)
+    maps, size = 60, 30_000
+    wanted = [[chance.randbytes(size) for _ in range(maps)] for _ in range(2)]
+    rung = 0
+
+    def ring(*_: object) -> None:
+        nonlocal rung
+        rung += 1
+        if raises:
+            raise Interrupted
+
+    with (
+        crailpy.LocalCluster(servers=3, dram="16MiB") as cluster,
+        cluster.connect(transport="tcp", timeout=20) as store,
+    ):
+        shuffle = store.shuffle("/s", partitions=2)  # outputs lie on the servers in turn
+        for map_id in range(maps):
+            with shuffle.writer(map_id) as writer:
+                for partition in (0, 1):
+                    writer.write(partition, wanted[partition][map_id])
+        before = signal.signal(signal.SIGALRM, ring)
+        try:
+            for i in range(150):
+                with suppress(Interrupted):
+                    signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 0.004))
+                    found = [bytes(view) for view in shuffle.reader(i % 2)]
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    assert found == wanted[i % 2]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        for partition in (0, 1):
+            assert [bytes(view) for view in shuffle.reader(partition)] == wanted[partition]
+    assert rung > 30, rung
 
 
 # ---- where it lies -------------------------------------------------------------------------------
