@@ -133,8 +133,10 @@ class Shuffle:
             raise InvalidArgumentError(
                 f"partition={partition}: 0 to {self.partitions - 1}", path=self.path
             )
-        if maps is not None and not 0 <= index(maps) <= WHOLE:
-            raise InvalidArgumentError(f"maps={maps} is no number of maps", path=self.path)
+        if maps is not None:
+            maps = index(maps)
+            if not 0 <= maps <= WHOLE:
+                raise InvalidArgumentError(f"maps={maps} is no number of maps", path=self.path)
         if wait is not None:
             wait = requests.seconds(wait, "wait")
         return _read(self, index(partition), maps, wait, timeout)

@@ -442,6 +442,22 @@ def test_a_reader_waits_no_longer_than_it_was_told(cluster):
         store.rmtree("/shuffle")
 
 
+def test_the_number_of_maps_may_be_of_numpy(cluster):
+    """Of whatever width: as a bare int32 it would not go into the upper half of an argument."""
+    numpy = pytest.importorskip("numpy")
+    with cluster.connect() as store:
+        shuffle = store.shuffle("/shuffle/numpy", partitions=numpy.int32(1))
+        assert write(shuffle, 0, 50)
+        late = shuffle.reader(numpy.int32(0), maps=numpy.int32(4), wait=numpy.float32(0.2))
+
+        def read() -> None:
+            with pytest.raises(errors.DeadlineError, match="1 of 4 map outputs"):
+                list(late)
+
+        assert requests_during(store, read) <= 4
+        store.rmtree("/shuffle")
+
+
 def test_a_directory_without_map_outputs_is_waited_for_only_where_that_is_said(cluster):
     with cluster.connect(timeout=30) as store:
         store.mkdir("/shuffle/empty", parents=True)
@@ -731,6 +747,29 @@ def test_signals_do_not_tear_what_is_asked_ahead_of_several_servers(raises):
         for partition in (0, 1):
             assert [bytes(view) for view in shuffle.reader(partition)] == wanted[partition]
     assert rung > 30, rung
+
+
+@pytest.mark.parametrize("transport", [None, "tcp"])
+def test_a_place_that_is_out_of_date_is_asked_for_again(cluster, transport):
+    with cluster.connect(transport=transport) as store:
+        shuffle = store.shuffle("/shuffle/moved", partitions=1)
+
+        def entry() -> Any:
+            page = store._door.call(requests.COLUMN, 0, shuffle.path, b"", 0, b"", 0, 0, None)[5]
+            ((found, _),) = MODULE.entries_of(page)
+            return found
+
+        assert write(shuffle, 7, 9_000)
+        before = entry()
+        store.delete("/shuffle/moved/0000000007")
+        with shuffle.writer(8) as writer:
+            writer.write(0, b"x" * before[2])
+        until(lambda: granules(store)["retiring"] == 0)
+        stale = (*entry()[:6], before[6])  # as of a value that has moved
+        buffers = [bytearray(100), bytearray(20)]
+        MODULE._fill(shuffle, [(stale, 50, buffers[0]), (entry(), 0, buffers[1])], None)
+        assert buffers == [b"x" * 100, b"x" * 20]
+        store.rmtree("/shuffle")
 
 
 # ---- where it lies -------------------------------------------------------------------------------
