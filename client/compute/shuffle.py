@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from operator import add, index
 from struct import Struct, error
@@ -17,6 +18,7 @@ from struct import Struct, error
 from crailpy import native
 from crailpy.errors import (
     ClosedError,
+    CrailError,
     DataLostError,
     DeadlineError,
     ExistsError,
@@ -25,6 +27,7 @@ from crailpy.errors import (
     ProtocolError,
     StaleLocationError,
     UnavailableError,
+    VersionConflictError,
 )
 
 from .. import requests
@@ -66,7 +69,9 @@ _EXTENT = 32
 def shuffle(store: Store, path: str, *, partitions: int, **placement: Any) -> Shuffle:
     """The shuffle of `partitions` partitions below the directory `path`; costs no request.
 
-    `placement` holds for the map outputs. Raises InvalidArgumentError."""
+    `placement` holds for the map outputs. With `job=`, an attempt that is still at work when the
+    job has ended cannot commit (NotFoundError). Without, its output would outlive the job, wherever
+    `path` lies. Raises InvalidArgumentError."""
     return Shuffle(store, path, partitions, placement)
 
 
@@ -84,6 +89,10 @@ class Shuffle:
             raise InvalidArgumentError(f"partitions={partitions}: 1 to {PARTITIONS_MAX}", path=path)
         self._store = store
         self._placement = dict(placement or {})
+        if self._placement.get("job") is not None:
+            from ..placement import job_number
+
+            self._placement["job"] = job_number(self._placement["job"])  # what others know it by
         #: The directory, and how many partitions each map output has.
         self.path = path.rstrip("/") or "/"
         self.partitions = index(partitions)
@@ -116,15 +125,18 @@ class Shuffle:
         come out as soon as their turn is sure: at once, where the maps count from 0. Without it,
         what is there is read; with `wait`, once there is something. `timeout`: of each request.
 
-        Raises NotFoundError (nothing is there), DeadlineError (not all came), DataLostError (names
-        the map output that is to be made again), ProtocolError (something else is among them, or
-        an output of another number of partitions), InvalidArgumentError."""
+        Raises NotFoundError (there is no directory), DeadlineError (not all came), DataLostError
+        (names the map output that is to be made again), VersionConflictError (one was removed and
+        made again meanwhile), ProtocolError (something else is among them, or an output of another
+        number of partitions), InvalidArgumentError."""
         if not 0 <= index(partition) < self.partitions:
             raise InvalidArgumentError(
                 f"partition={partition}: 0 to {self.partitions - 1}", path=self.path
             )
-        if maps is not None and not 0 <= index(maps) <= WHOLE:
-            raise InvalidArgumentError(f"maps={maps} is no number of maps", path=self.path)
+        if maps is not None:
+            maps = index(maps)
+            if not 0 <= maps <= WHOLE:
+                raise InvalidArgumentError(f"maps={maps} is no number of maps", path=self.path)
         if wait is not None:
             wait = requests.seconds(wait, "wait")
         return _read(self, index(partition), maps, wait, timeout)
@@ -269,12 +281,13 @@ class Writer:
         """Another run, into extents that nobody knows of yet. An attempt that is too late for sure
         keeps nothing more."""
         from ..files import File, Mode
+        from ..placement import at_home
 
         try:
             if self._file is None and self.committed is None:
-                self._file = File(
-                    self._store, self.path, Mode("xb", self.path), self._timeout, self._placement
-                )
+                placed = dict(at_home(self._store._homes, self.path, self._placement))
+                mode = Mode("xb", self.path)
+                self._file = File(self._store, self.path, mode, self._timeout, placed)
         except ExistsError:
             self.committed = False
         try:
@@ -358,11 +371,12 @@ class Writer:
 
 
 def _ask(
-    shuffle: Shuffle, partition: int, cursor: bytes, timeout: float | None
+    shuffle: Shuffle, partition: int, cursor: bytes, timeout: float | None, entries: int = 0
 ) -> tuple[bytes, int, bool]:
-    """A page of the column behind the name `cursor`; how many children there are; is there more?"""
+    """A page of the column behind the name `cursor`; how many children there are; is there more?
+    `entries`: of so many at most; 0: of as many as fit."""
     _, there, _, flags, _, page = shuffle._store._door.call(
-        requests.COLUMN, 0, shuffle.path, cursor, 0, b"", 0, partition, timeout
+        requests.COLUMN, 0, shuffle.path, cursor, 0, b"", entries, partition, timeout
     )
     return page, there, bool(flags & requests.MORE)
 
@@ -392,6 +406,7 @@ class _Patience:
         self._partition = partition
         self._maps = maps
         self._waits = maps is not None or wait is not None
+        self._needed = maps if maps is not None else int(self._waits)  # outputs
         self._left = shuffle._store._timeout if wait is None else wait  # seconds
         self._target = 0 if maps is not None or wait is None else 1  # children to wait for
         self._there = 0
@@ -406,7 +421,7 @@ class _Patience:
                 raise
             page, there, more = b"", 0, False
         self._there = there
-        self.is_whole = there >= (self._maps or 0) and (there > 0 or self._maps is not None)
+        self.is_whole = there >= self._needed
         return page, more
 
     def _page(self, cursor: bytes, timeout: float | None) -> tuple[bytes, int, bool]:
@@ -415,13 +430,17 @@ class _Patience:
         began = time.monotonic()
         try:
             return _await(self._shuffle, self._partition, cursor, self._target, self._left, timeout)
-        except DeadlineError:
-            raise self._late() from None
+        except DeadlineError as error:
+            raise self._late() from error
         finally:
             self._left = max(0.0, self._left - (time.monotonic() - began))
             self._target = 0
 
     def _late(self) -> DeadlineError:
+        """Counts once more: fewer than were waited for may have come."""
+        with suppress(CrailError):
+            partition, timeout = self._partition, requests.WAY_BACK
+            self._there = _ask(self._shuffle, partition, b"", timeout, entries=1)[1]
         wanted = "" if self._maps is None else f" of {self._maps}"
         return DeadlineError(
             f"{self._there}{wanted} map outputs are there, and the time to wait is over",
@@ -582,19 +601,37 @@ def _fill(shuffle: Shuffle, parts: list[tuple[Entry, int, Any]], timeout: float 
     or failed one by one, by asking anew where it is."""
     if not parts:
         return
-    door = shuffle._store._door
     try:
         ranges = [(entry[6], entry[2], at, buffer) for entry, at, buffer in parts]
-        door.gather(shuffle.path, ranges, timeout)
+        shuffle._store._door.gather(shuffle.path, ranges, timeout)
         return
     except (StaleLocationError, UnavailableError, DataLostError):
         pass
-    for entry, at, buffer in parts:
-        with memoryview(buffer) as room:
-            data = door.get_range(_path_of(shuffle, entry), at, len(room), timeout)
-            if len(data) != len(room):
-                raise _no_output(shuffle, entry)
-            room[:] = data
+    for part in parts:
+        _fill_one(shuffle, *part, timeout)
+
+
+def _fill_one(shuffle: Shuffle, entry: Entry, at: int, buffer: Any, timeout: float | None) -> None:
+    """The same for one, from where it is now, and only if it is still what it was: in another
+    version other bytes are there. Raises VersionConflictError."""
+    store, path = shuffle._store, _path_of(shuffle, entry)
+    until = time.monotonic() + (store._timeout if timeout is None else timeout)
+    while True:
+        version, size, _, _, _, whence = store._door.call(
+            requests.GET, 0, path, b"", 0, b"", 0, 0, timeout
+        )
+        if version != entry[1]:
+            raise VersionConflictError(
+                "the map output was replaced while it was read",
+                path=path,
+                hint="read the partition again from its beginning",
+            )
+        try:
+            store._door.gather(path, [(whence, size, at, buffer)], timeout)
+            return
+        except StaleLocationError:  # it has moved once more
+            if time.monotonic() >= until:
+                raise DeadlineError(path=path) from None
 
 
 # ---- sizes --------------------------------------------------------------------------------------

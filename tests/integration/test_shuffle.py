@@ -5,10 +5,12 @@ from __future__ import annotations
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from crailpy.client.compute import shuffle as shuffle_of
 from crailpy.client.compute.shuffle import Shuffle
 
 from .kit import Call, Program, until, waiters
+from .kit import requests_of as requests_during
 
 MODULE = sys.modules["crailpy.client.compute.shuffle"]
 #: Bytes of a segment: all within the node, one extent, more of them, and copies beyond the caches.
@@ -427,7 +430,45 @@ def test_a_reader_waits_no_longer_than_it_was_told(cluster):
         assert raised.value.path == "/shuffle/short"
         with pytest.raises(errors.DeadlineError, match="0 map outputs"):
             list(store.shuffle("/shuffle/none", partitions=1).reader(0, wait=0.05))
+        for map_id in (2, 3):  # fewer than half of what is missing
+            assert write(shuffle, map_id, 50)
+        views = shuffle.reader(0, maps=10, wait=0.2)
+        late = Call(lambda: list(views))
+        until(lambda: waiters(store) == 1)
+        assert write(shuffle, 4, 50)
+        with pytest.raises(errors.DeadlineError, match="4 of 10 map outputs"):
+            late.result()
         assert waiters(store) == 0
+        store.rmtree("/shuffle")
+
+
+def test_the_number_of_maps_may_be_of_numpy(cluster):
+    """Of whatever width: as a bare int32 it would not go into the upper half of an argument."""
+    numpy = pytest.importorskip("numpy")
+    with cluster.connect() as store:
+        shuffle = store.shuffle("/shuffle/numpy", partitions=numpy.int32(1))
+        assert write(shuffle, 0, 50)
+        late = shuffle.reader(numpy.int32(0), maps=numpy.int32(4), wait=numpy.float32(0.2))
+
+        def read() -> None:
+            with pytest.raises(errors.DeadlineError, match="1 of 4 map outputs"):
+                list(late)
+
+        assert requests_during(store, read) <= 4
+        store.rmtree("/shuffle")
+
+
+def test_a_directory_without_map_outputs_is_waited_for_only_where_that_is_said(cluster):
+    with cluster.connect(timeout=30) as store:
+        store.mkdir("/shuffle/empty", parents=True)
+        shuffle = store.shuffle("/shuffle/empty", partitions=2)
+        assert requests_during(store, lambda: list(shuffle.reader(0))) == 1
+        assert list(shuffle.reader(0, maps=0)) == []
+        assert shuffle.sizes() == [0, 0]
+        call = Call(lambda: [bytes(view) for view in shuffle.reader(1, wait=30)])
+        until(lambda: waiters(store) == 1)
+        assert write(shuffle, 0, 50)
+        assert call.result() == [segment(1, 0, 1, 50)]
         store.rmtree("/shuffle")
 
 
@@ -637,6 +678,100 @@ def test_a_server_that_starts_again_while_a_reducer_reads_is_not_noticed(transpo
         )
 
 
+def test_of_an_output_that_is_replaced_meanwhile_no_byte_is_taken_for_another(cluster, monkeypatch):
+    """Removed, and made again with other sizes, between its place being known and being read."""
+    monkeypatch.setattr(MODULE, "IN_FLIGHT_BYTES_MAX", 1)
+    with cluster.connect(transport="tcp") as store:
+        shuffle = store.shuffle("/shuffle/replaced", partitions=2)
+
+        def make(map_id: int, first: int) -> None:
+            with shuffle.writer(map_id) as writer:
+                writer.write(0, b"a" * first)
+                writer.write(1, b"b" * 8_000)
+
+        for map_id in range(3):
+            make(map_id, 10_000)
+        views = shuffle.reader(1)
+        assert bytes(next(views)) == b"b" * 8_000
+        store.delete("/shuffle/replaced/0000000001")
+        make(1, 20_000)
+        until(lambda: granules(store)["retiring"] == 0)
+        with pytest.raises(errors.VersionConflictError, match="replaced") as raised:
+            next(views)
+        assert raised.value.path == "/shuffle/replaced/0000000001"
+        assert [bytes(view) for view in shuffle.reader(1)] == [b"b" * 8_000] * 3
+        store.rmtree("/shuffle")
+
+
+class Interrupted(Exception):
+    pass
+
+
+# An exception between a socket and the one who closes it leaves it to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("raises", [False, True])
+def test_signals_do_not_tear_what_is_asked_ahead_of_several_servers(raises):
+    """Answers to requests that were given up are not taken for those of later ones, which ask for
+    as many bytes."""
+    chance = random.Random(8)
+    maps, size = 60, 30_000
+    wanted = [[chance.randbytes(size) for _ in range(maps)] for _ in range(2)]
+    rung = 0
+
+    def ring(*_: object) -> None:
+        nonlocal rung
+        rung += 1
+        if raises:
+            raise Interrupted
+
+    with (
+        crailpy.LocalCluster(servers=3, dram="16MiB") as cluster,
+        cluster.connect(transport="tcp", timeout=20) as store,
+    ):
+        shuffle = store.shuffle("/s", partitions=2)  # outputs lie on the servers in turn
+        for map_id in range(maps):
+            with shuffle.writer(map_id) as writer:
+                for partition in (0, 1):
+                    writer.write(partition, wanted[partition][map_id])
+        before = signal.signal(signal.SIGALRM, ring)
+        try:
+            for i in range(150):
+                with suppress(Interrupted):
+                    signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 0.004))
+                    found = [bytes(view) for view in shuffle.reader(i % 2)]
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    assert found == wanted[i % 2]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        for partition in (0, 1):
+            assert [bytes(view) for view in shuffle.reader(partition)] == wanted[partition]
+    assert rung > 5
+
+
+@pytest.mark.parametrize("transport", [None, "tcp"])
+def test_a_place_that_is_out_of_date_is_asked_for_again(cluster, transport):
+    with cluster.connect(transport=transport) as store:
+        shuffle = store.shuffle("/shuffle/moved", partitions=1)
+
+        def entry() -> Any:
+            page = store._door.call(requests.COLUMN, 0, shuffle.path, b"", 0, b"", 0, 0, None)[5]
+            ((found, _),) = MODULE.entries_of(page)
+            return found
+
+        assert write(shuffle, 7, 9_000)
+        before = entry()
+        store.delete("/shuffle/moved/0000000007")
+        with shuffle.writer(8) as writer:
+            writer.write(0, b"x" * before[2])
+        until(lambda: granules(store)["retiring"] == 0)
+        stale = (*entry()[:6], before[6])  # as of a value that has moved
+        buffers = [bytearray(100), bytearray(20)]
+        MODULE._fill(shuffle, [(stale, 50, buffers[0]), (entry(), 0, buffers[1])], None)
+        assert buffers == [b"x" * 100, b"x" * 20]
+        store.rmtree("/shuffle")
+
+
 # ---- where it lies -------------------------------------------------------------------------------
 
 
@@ -692,6 +827,43 @@ def test_a_shuffle_goes_with_its_job(cluster):
             assert write(shuffle, 1, 20)
         with pytest.raises(errors.NotFoundError):
             list(shuffle.reader(0))
+
+
+def test_what_is_said_of_a_job_holds_for_runs_too(monkeypatch):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", 100_000)
+    with (
+        crailpy.LocalCluster(dram="8MiB", tiers=("dram", "file"), capacity="64MiB") as cluster,
+        cluster.connect() as store,
+        store.job("placed", tier="file", strict=True) as job,
+    ):
+        shuffle = store.shuffle(f"{job.path}/stage", partitions=2)
+        for map_id, size in enumerate((20_000, 200_000)):
+            with shuffle.writer(map_id) as writer:
+                for _ in range(3):
+                    writer.write(1, bytes(size))
+            assert store.stat(f"{shuffle.path}/{map_id:010}").tier == "file"
+
+
+@pytest.mark.parametrize("gathered", [1 << 26, 10_000])
+def test_an_attempt_that_outlives_its_job_leaves_nothing(monkeypatch, gathered):
+    monkeypatch.setattr(MODULE, "GATHER_BYTES_MAX", gathered)
+    with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
+        with cluster.connect() as driver, driver.job("over") as job:
+            made = driver.shuffle(f"{job.path}/stage", partitions=1, job=job)
+            handed = pickle.dumps(made)
+            assert len(handed) < 1000
+            shuffle = pickle.loads(handed)
+            assert write(shuffle, 0, 30_000)
+            writers = [shuffle.writer(map_id) for map_id in (1, 2)]
+            for writer, size in zip(writers, (50, 30_000), strict=True):
+                writer.write(0, bytes(size))
+        for writer in writers:
+            with pytest.raises(errors.NotFoundError, match="job is over"):
+                writer.commit()
+        assert not store.exists("/jobs/over")
+        shuffle._store.close()
+        until(lambda: gone(store))
+        store.job("over").close()  # may begin again
 
 
 def test_a_shuffle_may_be_all_that_a_namespace_has(cluster):
