@@ -80,6 +80,11 @@ def test_exceptions_come_back_with_the_traceback_that_they_had(pool):
         list(pool.map(chores.fail, ["x"]))
     with pytest.raises(RemoteError, match="Stubborn: just one"):
         pool.submit(chores.fail_stubbornly).result(60)
+    frozen = pool.submit(chores.fail_oddly, "frozen").exception(60)
+    assert (type(frozen), frozen.args) == (chores.Frozen, (5,))
+    for kind in ("changeling", "wordless"):
+        with pytest.raises(RemoteError, match=kind.capitalize()):
+            pool.submit(chores.fail_oddly, kind).result(60)
     with pytest.raises(ModuleNotFoundError):
         pool.submit(__import__, "no_such_module").result(60)
 
@@ -186,7 +191,8 @@ def test_executors_do_not_draw_the_same_numbers(pool):
 def test_bad_arguments_are_refused_in_words(pool):
     for wrong in (
         {"name": "a/b"}, {"name": ""}, {"workers": 0}, {"workers": 100_000}, {"workers": True},
-        {"attempts": 0}, {"speculate": 0},
+        {"attempts": 0}, {"attempts": 1 << 70}, {"speculate": 0}, {"speculate": float("inf")},
+        {"speculate": "1"}, {"timeout": float("nan")}, {"timeout": -1}, {"timeout": None},
     ):  # fmt: skip
         with pytest.raises(errors.InvalidArgumentError):
             crailpy.executors(**wrong)
@@ -287,6 +293,47 @@ def test_what_is_large_goes_through_the_store(pool, cluster):
             until(lambda: store.status()["namenode"]["files"] == before)
         assert ones.sum() == 1 << 17, "its memory stays while it is looked at"
         assert store.listdir(store.session_path()) == []
+
+
+def test_of_calls_that_are_refused_together_nothing_stays_in_the_store(pool, cluster):
+    with cluster.connect() as store, crailpy.executors("tests", store=store) as large:
+        (space,) = (
+            f"{store.session_path()}/{name}" for name in store.listdir(store.session_path())
+        )
+        with pytest.raises(errors.InvalidArgumentError, match="cannot be sent"):
+            large.map(len, [b"x" * 9000, b"y" * 9000, threading.Lock()])
+        assert store.listdir(space) == []
+
+
+def test_a_result_that_a_dead_executor_has_put_goes(pool, cluster):
+    with cluster.connect() as store, crailpy.executors("tests", store=store) as large:
+        (space,) = (
+            f"{store.session_path()}/{name}" for name in store.listdir(store.session_path())
+        )
+        store.put(f"{space}/mark", b"")
+        assert large.submit(chores.large_result_then_die, 50_000).result(60) == bytes(50_000)
+        until(lambda: store.listdir(space) == ["mark"])
+
+
+def test_shutdown_in_a_callback_leaves_the_arguments_of_others_alone(pool, cluster, tmp_path):
+    with cluster.connect() as store:
+        large = crailpy.executors("tests", store=store)
+        pool.scale(1)
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+        one, _ = [large.submit(chores.hold, str(tmp_path / name), 0) for name in ("a", "b")]
+        waiting = [large.submit(len, bytes(9000 + n)) for n in range(5)]
+        is_shut = threading.Event()
+
+        def callback(done):
+            large.shutdown()
+            is_shut.set()
+
+        one.add_done_callback(callback)
+        go(tmp_path / "a")
+        assert is_shut.wait(60)
+        go(tmp_path / "b")
+        assert [f.result(60) for f in waiting] == [9000 + n for n in range(5)]
 
 
 def test_executors_leave_a_store_when_its_driver_does(pool, cluster):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 DRIVERS_MAX = 256
 HELLO_S = 5.0
 """A connection that has not said HELLO by then is closed."""
+TURN_S_MAX = 3600.0
 NEWS_S = 0.005
 """That a task runs is told with the next message, or after so long."""
 FAREWELL_S = 2.0
@@ -99,7 +100,8 @@ class Link:
                 return
             try:
                 for frame in self._reader.feed(data):
-                    self._take(frame)
+                    if self.is_open:
+                        self._take(frame)
             except ProtocolError:
                 self._end()
                 return
@@ -153,7 +155,8 @@ class Loop:
         """Serves what is ready; waits for it until then, of time.monotonic()."""
         for due in self.late.values():
             until = due if until is None else min(until, due)
-        wait = -1 if until is None else max(0.0, until - time.monotonic())
+        # epoll counts milliseconds in 32 bits: what is due in a month is asked for again
+        wait = -1 if until is None else min(max(0.0, until - time.monotonic()), TURN_S_MAX)
         for fd, events in self._epoll.poll(wait):
             call = self._calls.get(fd)  # none, if another's end has ended it
             if call is not None:
@@ -369,9 +372,11 @@ class Service:
             if word == b"S":
                 executor.pid = value
                 continue
-            link = self._links.pop(executor)
+            self.scheduler.gone_quiet(executor)
+            link = self._links[executor]
             link.receive()  # what it said before it died counts
             link.close()
+            del self._links[executor]
             self.scheduler.died(executor, _how(executor.pid, value))
 
     def _cut(self, executor: Executor) -> None:

@@ -88,7 +88,7 @@ class Worker:
         space = calls.Space(self._store, context.space)
         fn, args, kwargs = space.unwrap(parcel)
         result = fn(*args, **kwargs)
-        parcel = space.wrap(result, f"result-{number}-{attempt}", "a result")
+        parcel = space.wrap(result, calls.result_name(number, attempt), "a result")
         return frames.pack(frames.DONE, number, attempt, parcel)
 
     def _store(self) -> Store | None:
