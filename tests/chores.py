@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -134,6 +136,13 @@ def hold_and_die(folder: str, name: object) -> object:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=die, daemon=True).start()
+    return hold(folder, name)
+
+
+def hold_with_a_child(folder: str, name: object) -> object:
+    """As hold(), with a child process that is noted as `child`."""
+    child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    Path(folder, f"child-{child.pid}").write_text(str(child.pid))
     return hold(folder, name)
 
 

@@ -62,6 +62,52 @@ def test_the_task_of_a_killed_executor_is_run_again_and_no_other(fresh, tmp_path
     assert (tasks["repeated"], tasks["deaths"], tasks["lost"]) == (1, 1, 0)
 
 
+def test_what_the_task_of_a_killed_executor_had_started_ends_with_it(fresh, tmp_path):
+    fresh.submit(chores.hold_with_a_child, str(tmp_path), "held")
+    (victim,) = runners(tmp_path, "held")
+    (child,) = chores.noted(tmp_path, "child")
+    service = fresh.status()["pid"]
+    stop(service)  # whether or not it hears of the death in time to say so
+    try:
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: is_gone(child))
+    finally:
+        os.kill(service, signal.SIGCONT)
+    assert len(runners(tmp_path, "held", 2)) == 2
+
+
+TALKATIVE = """
+import os, signal, socket
+from crailpy.client.compute.executors import template
+
+def narrow(*args):
+    both = pair(*args)
+    for end in both:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    return both
+
+signal.alarm(50)
+pair, template.WARM = socket.socketpair, ()
+socket.socketpair = narrow
+ours, pid = template.start()
+socket.socketpair = pair
+for number in range(30):
+    end, theirs = pair()
+    end.close()  # the executor finds that nobody is there
+    socket.send_fds(ours, [template.ORDER.pack(b"F", number)], [theirs.fileno()])
+    theirs.close()
+news = [ours.recv(template.NEWS.size)[:1] for _ in range(60)]
+os.kill(pid, signal.SIGKILL)
+print(news.count(b"S"), news.count(b"E"))
+"""
+
+
+def test_orders_to_the_template_do_not_wait_for_its_news_to_be_heard():
+    """Both would wait for ever: the service for room for its orders, the template for its news."""
+    with Program(TALKATIVE) as program:
+        assert program.line() == "30 30"
+
+
 def test_a_task_that_kills_its_executors_is_lost_in_the_end(pool):
     future = pool.submit(chores.leave, 3)
     with pytest.raises(TaskLostError, match=r"exit code 3 .* the 3\. time"):
