@@ -146,6 +146,12 @@ def hold_with_a_child(folder: str, name: object) -> object:
     return hold(folder, name)
 
 
+def say(count: int) -> int:
+    """Prints so many characters."""
+    print("x" * count)
+    return count
+
+
 def close_everything() -> None:
     os.closerange(3, 4096)
 

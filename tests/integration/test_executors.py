@@ -278,6 +278,31 @@ def test_nobody_runs_yesterdays_code(runtime, tmp_path):
     assert done.stdout.split()[0] == "other"
 
 
+def test_code_that_changed_while_the_first_task_ran_is_yesterdays_too(runtime, tmp_path):
+    driver = """
+        import sys, crailpy, crailpy_rules
+        with crailpy.executors("tests", workers=1) as pool:
+            print(pool.submit(crailpy_rules.rule, *sys.argv[1:]).result(60))
+    """
+    rules = tmp_path / "crailpy_rules.py"
+    rules.write_text(
+        "def rule(path):\n"
+        "    with open(path, 'w') as file: file.write('def rule(): return 2')\n"
+        "    return 1\n"
+    )
+    first = script(driver, tmp_path / "driver.py", rules)
+    assert (first.stdout, first.stderr) == ("1\n", "")
+    second = script(driver, tmp_path / "driver.py")
+    assert (second.stdout, second.stderr) == ("2\n", "")
+
+
+def test_the_log_is_shortened_while_drivers_stay(runtime):
+    with crailpy.executors("tests", workers=1) as pool:
+        (log,) = runtime.glob("*/pool-tests-*.log")
+        assert pool.submit(chores.say, 9 << 20).result(60) == 9 << 20
+        until(lambda: pool.submit(chores.add, 1).result(60) and log.stat().st_size < 8 << 20)
+
+
 # ---- what is large ------------------------------------------------------------------------------
 
 
@@ -496,6 +521,11 @@ def test_the_command_says_how_it_is_and_ends_it(fresh, tmp_path):
         held.result(60)
     nobody = crail("--name", "tests", "--status")
     assert (nobody.returncode, "there is no pool" in nobody.stderr) == (1, True)
+
+
+def test_too_many_executors_are_refused(runtime):
+    done = crail("--name", "tests", "--workers", "257")
+    assert (done.returncode, "1 to 256" in done.stderr) == (1, True)
 
 
 def test_one_started_by_hand_ends_when_nobody_comes(runtime):

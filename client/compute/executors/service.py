@@ -44,6 +44,8 @@ NEWS_S = 0.005
 FAREWELL_S = 2.0
 """What executors have to close their stores when the pool ends."""
 LOG_BYTES_MAX = 8 << 20
+LOG_S = 1.0
+"""How often it looks at the log at most, when something happens."""
 RECEIVE_BYTES = 256 << 10
 
 
@@ -186,6 +188,7 @@ class Service:
         self._idle = idle
         self._idle_since = time.monotonic()
         self._began = time.monotonic()
+        self._log_due = self._began
         self._is_ending = False
         self._is_template_there = True
         self._visitors: set[Visitor] = set()
@@ -221,6 +224,9 @@ class Service:
             self._loop.turn(due)
             if due is not None and due <= time.monotonic():
                 self._do_what_is_due()
+            if self._log_due <= time.monotonic():
+                self._log_due = time.monotonic() + LOG_S
+                _bound_log()
 
     def _told_to_end(self, *_: object) -> None:
         self._is_ending = True
@@ -292,7 +298,6 @@ class Service:
         if visitor.driver is not None:
             del self._links[visitor.driver]
             self.scheduler.gone(visitor.driver)
-        _bound_log()
 
     def _hear_driver(self, visitor: Visitor, frame: frames.Frame) -> None:
         kind, count, task, body = frame
