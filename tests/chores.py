@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -68,12 +72,84 @@ class Stubborn(Exception):
         return Stubborn, ("just one",)
 
 
+class Frozen(Exception):
+    """Nobody may set its attributes, as of a frozen dataclass."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"cannot assign to {name}")
+
+
+class Changeling(Exception):
+    """Comes back as something else."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return str, ("no exception",)
+
+
+class Wordless(Stubborn):
+    """Neither pickles nor says what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def fail_oddly(kind: str) -> None:
+    if kind == "frozen":
+        raise Frozen(5)
+    raise Changeling if kind == "changeling" else Wordless(1, 2)
+
+
+class Unwilling:
+    """Raises what is no PicklingError when it is pickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise ValueError("not me")
+
+
+def large_result_then_die(size: int) -> bytes:
+    """The first attempt dies between the put of its result and its answer."""
+    if task().attempt == 0:
+        store, name = task().store, f"result-{task().number}-0"
+        assert store is not None
+        (space,) = (path for path, _, files in store.walk("/sessions") if "mark" in files)
+        store.put(f"{space}/{name}", bytes(size))
+        os._exit(1)
+    return bytes(size)
+
+
 def fail_stubbornly() -> None:
     raise Stubborn(1, 2)
 
 
 def leave(code: int) -> None:
     os._exit(code)
+
+
+def hold_and_die(folder: str, name: object) -> object:
+    """As hold(); its executor kills itself a moment after it has sent the result."""
+    mine = task()
+
+    def die() -> None:
+        while task() is mine:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=die, daemon=True).start()
+    return hold(folder, name)
+
+
+def hold_with_a_child(folder: str, name: object) -> object:
+    """As hold(), with a child process that is noted as `child`."""
+    child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    Path(folder, f"child-{child.pid}").write_text(str(child.pid))
+    return hold(folder, name)
+
+
+def say(count: int) -> int:
+    """Prints so many characters."""
+    print("x" * count)
+    return count
 
 
 def close_everything() -> None:

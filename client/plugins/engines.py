@@ -27,12 +27,16 @@ def run_call(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
     return fn(*args, **kwargs)
 
 
+def _nothing() -> None:
+    pass
+
+
 class EngineFuture(Future[T]):
     """A Future that also ends the engine's work, as far as it can, when it is cancelled."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.abandon: Callable[[], object] = lambda: None
+        self.abandon: Callable[[], object] = _nothing
         self._turn = threading.RLock()  # callbacks run under it
 
     def cancel(self) -> bool:
@@ -51,6 +55,7 @@ class EngineFuture(Future[T]):
             if self.cancelled():
                 return
             self.set_running_or_notify_cancel()  # from here on it cannot be
+        self.abandon = _nothing  # which has the engine keep the result for us
         try:
             value = call()
         except BaseException as error:
@@ -79,12 +84,17 @@ class EngineExecutor(Executor):
         if self._is_shut:
             raise ShutdownError()
         futures: list[Future[Any]] = []
-        for call in calls:
-            future = EngineFuture[Any]()
-            self._futures.add(future)
-            future.add_done_callback(self._futures.discard)
-            self._start(call, future)
-            futures.append(future)
+        try:
+            for call in calls:
+                future = EngineFuture[Any]()
+                self._start(call, future)
+                futures.append(future)
+                self._futures.add(future)
+                future.add_done_callback(self._futures.discard)
+        except BaseException:  # all of them, or none
+            for started in futures:
+                started.cancel()
+            raise
         return futures
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
@@ -192,7 +202,7 @@ class _RayExecutor(EngineExecutor):
         self._run = ray.remote(**remote)(run_call) if remote else ray.remote(run_call)
 
     def _start(self, call: Call, future: EngineFuture[Any]) -> None:
-        # one argument: Ray would fetch references among several
+        # arguments within a tuple: Ray would fetch references that are arguments themselves
         started = self._run.remote(*call)
         future.abandon = lambda: self._ray.cancel(started)
         started.future().add_done_callback(lambda done: future.end(lambda: self._result(done)))

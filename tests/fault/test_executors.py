@@ -62,6 +62,52 @@ def test_the_task_of_a_killed_executor_is_run_again_and_no_other(fresh, tmp_path
     assert (tasks["repeated"], tasks["deaths"], tasks["lost"]) == (1, 1, 0)
 
 
+def test_what_the_task_of_a_killed_executor_had_started_ends_with_it(fresh, tmp_path):
+    fresh.submit(chores.hold_with_a_child, str(tmp_path), "held")
+    (victim,) = runners(tmp_path, "held")
+    (child,) = chores.noted(tmp_path, "child")
+    service = fresh.status()["pid"]
+    stop(service)  # whether or not it hears of the death in time to say so
+    try:
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: is_gone(child))
+    finally:
+        os.kill(service, signal.SIGCONT)
+    assert len(runners(tmp_path, "held", 2)) == 2
+
+
+TALKATIVE = """
+import os, signal, socket
+from crailpy.client.compute.executors import template
+
+def narrow(*args):
+    both = pair(*args)
+    for end in both:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    return both
+
+signal.alarm(50)
+pair, template.WARM = socket.socketpair, ()
+socket.socketpair = narrow
+ours, pid = template.start()
+socket.socketpair = pair
+for number in range(30):
+    end, theirs = pair()
+    end.close()  # the executor finds that nobody is there
+    socket.send_fds(ours, [template.ORDER.pack(b"F", number)], [theirs.fileno()])
+    theirs.close()
+news = [ours.recv(template.NEWS.size)[:1] for _ in range(60)]
+os.kill(pid, signal.SIGKILL)
+print(news.count(b"S"), news.count(b"E"))
+"""
+
+
+def test_orders_to_the_template_do_not_wait_for_its_news_to_be_heard():
+    """Both would wait for ever: the service for room for its orders, the template for its news."""
+    with Program(TALKATIVE) as program:
+        assert program.line() == "30 30"
+
+
 def test_a_task_that_kills_its_executors_is_lost_in_the_end(pool):
     future = pool.submit(chores.leave, 3)
     with pytest.raises(TaskLostError, match=r"exit code 3 .* the 3\. time"):
@@ -148,6 +194,38 @@ def test_a_job_goes_on_from_1_to_8_to_2_executors_with_one_killed_and_one_paused
         assert time.monotonic() - began < 30
 
 
+def test_what_executors_said_counts_when_the_service_hears_of_their_deaths_first(fresh, tmp_path):
+    """Two die while it does not look, one of them after its answer; others wait."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    held = fresh.submit(chores.hold, str(folders[0]), 0)
+    answered = fresh.submit(chores.hold_and_die, str(folders[1]), 1)
+    (one,), (other,) = runners(folders[0], 0), runners(folders[1], 1)
+    queued = [fresh.submit(chores.add, n) for n in range(20)]
+    service = fresh.status()["pid"]
+    stop(service)
+    os.kill(one, signal.SIGKILL)
+    until(lambda: is_gone(one))
+    for folder in folders:
+        (folder / "go").touch()
+    until(lambda: is_gone(other))
+    os.kill(service, signal.SIGCONT)
+    assert answered.result(60) == 1
+    assert held.result(60) == 0
+    assert [f.result(60) for f in queued] == list(range(20))
+    assert fresh.status()["pid"] == service
+    assert len(chores.noted(folders[1], 1)) == 1
+
+
+def test_delays_of_years_are_no_end_of_the_service(runtime):
+    with crailpy.executors("tests", workers=1, speculate=1e300, timeout=1e300) as pool:
+        assert pool.submit(chores.add, 1, 1).result(60) == 2
+        service = pool.status()["pid"]
+        assert pool.submit(chores.add, 1, 2).result(60) == 3
+        assert pool.status()["pid"] == service
+
+
 # ---- drivers ------------------------------------------------------------------------------------
 
 DRIVER = """
@@ -195,6 +273,41 @@ def test_a_forked_child_has_a_connection_of_its_own(pool, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
     (tmp_path / "go").touch()
     assert held.result(60) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_under_locks_and_its_parent_do_not_mix_their_arguments(runtime):
+    with (
+        crailpy.LocalCluster(dram="64MiB") as cluster,
+        cluster.connect() as store,
+        crailpy.executors("tests", workers=1, store=store) as pool,
+    ):
+        assert pool.submit(bytes.__len__, bytes(9000)).result(60) == 9000
+        blocker = pool.submit(time.sleep, 0.0)
+        link = pool._link
+        with pool._lock, link._lock:  # as of another thread, which the child has not
+            child = os.fork()
+            if child == 0:
+                forked_child(pool)
+        ours = [pool.submit(bytes.count, b"p" * 9000, b"p") for _ in range(50)]
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert [f.result(60) for f in ours] == [9000] * 50
+        assert blocker.result(60) is None
+        assert pool.submit(bytes.__len__, bytes(9000)).result(60) == 9000
+
+
+def forked_child(pool: PoolExecutor) -> None:
+    code = 1
+    signal.alarm(30)
+    try:
+        theirs = [pool.submit(bytes.count, b"c" * 9001, b"c") for _ in range(50)]
+        assert [f.result(20) for f in theirs] == [9001] * 50
+        pool.shutdown()
+        code = 0
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+    finally:
+        os._exit(code)
 
 
 def test_what_a_killed_driver_left_in_the_store_goes_with_its_session(runtime):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib.util
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from typing import Any
@@ -95,6 +96,43 @@ def test_a_timeout_of_map_cancels_the_rest(engine, tmp_path):
 def test_no_such_engine():
     with pytest.raises(InvalidArgumentError, match="pool, dask, ray, lithops"):
         plugins.executors("abacus")
+
+
+@needs("distributed")
+def test_a_task_that_the_engine_does_not_take_is_not_awaited(client, tmp_path):
+    import distributed
+
+    pool = plugins.executors_on_dask(distributed.Client(client.cluster))
+    pool._client.close()
+    with pytest.raises(Exception, match="closed"):
+        pool.submit(chores.add, 1)
+    ends = threading.Thread(target=pool.shutdown, daemon=True)
+    ends.start()
+    ends.join(20)
+    assert not ends.is_alive()
+
+
+@needs("distributed")
+def test_of_calls_that_fail_to_start_together_none_is_awaited(client, tmp_path):
+    def arguments():
+        yield str(tmp_path)
+        yield str(tmp_path)
+        raise KeyError("no more")
+
+    with plugins.executors_on_dask(client) as pool:
+        with pytest.raises(KeyError):
+            pool.map(chores.hold, arguments(), range(2))
+        assert not pool._futures
+        (tmp_path / "go").touch()  # Dask ends nothing that has begun
+
+
+@needs("distributed")
+def test_the_engine_keeps_no_result_that_was_taken(client):
+    before = set(client.futures)  # the tracebacks of what failed keep theirs
+    with plugins.executors_on_dask(client) as pool:
+        future = pool.submit(bytes, 1000)
+        assert future.result(PATIENCE_S) == bytes(1000)
+        until(lambda: set(client.futures) <= before)
 
 
 @needs("distributed")

@@ -80,6 +80,11 @@ def test_exceptions_come_back_with_the_traceback_that_they_had(pool):
         list(pool.map(chores.fail, ["x"]))
     with pytest.raises(RemoteError, match="Stubborn: just one"):
         pool.submit(chores.fail_stubbornly).result(60)
+    frozen = pool.submit(chores.fail_oddly, "frozen").exception(60)
+    assert (type(frozen), frozen.args) == (chores.Frozen, (5,))
+    for kind in ("changeling", "wordless"):
+        with pytest.raises(RemoteError, match=kind.capitalize()):
+            pool.submit(chores.fail_oddly, kind).result(60)
     with pytest.raises(ModuleNotFoundError):
         pool.submit(__import__, "no_such_module").result(60)
 
@@ -186,7 +191,8 @@ def test_executors_do_not_draw_the_same_numbers(pool):
 def test_bad_arguments_are_refused_in_words(pool):
     for wrong in (
         {"name": "a/b"}, {"name": ""}, {"workers": 0}, {"workers": 100_000}, {"workers": True},
-        {"attempts": 0}, {"speculate": 0},
+        {"attempts": 0}, {"attempts": 1 << 70}, {"speculate": 0}, {"speculate": float("inf")},
+        {"speculate": "1"}, {"timeout": float("nan")}, {"timeout": -1}, {"timeout": None},
     ):  # fmt: skip
         with pytest.raises(errors.InvalidArgumentError):
             crailpy.executors(**wrong)
@@ -272,6 +278,31 @@ def test_nobody_runs_yesterdays_code(runtime, tmp_path):
     assert done.stdout.split()[0] == "other"
 
 
+def test_code_that_changed_while_the_first_task_ran_is_yesterdays_too(runtime, tmp_path):
+    driver = """
+        import sys, crailpy, crailpy_rules
+        with crailpy.executors("tests", workers=1) as pool:
+            print(pool.submit(crailpy_rules.rule, *sys.argv[1:]).result(60))
+    """
+    rules = tmp_path / "crailpy_rules.py"
+    rules.write_text(
+        "def rule(path):\n"
+        "    with open(path, 'w') as file: file.write('def rule(): return 2')\n"
+        "    return 1\n"
+    )
+    first = script(driver, tmp_path / "driver.py", rules)
+    assert (first.stdout, first.stderr) == ("1\n", "")
+    second = script(driver, tmp_path / "driver.py")
+    assert (second.stdout, second.stderr) == ("2\n", "")
+
+
+def test_the_log_is_shortened_while_drivers_stay(runtime):
+    with crailpy.executors("tests", workers=1) as pool:
+        (log,) = runtime.glob("*/pool-tests-*.log")
+        assert pool.submit(chores.say, 9 << 20).result(60) == 9 << 20
+        until(lambda: pool.submit(chores.add, 1).result(60) and log.stat().st_size < 8 << 20)
+
+
 # ---- what is large ------------------------------------------------------------------------------
 
 
@@ -287,6 +318,47 @@ def test_what_is_large_goes_through_the_store(pool, cluster):
             until(lambda: store.status()["namenode"]["files"] == before)
         assert ones.sum() == 1 << 17, "its memory stays while it is looked at"
         assert store.listdir(store.session_path()) == []
+
+
+def test_of_calls_that_are_refused_together_nothing_stays_in_the_store(pool, cluster):
+    with cluster.connect() as store, crailpy.executors("tests", store=store) as large:
+        (space,) = (
+            f"{store.session_path()}/{name}" for name in store.listdir(store.session_path())
+        )
+        with pytest.raises(errors.InvalidArgumentError, match="cannot be sent"):
+            large.map(len, [b"x" * 9000, b"y" * 9000, threading.Lock()])
+        assert store.listdir(space) == []
+
+
+def test_a_result_that_a_dead_executor_has_put_goes(pool, cluster):
+    with cluster.connect() as store, crailpy.executors("tests", store=store) as large:
+        (space,) = (
+            f"{store.session_path()}/{name}" for name in store.listdir(store.session_path())
+        )
+        store.put(f"{space}/mark", b"")
+        assert large.submit(chores.large_result_then_die, 50_000).result(60) == bytes(50_000)
+        until(lambda: store.listdir(space) == ["mark"])
+
+
+def test_shutdown_in_a_callback_leaves_the_arguments_of_others_alone(pool, cluster, tmp_path):
+    with cluster.connect() as store:
+        large = crailpy.executors("tests", store=store)
+        pool.scale(1)
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+        one, _ = [large.submit(chores.hold, str(tmp_path / name), 0) for name in ("a", "b")]
+        waiting = [large.submit(len, bytes(9000 + n)) for n in range(5)]
+        is_shut = threading.Event()
+
+        def callback(done):
+            large.shutdown()
+            is_shut.set()
+
+        one.add_done_callback(callback)
+        go(tmp_path / "a")
+        assert is_shut.wait(60)
+        go(tmp_path / "b")
+        assert [f.result(60) for f in waiting] == [9000 + n for n in range(5)]
 
 
 def test_executors_leave_a_store_when_its_driver_does(pool, cluster):
@@ -449,6 +521,11 @@ def test_the_command_says_how_it_is_and_ends_it(fresh, tmp_path):
         held.result(60)
     nobody = crail("--name", "tests", "--status")
     assert (nobody.returncode, "there is no pool" in nobody.stderr) == (1, True)
+
+
+def test_too_many_executors_are_refused(runtime):
+    done = crail("--name", "tests", "--workers", "257")
+    assert (done.returncode, "1 to 256" in done.stderr) == (1, True)
 
 
 def test_one_started_by_hand_ends_when_nobody_comes(runtime):

@@ -186,6 +186,76 @@ def test_the_first_result_of_two_attempts_ends_the_other() -> None:
     assert scheduler.counts["deaths"] == 0
 
 
+def test_a_second_attempt_that_does_not_begin_takes_no_number_from_another() -> None:
+    world, scheduler = pool(3)
+    one = driver(scheduler, speculate=1e-9)
+    scheduler.submit(one, 1, b"")
+    scheduler.act()
+    first, second = (e for e, kind, _ in world.given if kind == frames.RUN)
+    scheduler.answered(first, frames.STALE, 1, b"")  # it had been paused, say
+    assert one.running == 1, "the second has it"
+    scheduler.act()
+    assert runs(world) == [1, 1, 1]
+    third = world.given[-1][0]
+    assert (second.attempt, third.attempt) == (1, 2)
+
+
+def test_a_task_that_waits_for_its_second_attempt_is_not_queued_twice() -> None:
+    world, scheduler = pool(1)
+    one = driver(scheduler, speculate=1e-9)
+    scheduler.submit(one, 1, b"")
+    scheduler.act()
+    scheduler.answered(world.forked[0], frames.STALE, 1, b"")
+    scheduler.scale(3)
+    for executor in world.forked[1:]:
+        scheduler.ready(executor, 9)
+    assert runs(world) == [1, 1], "one that did not begin, and one"
+
+
+def test_second_attempts_that_die_come_to_an_end_though_the_first_hangs() -> None:
+    world, scheduler = pool(2)
+    one = driver(scheduler, attempts=3, speculate=1e-9)
+    scheduler.submit(one, 1, b"")
+    slow = world.given[0][0]
+    for _ in range(20):
+        scheduler.act()
+        for executor in list(scheduler.executors.values()):
+            if executor.task is not None and executor is not slow:
+                scheduler.died(executor, "killed")
+            elif not executor.is_ready:
+                scheduler.ready(executor, 9)
+    assert runs(world) == [1] * 4
+    assert not world.told, "the first may still bring a result"
+    scheduler.died(slow, "killed")
+    assert world.told == [(one, frames.LOST, 1)]
+
+
+def test_what_was_cancelled_does_not_pile_up() -> None:
+    _, scheduler = pool(1)
+    one = driver(scheduler)
+    scheduler.submit(one, 0, b"")
+    for number in range(1, 10_000):
+        scheduler.submit(one, number, b"")
+        if number % 100:
+            scheduler.cancel(one, number)
+    assert len(one.queue) <= scheduling.QUEUE_MAX
+    assert sum(not task.is_done for task in one.queue) == 99
+
+
+def test_who_is_taken_back_has_forgotten_drivers_that_went_meanwhile() -> None:
+    world, scheduler = pool(1)
+    one, other = driver(scheduler), driver(scheduler)
+    scheduler.submit(one, 1, b"")
+    scheduler.answered(world.forked[0], frames.DONE, 1, b"")
+    scheduler.submit(other, 2, b"")
+    scheduler.scale(2)
+    scheduler.ready(world.forked[1], 9)
+    scheduler.scale(1)
+    scheduler._retire(world.forked[0])
+    scheduler.gone(one)
+    assert world.given[-1] == (world.forked[0], frames.FORGET, one.number)
+
+
 def test_no_second_attempt_unless_the_driver_wants_it() -> None:
     world, scheduler = pool(2)
     scheduler.submit(driver(scheduler), 1, b"")
@@ -338,6 +408,37 @@ def test_an_exception_that_does_not_come_back_comes_in_words() -> None:
     assert "Stubborn: just one" in str(error)
     assert isinstance(error.__cause__, RemoteTraceback)
     assert pickle.loads(pickle.dumps(error)).message == error.message
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (chores.Changeling(), "Changeling"),
+        (chores.Wordless(1, 2), "its str() failed"),
+    ],
+)
+def test_an_exception_that_is_odd_comes_in_words(error: Exception, words: str) -> None:
+    found = calls.unwrap_error(calls.wrap_error(error))
+    assert isinstance(found, RemoteError)
+    assert words in str(found)
+
+
+def test_an_exception_that_cannot_be_changed_comes_back() -> None:
+    error = calls.unwrap_error(calls.wrap_error(chores.Frozen(5)))
+    assert isinstance(error, chores.Frozen)
+    assert error.args == (5,)
+    assert isinstance(error.__cause__, RemoteTraceback)
+
+
+def test_whatever_pickling_raises_is_a_typed_error() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for unsendable in (chores.Unwilling(), deep):
+        with pytest.raises(InvalidArgumentError, match="cannot be sent"):
+            travelled(unsendable)
+    while deep:
+        deep = deep.pop()  # type: ignore[assignment]
 
 
 def test_an_endless_traceback_is_cut() -> None:

@@ -84,7 +84,7 @@ def _pickled(obj: Any) -> tuple[int, Parts, list[memoryview]]:
         return 0, *objects.pickled(obj, _ByReference)
     except _OfMain:
         why: Exception | None = None
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except Exception as error:  # a PicklingError, or whatever a __reduce__ raises
         why = error
     try:
         cloud = _cloudpickle()
@@ -92,7 +92,7 @@ def _pickled(obj: Any) -> tuple[int, Parts, list[memoryview]]:
             return 0, *objects.pickled(obj, cloud.Pickler)
         if why is None and main_of_process() is not None:
             return OF_MAIN, *objects.pickled(obj)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except Exception as error:
         why = error
     raise InvalidArgumentError(
         f"it cannot be sent to another process: {why or 'it is defined in __main__'}",
@@ -103,6 +103,11 @@ def _pickled(obj: Any) -> tuple[int, Parts, list[memoryview]]:
 def load(flags: int, value: Any) -> Any:
     """What dump() took apart. Raises what unpickling raises."""
     return pickle.loads(value) if flags & PLAIN else objects.load(value)
+
+
+def result_name(number: int, attempt: int) -> str:
+    """What a large result is called in its driver's space."""
+    return f"result-{number}-{attempt}"
 
 
 class Space:
@@ -151,6 +156,15 @@ class Space:
             except CrailError:
                 pass
 
+    def remove(self, names: list[str]) -> None:
+        """Removes what is there of these."""
+        store = self._connect()
+        try:
+            if store is not None:
+                store.delete_many([f"{self.path}/{name}" for name in names])
+        except CrailError:
+            pass
+
 
 # ---- exceptions ---------------------------------------------------------------------------------
 
@@ -161,19 +175,23 @@ def wrap_error(error: BaseException) -> bytes:
     if len(text) > TRACEBACK_CHARACTERS_MAX:
         half = TRACEBACK_CHARACTERS_MAX // 2
         text = f"{text[:half]}\n...\n{text[-half:]}"
-    error.__traceback__ = None  # its frames hold all that the task had
+    error.with_traceback(None)  # its frames hold all that the task had
     return pickle.dumps((_error_bytes(error), text))
 
 
 def _error_bytes(error: BaseException) -> bytes:
     try:
         found = _bytes(error)
-        _from_bytes(found)  # many pickle, and do not come back
-        if len(found) <= EXCEPTION_BYTES_MAX:
+        # many pickle, and do not come back, or as something else
+        if len(found) <= EXCEPTION_BYTES_MAX and isinstance(_from_bytes(found), BaseException):
             return found
     except Exception:
         pass
-    return _bytes(RemoteError(f"{type(error).__qualname__}: {error}"[:TRACEBACK_CHARACTERS_MAX]))
+    try:
+        words = str(error)
+    except Exception:
+        words = "<its str() failed>"
+    return _bytes(RemoteError(f"{type(error).__qualname__}: {words}"[:TRACEBACK_CHARACTERS_MAX]))
 
 
 def _bytes(obj: Any) -> bytes:
@@ -190,8 +208,9 @@ def unwrap_error(body: bytes) -> BaseException:
     packed, text = pickle.loads(body)
     try:
         error = _from_bytes(packed)
+        if not isinstance(error, BaseException):
+            raise TypeError(f"{type(error).__qualname__} is no exception")
     except Exception as why:
         error = RemoteError(f"an exception that cannot be unpickled here: {why!r}")
-    error.__cause__ = RemoteTraceback(text)
-    found: BaseException = error
-    return found
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # also if it is frozen
+    return error

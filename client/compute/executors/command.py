@@ -20,9 +20,14 @@ def run(options: argparse.Namespace) -> int:
         return _status(options)
     if options.stop:
         return _stop(options)
+    from crailpy.errors import InvalidArgumentError
+
+    from .scheduling import WORKERS_MAX
     from .service import serve
 
-    workers = options.workers or len(os.sched_getaffinity(0))
+    workers = options.workers or min(len(os.sched_getaffinity(0)), WORKERS_MAX)
+    if workers > WORKERS_MAX:
+        raise InvalidArgumentError(f"{workers} executors", hint=f"1 to {WORKERS_MAX}")
     if options.ready_fd is None:
 
         def tell(facts: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+CHANGED = "changed since"  # no file has this stamp
 MAIN = "__mp_main__"
 """The name under which an executor imports a driver's script, as multiprocessing does."""
 
@@ -45,13 +46,13 @@ def describe(store: bytes | None, space: str) -> bytes:
     return pickle.dumps(context)
 
 
-def _stamp(path: str) -> tuple[int, int, int] | None:
-    """Changes when the file does."""
+def _stamp(path: str) -> tuple[int, int, int, int] | None:
+    """Changes when the file does. First, when it did last, of the wall clock."""
     try:
         about = os.stat(path)
     except OSError:
         return None
-    return about.st_mtime_ns, about.st_size, about.st_ino
+    return max(about.st_mtime_ns, about.st_ctime_ns), about.st_mtime_ns, about.st_size, about.st_ino
 
 
 def _origin(spec: Any) -> str | None:
@@ -68,8 +69,10 @@ class Imported:
         self._stamps: dict[str, tuple[str | None, object]] = {}  # name: file and its stamp
         self._path: list[str] = []
 
-    def look(self) -> None:
-        """Notes what was imported since it was last called."""
+    def look(self, since: int) -> None:
+        """Notes what was imported since it was last called. `since`: nanoseconds of the wall clock
+        before which nothing of that was: a file that has changed after it may have changed after
+        its import, too."""
         if len(sys.modules) == self._count:
             return
         self._count = len(sys.modules)
@@ -77,7 +80,8 @@ class Imported:
             if name in self._warm or name in self._stamps or name in ("__main__", MAIN):
                 continue
             path = _origin(getattr(module, "__spec__", None))
-            self._stamps[name] = (path, path and _stamp(path))
+            stamp = path and _stamp(path)
+            self._stamps[name] = (path, stamp if not stamp or stamp[0] < since else CHANGED)
 
     def is_fresh(self) -> bool:
         """Would the present `sys.path` give the same modules?"""
@@ -91,6 +95,12 @@ class Imported:
         return True
 
     def _is_found(self, name: str) -> bool:
+        try:
+            return self._has_same_origin(name)
+        except Exception:  # of a finder that is not ours
+            return False
+
+    def _has_same_origin(self, name: str) -> bool:
         path = self._stamps[name][0]
         if path is None:  # made by a program, or a folder without __init__: nobody can say
             return not hasattr(sys.modules.get(name), "__path__")

@@ -40,11 +40,14 @@ T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 """For a pool to start, and for its answers to questions."""
+TIMEOUT_S_MAX = 86_400.0
+ATTEMPTS_MAX = 1_000_000
 SEND_S = 60
 """A service that has taken nothing for so long is lost."""
 RECEIVE_BYTES = 256 << 10
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()
+_pools: weakref.WeakSet[PoolExecutor] = weakref.WeakSet()
 
 
 class TaskFuture(Future[T]):
@@ -55,6 +58,7 @@ class TaskFuture(Future[T]):
         self._link = link
         self.number = number
         self.call = call
+        self.attempts = 0  # that we heard of
 
     def cancel(self) -> bool:
         """Takes the task back, unless an executor has been given it."""
@@ -221,6 +225,8 @@ class Link:
         kind, count, number, body = self._taken.pop()
         if kind == frames.RUNNING:
             future = self._futures.get(number)
+            if future is not None:
+                future.attempts = max(future.attempts, count + 1)
             if future is not None and not (future.running() or future.done()):
                 future.set_running_or_notify_cancel()
         elif kind == frames.FACTS:
@@ -250,6 +256,8 @@ class Link:
             future.withdraw()
         else:
             future.set_exception(TaskLostError(body.decode()))
+        if future.attempts > 1:  # who died, or came second, may have put a result
+            self._space.remove([calls.result_name(number, n) for n in range(future.attempts)])
         self._hear(number)
         with self._lock:
             del self._futures[number]
@@ -280,10 +288,13 @@ class Link:
         for future in lost.values():
             if not future.done():
                 future.set_exception(PoolLostError())
-        for event in [*self._asked.values(), *(answer[0] for answer in self._questions.values())]:
+        # copies: who gives up waiting takes its own out at any moment
+        for event in [*self._asked.values(), *(a[0] for a in list(self._questions.values()))]:
             event.set()
         with self._lock:
             self._settled.notify_all()
+        for future in lost.values():
+            self._space.forget(future.call)
 
     # -- end --------------------------------------------------------------------------------------
 
@@ -299,16 +310,19 @@ class Link:
                 if self._is_finishing:
                     self._hang_up()
 
-    def wait(self) -> None:
-        """Until nothing is under way; not in a callback, which is under way itself."""
+    def wait(self) -> bool:
+        """Until nothing is under way; False at once in a callback, which is under way itself."""
         if threading.current_thread() is self._thread:
-            return
+            return False
         with self._lock:
             while self._futures and not self.is_lost:
                 self._settled.wait()
+        return True
 
     def abandon(self) -> None:
-        """In a forked child: the connection is the parent's."""
+        """In a forked child: the connection is the parent's, and so are threads that have locks."""
+        self._lock = threading.RLock()
+        self._settled = threading.Condition(self._lock)
         self.is_lost = True
         self._sock.close()
 
@@ -316,6 +330,8 @@ class Link:
 def _abandon_all() -> None:
     for link in list(_links):
         link.abandon()
+    for pool in list(_pools):
+        pool._lock = threading.Lock()
 
 
 def _wait_for_all() -> None:
@@ -344,11 +360,17 @@ class PoolExecutor(Executor):
         self._lock = threading.Lock()
         self._is_shut = False
         self._link: Link | None = None
-        self._space = calls.Space(lambda: store, "")
-        if store is not None:
-            self._space.path = f"{store.session_path()}/executors-{os.urandom(4).hex()}"
-            store.mkdir(self._space.path)
+        self._space = self._new_space()
+        _pools.add(self)
         self._connected()
+
+    def _new_space(self) -> calls.Space:
+        store = self._store
+        space = calls.Space(lambda: store, "")
+        if store is not None:
+            space.path = f"{store.session_path()}/executors-{os.urandom(4).hex()}"
+            store.mkdir(space.path)
+        return space
 
     @property
     def name(self) -> str:
@@ -362,6 +384,8 @@ class PoolExecutor(Executor):
                 raise ShutdownError()
             link = self._link
             if link is None or link.is_lost or link.pid != os.getpid():
+                if link is not None and link.pid != os.getpid():
+                    self._space = self._new_space()  # the parent's numbers are ours as well
                 packed = None if self._store is None else pickle.dumps(self._store)
                 context = contexts.describe(packed, self._space.path)
                 deadline = time.monotonic() + self._timeout
@@ -372,18 +396,23 @@ class PoolExecutor(Executor):
 
     def _submit(self, call_of: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
         link = self._connected()
-        futures = []
-        for call in call_of:
-            number = next(self._numbers)
-            parcel = self._space.wrap(call, f"call-{number}", "arguments")
-            futures.append(TaskFuture[Any](link, number, parcel))
+        futures: list[TaskFuture[Any]] = []
         try:
-            link.submit(futures)
-        except PoolLostError:  # it has ended since
-            link = self._connected()
+            for call in call_of:
+                number = next(self._numbers)
+                parcel = self._space.wrap(call, f"call-{number}", "arguments")
+                futures.append(TaskFuture[Any](link, number, parcel))
+            try:
+                link.submit(futures)
+            except PoolLostError:  # it has ended since
+                link = self._connected()
+                for future in futures:
+                    future._link = link
+                link.submit(futures)
+        except BaseException:  # all of them, or none
             for future in futures:
-                future._link = link
-            link.submit(futures)
+                self._space.forget(future.call)
+            raise
         return list[Future[Any]](futures)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
@@ -428,10 +457,9 @@ class PoolExecutor(Executor):
             return
         if cancel_futures:
             link.cancel_all()
-        if wait:
-            link.wait()
+        has_settled = wait and link.wait()
         link.finish()
-        if wait and self._store is not None:
+        if has_settled and self._store is not None:
             try:
                 self._store.rmtree(self._space.path)
             except CrailError:
@@ -446,6 +474,10 @@ def _checked_workers(n: object) -> int:
     if not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= WORKERS_MAX:
         raise InvalidArgumentError(f"{n!r} executors", hint=f"1 to {WORKERS_MAX}")
     return n
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
 
 
 def executors(
@@ -474,14 +506,16 @@ def executors(
         )
     if store is not None and not hasattr(store, "get_view"):
         raise InvalidArgumentError(f"store={store!r} is no Store of crailpy.connect()")
-    if not isinstance(attempts, int) or attempts < 1:
-        raise InvalidArgumentError(f"attempts={attempts!r}: 1 or more")
-    if speculate is not None and not (math.isfinite(speculate) and speculate > 0):
+    if not isinstance(attempts, int) or not 1 <= attempts <= ATTEMPTS_MAX:
+        raise InvalidArgumentError(f"attempts={attempts!r}: 1 to {ATTEMPTS_MAX:,}")
+    if speculate is not None and not _is_seconds(speculate):
         raise InvalidArgumentError(f"speculate={speculate!r}: seconds, or None")
+    if not _is_seconds(timeout):
+        raise InvalidArgumentError(f"timeout={timeout!r}: seconds")
     request = {
         "workers": 0 if workers is None else _checked_workers(workers),
         "attempts": attempts,
         "speculate": None if speculate is None else float(speculate),
     }
     sys.modules.setdefault(contexts.MAIN, sys.modules["__main__"])  # what comes back of `__main__`
-    return PoolExecutor(Home(name), request, store, timeout)
+    return PoolExecutor(Home(name), request, store, min(timeout, TIMEOUT_S_MAX))

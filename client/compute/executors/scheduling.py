@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 WORKERS_MAX = 256
 REST_S = 0.5
 """After an executor that died before it came up, as where memory is short."""
+QUEUE_MAX = 2 * frames.WINDOW
+"""Entries of a driver's queue before those are dropped that were cancelled."""
 RUNNING_TWICE = 2
 """At most so many attempts at a task at once."""
 
@@ -83,6 +85,7 @@ class Executor:
         self.is_ready = False
         self.is_retiring = False
         self.is_condemned = False
+        self.is_gone = False
         self.task: Task | None = None
         self.attempt = 0
         self.since = 0.0  # when it was given the task
@@ -90,7 +93,7 @@ class Executor:
 
     @property
     def is_idle(self) -> bool:
-        return self.is_ready and self.task is None and self.is_staying
+        return self.is_ready and self.task is None and self.is_staying and not self.is_gone
 
     @property
     def is_staying(self) -> bool:
@@ -160,6 +163,10 @@ class Scheduler:
         executor.is_ready = True
         self._dispatch()
 
+    def gone_quiet(self, executor: Executor) -> None:
+        """It has ended. What it said before is still to be heard, and it gets no task for it."""
+        executor.is_gone = True
+
     def died(self, executor: Executor, how: str) -> None:
         """It has ended, and nothing more comes of it. `how`, in words."""
         del self.executors[executor.number]
@@ -189,6 +196,8 @@ class Scheduler:
 
     def submit(self, driver: Driver, number: int, call: bytes) -> None:
         """A new task."""
+        if len(driver.queue) >= QUEUE_MAX:  # who cancels much, while nothing is taken from it
+            driver.queue = deque(task for task in driver.queue if not task.is_done)
         task = Task(driver, number, call)
         driver.tasks[number] = task
         task.queued = True
@@ -212,8 +221,10 @@ class Scheduler:
             return
         if kind == frames.STALE:
             self.counts["stale"] += 1
-            task.attempts -= 1
-            self._queue_first(task)
+            if task.attempts == executor.attempt + 1:  # else a number would be used twice
+                task.attempts -= 1
+            if not task.runners and not task.queued:
+                self._queue_first(task)
             self._retire(executor)
             self.fill()
         else:
@@ -264,7 +275,7 @@ class Scheduler:
         for executor in list(self.executors.values()):
             if executor.task is not None and executor.task.driver is driver:
                 self._condemn(executor)
-            elif executor in driver.known_to and executor.is_staying:
+            elif executor in driver.known_to and not executor.is_condemned:
                 self._outside.order(executor, frames.pack(frames.FORGET, driver.number))
             if executor.context is driver:
                 executor.context = None
@@ -329,7 +340,8 @@ class Scheduler:
             task = executor.task
             if task is None or task.driver.speculate is None or task.queued:
                 continue
-            if len(task.runners) < RUNNING_TWICE:
+            # after so many deaths only what runs already may still bring a result
+            if len(task.runners) < RUNNING_TWICE and task.deaths < task.driver.attempts:
                 yield executor.since + task.driver.speculate, task
 
     def next_due(self) -> float | None:

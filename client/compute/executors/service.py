@@ -38,11 +38,14 @@ if TYPE_CHECKING:
 DRIVERS_MAX = 256
 HELLO_S = 5.0
 """A connection that has not said HELLO by then is closed."""
+TURN_S_MAX = 3600.0
 NEWS_S = 0.005
 """That a task runs is told with the next message, or after so long."""
 FAREWELL_S = 2.0
 """What executors have to close their stores when the pool ends."""
 LOG_BYTES_MAX = 8 << 20
+LOG_S = 1.0
+"""How often it looks at the log at most, when something happens."""
 RECEIVE_BYTES = 256 << 10
 
 
@@ -99,7 +102,8 @@ class Link:
                 return
             try:
                 for frame in self._reader.feed(data):
-                    self._take(frame)
+                    if self.is_open:
+                        self._take(frame)
             except ProtocolError:
                 self._end()
                 return
@@ -153,7 +157,8 @@ class Loop:
         """Serves what is ready; waits for it until then, of time.monotonic()."""
         for due in self.late.values():
             until = due if until is None else min(until, due)
-        wait = -1 if until is None else max(0.0, until - time.monotonic())
+        # epoll counts milliseconds in 32 bits: what is due in a month is asked for again
+        wait = -1 if until is None else min(max(0.0, until - time.monotonic()), TURN_S_MAX)
         for fd, events in self._epoll.poll(wait):
             call = self._calls.get(fd)  # none, if another's end has ended it
             if call is not None:
@@ -183,6 +188,7 @@ class Service:
         self._idle = idle
         self._idle_since = time.monotonic()
         self._began = time.monotonic()
+        self._log_due = self._began
         self._is_ending = False
         self._is_template_there = True
         self._visitors: set[Visitor] = set()
@@ -218,6 +224,9 @@ class Service:
             self._loop.turn(due)
             if due is not None and due <= time.monotonic():
                 self._do_what_is_due()
+            if self._log_due <= time.monotonic():
+                self._log_due = time.monotonic() + LOG_S
+                _bound_log()
 
     def _told_to_end(self, *_: object) -> None:
         self._is_ending = True
@@ -289,7 +298,6 @@ class Service:
         if visitor.driver is not None:
             del self._links[visitor.driver]
             self.scheduler.gone(visitor.driver)
-        _bound_log()
 
     def _hear_driver(self, visitor: Visitor, frame: frames.Frame) -> None:
         kind, count, task, body = frame
@@ -369,9 +377,11 @@ class Service:
             if word == b"S":
                 executor.pid = value
                 continue
-            link = self._links.pop(executor)
+            self.scheduler.gone_quiet(executor)
+            link = self._links[executor]
             link.receive()  # what it said before it died counts
             link.close()
+            del self._links[executor]
             self.scheduler.died(executor, _how(executor.pid, value))
 
     def _cut(self, executor: Executor) -> None:

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections import deque
 from struct import Struct
 
 TYPE_CHECKING = False
@@ -113,6 +114,7 @@ class Template:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._numbers: dict[int, int] = {}  # of executors, by pid
+        self._news: deque[bytes] = deque()  # that the service has no room for now
         self._bell, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(bell, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -124,13 +126,30 @@ class Template:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._bell, select.POLLIN)
+        control = self._control.fileno()
         while True:
-            ready = [fd for fd, _ in poll.poll()]
+            poll.modify(control, select.POLLIN | (select.POLLOUT if self._news else 0))
+            ready = dict(poll.poll())
             if self._bell in ready:
                 os.read(self._bell, 4096)
                 self._bury()
-            if self._control.fileno() in ready and not self._obey():
+            if ready.get(control, 0) & ~select.POLLOUT and not self._obey():
                 return
+            self._flush()
+
+    def _tell(self, word: bytes, number: int, value: int) -> None:
+        self._news.append(NEWS.pack(word, number, value))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Sends what there is room for. We never wait for it: the service waits for room for its
+        orders, and does not look at news meanwhile."""
+        try:
+            while self._news:
+                self._control.send(self._news[0], socket.MSG_DONTWAIT)
+                self._news.popleft()
+        except BlockingIOError:
+            pass
 
     def _obey(self) -> bool:
         data, fds, _, _ = socket.recv_fds(self._control, ORDER.size, 1)
@@ -150,25 +169,29 @@ class Template:
         try:
             pid = os.fork()
         except OSError as error:  # no memory, or too many processes
-            self._control.send(NEWS.pack(b"E", number, (error.errno or 1) << 8))
+            self._tell(b"E", number, (error.errno or 1) << 8)
             os.close(fd)
             return
         if pid == 0:
             _life(lambda: _be_executor(parent, fd))
         os.close(fd)
         self._numbers[pid] = number
-        self._control.send(NEWS.pack(b"S", number, pid))
+        self._tell(b"S", number, pid)
 
     def _bury(self) -> None:
         while self._numbers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
                 return
-            self._control.send(NEWS.pack(b"E", self._numbers.pop(pid), status))
+            if ended.si_code != os.CLD_EXITED or ended.si_status:
+                _kill_with_children(ended.si_pid)  # its task runs again: not beside its own rest
+            pid, status = os.waitpid(ended.si_pid, 0)
+            self._tell(b"E", self._numbers.pop(pid), status)
 
 
 def _kill_with_children(pid: int) -> None:
-    """Ends an executor, and what its task has started and not given a group of its own."""
+    """Ends an executor, and what its task has started and not given a group of its own. It is not
+    buried yet: so the number of its group is nobody else's."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:  # just forked: it has no group yet

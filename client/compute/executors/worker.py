@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 
 from . import calls, contexts, frames, tasks
 
@@ -71,13 +72,14 @@ class Worker:
             if not self._imported.is_fresh():
                 return frames.pack(frames.STALE, number)
             self._is_taken_on = True
+        began = time.time_ns()
         try:
             return self._run_task(context, number, attempt, parcel)
         except BaseException as error:  # also SystemExit, as a pool of the standard library has it
             return frames.pack(frames.FAILED, number, attempt, calls.wrap_error(error))
         finally:
             tasks.begin(None)
-            self._imported.look()
+            self._imported.look(began)
 
     def _run_task(
         self, context: contexts.Context, number: int, attempt: int, parcel: bytes
@@ -88,7 +90,7 @@ class Worker:
         space = calls.Space(self._store, context.space)
         fn, args, kwargs = space.unwrap(parcel)
         result = fn(*args, **kwargs)
-        parcel = space.wrap(result, f"result-{number}-{attempt}", "a result")
+        parcel = space.wrap(result, calls.result_name(number, attempt), "a result")
         return frames.pack(frames.DONE, number, attempt, parcel)
 
     def _store(self) -> Store | None:
