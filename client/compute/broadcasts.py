@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock
 from collections import OrderedDict
-from os import getpid
+from os import getpid, register_at_fork
 from weakref import WeakValueDictionary
 
 from crailpy.errors import VersionConflictError
@@ -32,6 +33,30 @@ class _Value:
 # Both by address, path, version and process: what lies over mapped memory is not a forked child's.
 _kept: WeakValueDictionary[Any, _Value] = WeakValueDictionary()
 _copies: OrderedDict[Any, tuple[_Value, int]] = OrderedDict()  # the oldest use first; bytes
+_copies_lock = allocate_lock()
+
+
+def _begin_anew() -> None:
+    """In a forked child: its parent's copies are not for it, and another thread had the lock."""
+    global _copies_lock
+    _copies_lock = allocate_lock()
+    _copies.clear()
+
+
+register_at_fork(after_in_child=_begin_anew)
+
+
+def _keep_copy(key: Any, value: _Value, copied: int) -> None:
+    """Makes it the last of the copies that goes, if it is one. `copied`: bytes that it is of, if it
+    is new."""
+    gone = []  # until the lock is free: the end of an object can run anything
+    with _copies_lock:
+        if copied:
+            _copies[key] = value, copied
+        if key in _copies:
+            _copies.move_to_end(key)
+        while sum(size for _, size in _copies.values()) > COPIES_BYTES_MAX:
+            gone.append(_copies.popitem(last=False))
 
 
 class Broadcast:
@@ -42,8 +67,7 @@ class Broadcast:
     def __init__(self, address: tuple[Any, ...], path: str, version: int) -> None:
         self._address = address
         self._store: Store | None = None
-        self._value: _Value | None = None
-        self._pid = 0
+        self._known: tuple[int, _Value] | None = None  # of which process
         self.path = path
         self.version = version
 
@@ -55,23 +79,18 @@ class Broadcast:
         The first access in a process is one request, with the store's timeout. Raises
         NotFoundError (it was removed), VersionConflictError (another value was stored at its path),
         DataLostError; unpickling can run code: take handles from those whom you trust."""
-        if self._value is None or self._pid != getpid():
-            self._pid = getpid()
-            self._value = self._look()
-        return self._value.obj
+        known, pid = self._known, getpid()
+        if known is None or known[0] != pid:
+            known = self._known = pid, self._look(pid)
+        return known[1].obj
 
-    def _look(self) -> _Value:
-        key = (self._address, self.path, self.version, self._pid)
-        value = _kept.get(key)
+    def _look(self, pid: int) -> _Value:
+        key = (self._address, self.path, self.version, pid)
+        value, copied = _kept.get(key), 0
         if value is None:
             value, copied = self._fetch()
             value = _kept.setdefault(key, value)
-            if copied:
-                _copies[key] = value, copied
-                while sum(size for _, size in _copies.values()) > COPIES_BYTES_MAX:
-                    _copies.popitem(last=False)
-        if key in _copies:
-            _copies.move_to_end(key)
+        _keep_copy(key, value, copied)
         return value
 
     def _fetch(self) -> tuple[_Value, int]:
