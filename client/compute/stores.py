@@ -26,6 +26,13 @@ def certain(store: Store) -> Store:
     return store
 
 
+def folder_of(path: str) -> str:
+    """A directory's path as others are made from it. Raises TypeError for what is no path."""
+    if not isinstance(path, str):
+        raise TypeError(f"a path is a str like '/job/part-0', not {type(path)}")
+    return path.rstrip("/")
+
+
 def address_of(store: Store) -> tuple[Any, ...]:
     """What `store_at` needs in another process; it can be compared, and is the store's name."""
     return (store.address, *sorted(store._options.items()))

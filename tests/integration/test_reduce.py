@@ -64,11 +64,12 @@ def test_all_contributors_get_the_sum(cluster, transport, size, rng):
         ("max", "int16", numpy.max),
         ("min", "bool", numpy.min),
         ("sum", "complex128", numpy.sum),
+        ("sum", ">f4", numpy.sum),
     ],
 )
 def test_operations_and_types(store, op, dtype, plain, rng):
     for shape in ((), (0, 3), (3, 5), (3, 1 << 19)):
-        arrays = [(4 * rng.random(shape)).astype(dtype) for _ in range(3)]
+        arrays = [numpy.array(4 * rng.random(shape)).astype(dtype) for _ in range(3)]
         expected = plain(arrays, axis=0)
         for result in together(store, f"/reduce/{len(shape)}-{shape[-1:]}", arrays, op):
             assert result.dtype == dtype
@@ -138,6 +139,12 @@ def test_those_of_whom_nobody_knows_are_told(store):
         store.reduce("/reduce/r", numpy.ones(4), 4, rank=0, timeout=0.1)
     assert caught.value.ranks == (1, 3)
     assert "rank 2 would wait" in caught.value.hint
+
+
+def test_who_had_no_time_even_to_come_is_told_the_same_way(store):
+    with pytest.raises(errors.DeadlineError) as caught:
+        store.reduce("/reduce/r", numpy.ones(4), 2, timeout=0)
+    assert isinstance(caught.value.ranks, tuple)
 
 
 def test_without_a_rank_they_count_in_the_order_of_coming(store):
