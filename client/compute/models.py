@@ -20,6 +20,7 @@ from crailpy.errors import (
     IsContainerError,
     NotContainerError,
     NotFoundError,
+    ProtocolError,
     VersionConflictError,
 )
 
@@ -28,7 +29,7 @@ from ..placement import check_home, say_durability
 from ..waiting import END_TIMEOUT
 from . import tensors
 from .replica import Replica
-from .stores import address_of, certain, store_at
+from .stores import address_of, certain, folder_of, store_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Model:
         self._create = create
         self._timeout = timeout
         self._placement = placement
-        self.path = path.rstrip("/")
+        self.path = folder_of(path)
         self._forget()
 
     def _forget(self) -> None:
@@ -140,12 +141,15 @@ class Model:
         try:
             while not push.is_done():
                 self._read(until)
+            self._pushed = push.number
+            if push.bytes >= LOOK_BYTES or push.number % SEGMENT_PUSHES == 0:
+                self._tidy(until)
+            return push.number
+        except BaseException as error:
+            self._doubt(error)
+            raise
         finally:
             push.end()
-        self._pushed = push.number
-        if push.bytes >= LOOK_BYTES or push.number % SEGMENT_PUSHES == 0:
-            self._tidy(until)
-        return push.number
 
     def pull(
         self,
@@ -172,17 +176,21 @@ class Model:
         if (min_step is None) != (workers is None):
             raise InvalidArgumentError("min_step= and workers= belong together", path=self.path)
         replica = self._replica
-        self._read(until)
-        if min_version is not None or min_step is not None:
-            while late := self._late(min_version or 0, min_step, workers or 0):
-                self._await_push(until, late)
-                self._read(until)
-        if names is None:
-            replica.keeps_all = True
-            return replica.hand_out(replica.kinds) or self._fetch(list(replica.kinds), until)
-        if type(names) is not list:
-            names = [names] if isinstance(names, str) else list(names)
-        return replica.hand_out(names) or self._fetch(names, until)
+        try:
+            self._read(until)
+            if min_version is not None or min_step is not None:
+                while late := self._late(min_version or 0, min_step, workers or 0):
+                    self._await_push(until, late)
+                    self._read(until)
+            if names is None:
+                replica.keeps_all = True
+                return replica.hand_out(replica.kinds) or self._fetch(list(replica.kinds), until)
+            if type(names) is not list:
+                names = [names] if isinstance(names, str) else list(names)
+            return replica.hand_out(names) or self._fetch(names, until)
+        except BaseException as error:
+            self._doubt(error)
+            raise
 
     def _fetch(self, names: list[Key], until: float) -> dict[Key, Array]:
         """The same, for what is not kept up yet."""
@@ -197,7 +205,12 @@ class Model:
 
     def describe(self, *, timeout: float | None = None) -> dict[str, tuple[tuple[int, ...], Any]]:
         """(shape, type) of each tensor, by name, as of now."""
-        self._read(self._begin(timeout))
+        until = self._begin(timeout)
+        try:
+            self._read(until)
+        except BaseException as error:
+            self._doubt(error)
+            raise
         return {name: (kind.shape, kind.dtype) for name, kind in self._replica.kinds.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -220,6 +233,12 @@ class Model:
             self._replica.keeps_all = wants_all
             self._open(until)
         return until
+
+    def _doubt(self, error: BaseException) -> None:
+        """What is no answer of the store (an interrupt, no memory) may have come while a push was
+        applied, and left half of it: the next call begins with the base."""
+        if isinstance(error, ProtocolError) or not isinstance(error, CrailError):
+            self._id = ""
 
     def _left(self, until: float) -> float:
         return max(0.0, until - time.monotonic())
@@ -404,8 +423,12 @@ class Model:
         if not self._id or not all(name.startswith(f"{self._id}-") for name in names):
             self._id = ""
             raise ExistsError("what is there is no model", path=self.path)
-        self._keep(until)
-        self._restart(until, self._numbers(names))
+        try:
+            self._keep(until)
+            self._restart(until, self._numbers(names))
+        except BaseException:
+            self._id = ""  # it is not open, and may be there for a minute only
+            raise
 
     def _make(self, until: float) -> None:
         """Makes it aside, then moves it to its place: there it never is without its first
@@ -472,8 +495,8 @@ class Model:
                 old = requests.rmtree(self._folder(segment))
                 old.absent = None
                 self._store._run(old, self._left(until))
-        except CrailError:
-            pass
+        except CrailError as error:
+            self._doubt(error)
 
     def _state(self, segment: int, until: float) -> str:
         """open, full or sealed."""

@@ -298,10 +298,14 @@ class Replica:
 
     def _piece(self, key: Key, array: Array, op: str) -> Piece:
         tensors.check_dtype(array.dtype, f"what is pushed to {key!r}")
+        if not array.dtype.isnative:  # or its sums would be of another type
+            array = array.astype(array.dtype.newbyteorder("="))
         if op == "set" and isinstance(key, str) and key not in self.kinds:
             return tensors.whole(key, array)
         name, start, stop = self.place(key)
         kind = self.kinds[name]
+        if op == "add" and kind.dtype.kind == "b":
+            raise InvalidArgumentError(f"{key!r} is of truth values: there is no sum of them")
         shape = (stop - start, *kind.shape[1:]) if kind.shape else ()
         if array.shape != shape:
             raise InvalidArgumentError(f"{key!r} is of shape {shape}, not {array.shape}")
