@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from os import getpid, urandom
+from os import urandom
 from typing import Any
 
 from crailpy.errors import (
@@ -27,7 +27,7 @@ from crailpy.errors import (
 from .. import requests
 from ..placement import check_home, say_durability
 from ..waiting import END_TIMEOUT
-from . import tensors
+from . import stores, tensors
 from .replica import Replica
 from .stores import address_of, certain, folder_of, store_at
 
@@ -80,10 +80,11 @@ class Model:
         self._forget()
 
     def _forget(self) -> None:
-        self._pid = getpid()
+        self._pid = stores.this_process
         self._id = ""  # of the model that lies at the path
         self._segment = 0
         self._began = 0  # the version that the segment begins with
+        self._named = -1, ""  # segment, its path: asked for in every call
         self._replica = Replica()
         self._pushed = 0
         self._lanes_opened = 0  # when what was applied last was known to be there
@@ -228,7 +229,7 @@ class Model:
             timeout = self._timeout
         limit = self._store._timeout if timeout is None else requests.seconds(timeout, "timeout")
         until = time.monotonic() + limit
-        if not self._id or self._pid != getpid():
+        if not self._id or self._pid != stores.this_process:
             self._forget()
             self._replica.keeps_all = wants_all
             self._open(until)
@@ -244,7 +245,9 @@ class Model:
         return max(0.0, until - time.monotonic())
 
     def _folder(self, segment: int) -> str:
-        return f"{self.path}/{self._id}-{str(segment).zfill(DIGITS)}"
+        if self._named[0] != segment:
+            self._named = segment, f"{self.path}/{self._id}-{str(segment).zfill(DIGITS)}"
+        return self._named[1]
 
     def _entry(self, segment: int, number: int) -> str:
         return _entry(self._folder(segment), number)
@@ -342,20 +345,19 @@ class Model:
             keys = [_entry(folder, version + 2), _entry(folder, version + 1), folder]
         else:
             keys = [_entry(folder, version + i) for i in range(ahead, 0, -1)] + [folder]
-        left = max(0.0, until - time.monotonic())
-        results = self._store._door.call_many(requests.GET, 0, keys, left)
-        results.reverse()
-        status = results[0][0]
+        left = until - time.monotonic()
+        results = self._store._door.call_many(requests.GET, 0, keys, left if left > 0 else 0.0)
+        status = results.pop()[0]
         if status != _IS_CONTAINER:
             raise self._store._error(-status or NotContainerError.status, folder, 0)
         entries = []
-        for result in results[1:]:
-            status = result[0]
-            if status:
-                if status in _ABSENT:
+        while results:
+            entry = results.pop()
+            if entry[0]:
+                if entry[0] in _ABSENT:
                     break
-                raise self._store._error(-status, folder, 0)
-            entries.append(result)
+                raise self._store._error(-entry[0], folder, 0)
+            entries.append(entry)
         return entries
 
     def _await_push(self, until: float, late: str) -> None:

@@ -179,7 +179,7 @@ class Replica:
             if rows is None or rows.version < 0:
                 return None
             rows.pulls = self._pulls
-            found[key] = rows.hand_out()
+            found[key] = rows.hand_out() if rows.is_ours else rows.array
         if self._pulls % UNUSED_PULLS_MAX == 0:
             self._forget_unused()
         return found
@@ -232,8 +232,14 @@ class Replica:
     def apply(self, value: Any) -> None:
         """The push of the next number."""
         alike = self._alike
-        if alike and type(value) is bytes and value.startswith(alike.head):
-            self._apply_alike(alike, value)
+        if alike and type(value) is bytes and value.startswith(alike[0]):
+            _, size, rows, dtype, items, at, told = alike
+            if len(value) != size:
+                raise ProtocolError("a push to a model is wanted, and all of it")
+            self.version += 1
+            if told:
+                self._note_step(tensors.read_facts(value, told))
+            rows.add(numpy.frombuffer(value, dtype, items, at), self.version)
             return
         op, pieces, facts = tensors.unpack(value)
         if op not in OPS:
@@ -277,15 +283,6 @@ class Replica:
             return None
         at, told = tensors.borders(value)
         return Alike(value[:at], len(value), rows, place.dtype, array.size, at, told)
-
-    def _apply_alike(self, alike: Alike, value: bytes) -> None:
-        _, size, rows, dtype, items, at, told = alike
-        if len(value) != size:
-            raise ProtocolError("a push to a model is wanted, and all of it")
-        self.version += 1
-        if told:
-            self._note_step(tensors.read_facts(value, told))
-        rows.add(numpy.frombuffer(value, dtype, items, at), self.version)
 
     # -- what goes there --------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 
 from crailpy.errors import InvalidArgumentError
 
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 _stores: dict[Any, Store] = {}
+
+#: Its number, without a system call each time.
+this_process = os.getpid()
+
+
+def _note_process() -> None:
+    global this_process
+    this_process = os.getpid()
+
+
+os.register_at_fork(after_in_child=_note_process)
 
 
 def certain(store: Store) -> Store:
