@@ -185,7 +185,7 @@ class Model:
                     self._read(until)
             if names is None:
                 replica.keeps_all = True
-                return replica.hand_out(replica.kinds) or self._fetch(list(replica.kinds), until)
+                return replica.hand_out(replica.kinds) or self._fetch(None, until)
             if type(names) is not list:
                 names = [names] if isinstance(names, str) else list(names)
             return replica.hand_out(names) or self._fetch(names, until)
@@ -193,15 +193,16 @@ class Model:
             self._doubt(error)
             raise
 
-    def _fetch(self, names: list[Key], until: float) -> dict[Key, Array]:
-        """The same, for what is not kept up yet."""
+    def _fetch(self, names: list[Key] | None, until: float) -> dict[Key, Array]:
+        """The same, for what is not kept up yet. None: all that there is when it was read."""
         replica = self._replica
-        for key in names:
+        for key in replica.kinds if names is None else names:
             self._say_path(replica.want, key)
         self._restart(until)
         self._read(until)
-        found = replica.hand_out(replica.kinds if replica.keeps_all else names)
-        assert found is not None
+        found = replica.hand_out(replica.kinds if names is None else names)
+        if found is None:  # a namenode that was started anew has lost its first push
+            raise NotFoundError("a tensor has gone meanwhile", path=self.path)
         return found
 
     def describe(self, *, timeout: float | None = None) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -56,9 +56,9 @@ class Rows:
         if self.is_ours:
             self.array = self.array.copy()
 
-    def change(self, op: str, piece: Piece, version: int, lies_in: int) -> None:
-        """Applies a push, of any rows of the tensor."""
-        self.version = version
+    def change(self, op: str, piece: Piece, lies_in: int) -> None:
+        """Applies one array of a push, of any rows of the tensor. There may be more of them, so the
+        version is as it was."""
         place, new = piece
         covers = self.start == place.start and self.stop == place.stop
         if not covers:
@@ -68,10 +68,10 @@ class Rows:
             covers = low == self.start and high == self.stop
             new = _part(piece, low, high)
         if covers and op == "set":
-            self.take(piece, version, lies_in)
+            self.take(piece, self.version, lies_in)
             return
         if covers and op == "add":
-            self.add(new, version)
+            self.add(new, self.version)
             return
         if not self.is_ours:
             self.array = self.array.copy()
@@ -252,6 +252,7 @@ class Replica:
         self.version += 1
         if facts:
             self._note_step(facts)
+        changed = []
         for piece in pieces:
             place = piece[0]
             begins = place.name not in self.kinds
@@ -263,7 +264,10 @@ class Replica:
                 if begins:
                     rows.take(piece, self.version, len(value))
                 elif 0 <= rows.version < self.version:
-                    rows.change(op, piece, self.version, len(value))
+                    rows.change(op, piece, len(value))
+                    changed.append(rows)
+        for rows in changed:
+            rows.version = self.version
         if type(value) is bytes and op == "add" and len(pieces) == 1:
             self._alike = self._like(value, *pieces[0])
 

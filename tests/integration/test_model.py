@@ -104,6 +104,23 @@ def test_rows_are_pulled_as_whole_tensors_are(store, rng):
                 assert (array == state[rows]).all()
 
 
+def test_several_rows_of_a_tensor_are_pushed_at_once(store):
+    one, other = two(store)
+    one.push({"w": numpy.zeros(9)}, "set")
+    other.pull()
+    one.push({("w", 0, 2): [1, 1], ("w", 6, 9): [1, 1, 1], ("w", 1, 7): [1] * 6})
+    expected = [1, 2, 1, 1, 1, 1, 2, 1, 1]
+    for model in (other, store.model("/model/m")):
+        assert model.pull()["w"].tolist() == expected
+    one.push({("w", 8, 9): [7], ("w", 0, 1): [7], ("w", 4, 4): []}, "set")
+    asked = other.pull([("w", 0, 2), ("w", 7, 9)])  # by one that has all
+    assert {key: array.tolist() for key, array in asked.items()} == {
+        ("w", 0, 2): [7, 2],
+        ("w", 7, 9): [1, 7],
+    }
+    assert other.pull()["w"].tolist() == [7, *expected[1:8], 7]
+
+
 def test_what_was_pulled_stays_as_it_is(store):
     one, other = two(store)
     one.push({"w": numpy.zeros(200_000), "s": numpy.zeros(5)}, "set")
