@@ -105,6 +105,9 @@ class _Part:
         tensors.check_dtype(array.dtype, "the array")
         if array.dtype.kind == "b" and op in ("sum", "prod"):
             raise InvalidArgumentError(f"there is no {op} of truth values", path=path)
+        for name in ("delete_after_read", "evictable"):
+            if placement.get(name):
+                raise InvalidArgumentError(f"{name}: all read what each gives", path=path)
         self.store = store
         self.base = folder_of(path)
         self.round = None if number is None else requests.unsigned(number, "round")

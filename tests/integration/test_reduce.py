@@ -198,6 +198,8 @@ def test_what_does_not_fit_the_others_is_refused(store):
         (([1.0], 2), {"rank": 0, "round": -1}),
         (([1.0], 2), {"rank": 0, "out": numpy.ones(2)}),
         (([1.0], 2), {"rank": 0, "timeout": -1}),
+        (([1.0], 2), {"rank": 0, "delete_after_read": True}),
+        (([1.0], 2), {"rank": 0, "evictable": True}),
     ],
 )
 def test_bad_arguments_leave_nothing(store, arguments, options):
