@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..store import Store
 
 COPIES_BYTES_MAX = 256 << 20  # of one process, beyond what its handles keep
+COPY_BYTES_MIN = 1024  # what the smallest costs
 
 
 class _Value:
@@ -32,31 +33,43 @@ class _Value:
 
 # Both by address, path, version and process: what lies over mapped memory is not a forked child's.
 _kept: WeakValueDictionary[Any, _Value] = WeakValueDictionary()
-_copies: OrderedDict[Any, tuple[_Value, int]] = OrderedDict()  # the oldest use first; bytes
-_copies_lock = allocate_lock()
+
+
+class _Copies:
+    """Values that were copied, also those that no handle keeps: those that were used last."""
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._values: OrderedDict[Any, tuple[_Value, int]] = OrderedDict()  # oldest first; bytes
+        self._bytes = 0
+
+    def use(self, key: Any, value: _Value, copied: int) -> None:
+        """It goes last, if it is one of them. `copied`: the bytes of one that may be new."""
+        gone = []  # until the lock is free: the end of an object can run anything
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            elif copied:
+                size = max(copied, COPY_BYTES_MIN)
+                self._values[key] = value, size
+                self._bytes += size
+            while self._bytes > COPIES_BYTES_MAX:
+                oldest = self._values.popitem(last=False)[1]
+                self._bytes -= oldest[1]
+                gone.append(oldest)
+
+
+_copies = _Copies()
 
 
 def _begin_anew() -> None:
-    """In a forked child: its parent's copies are not for it, and another thread had the lock."""
-    global _copies_lock
-    _copies_lock = allocate_lock()
-    _copies.clear()
+    """In a forked child: its parent's copies are not for it, and a thread there may have the
+    lock."""
+    global _copies
+    _copies = _Copies()
 
 
 register_at_fork(after_in_child=_begin_anew)
-
-
-def _keep_copy(key: Any, value: _Value, copied: int) -> None:
-    """Makes it the last of the copies that goes, if it is one. `copied`: bytes that it is of, if it
-    is new."""
-    gone = []  # until the lock is free: the end of an object can run anything
-    with _copies_lock:
-        if copied:
-            _copies[key] = value, copied
-        if key in _copies:
-            _copies.move_to_end(key)
-        while sum(size for _, size in _copies.values()) > COPIES_BYTES_MAX:
-            gone.append(_copies.popitem(last=False))
 
 
 class Broadcast:
@@ -90,7 +103,7 @@ class Broadcast:
         if value is None:
             value, copied = self._fetch()
             value = _kept.setdefault(key, value)
-        _keep_copy(key, value, copied)
+        _copies.use(key, value, copied)
         return value
 
     def _fetch(self) -> tuple[_Value, int]:

@@ -144,6 +144,18 @@ def test_what_was_copied_is_kept_without_handles_up_to_a_bound(store, monkeypatc
         _ = pickle.loads(paths[0]).value
 
 
+def test_small_copies_are_bounded_too(cluster, monkeypatch):
+    monkeypatch.setattr(broadcasts, "COPIES_BYTES_MAX", 20_000)
+    monkeypatch.setattr(broadcasts, "_copies", type(broadcasts._copies)())
+    with cluster.connect() as store:
+        handles = [pickle.dumps(store.broadcast(f"/broadcast/{i}", i)) for i in range(30)]
+        assert [pickle.loads(handle).value for handle in handles] == list(range(30))
+        store.rmtree("/broadcast")
+        assert [pickle.loads(handle).value for handle in handles[-19:]] == list(range(11, 30))
+        with pytest.raises(errors.NotFoundError):
+            _ = pickle.loads(handles[5]).value
+
+
 def test_threads_share_what_is_kept_and_what_goes(cluster, monkeypatch):
     monkeypatch.setattr(broadcasts, "COPIES_BYTES_MAX", 20_000)
     with cluster.connect() as store:
