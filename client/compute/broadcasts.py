@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock
 from collections import OrderedDict
-from os import getpid
+from os import getpid, register_at_fork
 from weakref import WeakValueDictionary
 
 from crailpy.errors import VersionConflictError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..store import Store
 
 COPIES_BYTES_MAX = 256 << 20  # of one process, beyond what its handles keep
+COPY_BYTES_MIN = 1024  # what the smallest costs
 
 
 class _Value:
@@ -31,7 +33,43 @@ class _Value:
 
 # Both by address, path, version and process: what lies over mapped memory is not a forked child's.
 _kept: WeakValueDictionary[Any, _Value] = WeakValueDictionary()
-_copies: OrderedDict[Any, tuple[_Value, int]] = OrderedDict()  # the oldest use first; bytes
+
+
+class _Copies:
+    """Values that were copied, also those that no handle keeps: those that were used last."""
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._values: OrderedDict[Any, tuple[_Value, int]] = OrderedDict()  # oldest first; bytes
+        self._bytes = 0
+
+    def use(self, key: Any, value: _Value, copied: int) -> None:
+        """It goes last, if it is one of them. `copied`: the bytes of one that may be new."""
+        gone = []  # until the lock is free: the end of an object can run anything
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            elif copied:
+                size = max(copied, COPY_BYTES_MIN)
+                self._values[key] = value, size
+                self._bytes += size
+            while self._bytes > COPIES_BYTES_MAX:
+                oldest = self._values.popitem(last=False)[1]
+                self._bytes -= oldest[1]
+                gone.append(oldest)
+
+
+_copies = _Copies()
+
+
+def _begin_anew() -> None:
+    """In a forked child: its parent's copies are not for it, and a thread there may have the
+    lock."""
+    global _copies
+    _copies = _Copies()
+
+
+register_at_fork(after_in_child=_begin_anew)
 
 
 class Broadcast:
@@ -42,8 +80,7 @@ class Broadcast:
     def __init__(self, address: tuple[Any, ...], path: str, version: int) -> None:
         self._address = address
         self._store: Store | None = None
-        self._value: _Value | None = None
-        self._pid = 0
+        self._known: tuple[int, _Value] | None = None  # of which process
         self.path = path
         self.version = version
 
@@ -55,23 +92,18 @@ class Broadcast:
         The first access in a process is one request, with the store's timeout. Raises
         NotFoundError (it was removed), VersionConflictError (another value was stored at its path),
         DataLostError; unpickling can run code: take handles from those whom you trust."""
-        if self._value is None or self._pid != getpid():
-            self._pid = getpid()
-            self._value = self._look()
-        return self._value.obj
+        known, pid = self._known, getpid()
+        if known is None or known[0] != pid:
+            known = self._known = pid, self._look(pid)
+        return known[1].obj
 
-    def _look(self) -> _Value:
-        key = (self._address, self.path, self.version, self._pid)
-        value = _kept.get(key)
+    def _look(self, pid: int) -> _Value:
+        key = (self._address, self.path, self.version, pid)
+        value, copied = _kept.get(key), 0
         if value is None:
             value, copied = self._fetch()
             value = _kept.setdefault(key, value)
-            if copied:
-                _copies[key] = value, copied
-                while sum(size for _, size in _copies.values()) > COPIES_BYTES_MAX:
-                    _copies.popitem(last=False)
-        if key in _copies:
-            _copies.move_to_end(key)
+        _copies.use(key, value, copied)
         return value
 
     def _fetch(self) -> tuple[_Value, int]:

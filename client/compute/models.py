@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from os import getpid, urandom
+from os import urandom
 from typing import Any
 
 from crailpy.errors import (
@@ -20,15 +20,16 @@ from crailpy.errors import (
     IsContainerError,
     NotContainerError,
     NotFoundError,
+    ProtocolError,
     VersionConflictError,
 )
 
 from .. import requests
 from ..placement import check_home, say_durability
 from ..waiting import END_TIMEOUT
-from . import tensors
+from . import stores, tensors
 from .replica import Replica
-from .stores import address_of, certain, store_at
+from .stores import address_of, certain, folder_of, store_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,14 +76,15 @@ class Model:
         self._create = create
         self._timeout = timeout
         self._placement = placement
-        self.path = path.rstrip("/")
+        self.path = folder_of(path)
         self._forget()
 
     def _forget(self) -> None:
-        self._pid = getpid()
+        self._pid = stores.this_process
         self._id = ""  # of the model that lies at the path
         self._segment = 0
         self._began = 0  # the version that the segment begins with
+        self._named = -1, ""  # segment, its path: asked for in every call
         self._replica = Replica()
         self._pushed = 0
         self._lanes_opened = 0  # when what was applied last was known to be there
@@ -140,12 +142,15 @@ class Model:
         try:
             while not push.is_done():
                 self._read(until)
+            self._pushed = push.number
+            if push.bytes >= LOOK_BYTES or push.number % SEGMENT_PUSHES == 0:
+                self._tidy(until)
+            return push.number
+        except BaseException as error:
+            self._doubt(error)
+            raise
         finally:
             push.end()
-        self._pushed = push.number
-        if push.bytes >= LOOK_BYTES or push.number % SEGMENT_PUSHES == 0:
-            self._tidy(until)
-        return push.number
 
     def pull(
         self,
@@ -172,32 +177,42 @@ class Model:
         if (min_step is None) != (workers is None):
             raise InvalidArgumentError("min_step= and workers= belong together", path=self.path)
         replica = self._replica
-        self._read(until)
-        if min_version is not None or min_step is not None:
-            while late := self._late(min_version or 0, min_step, workers or 0):
-                self._await_push(until, late)
-                self._read(until)
-        if names is None:
-            replica.keeps_all = True
-            return replica.hand_out(replica.kinds) or self._fetch(list(replica.kinds), until)
-        if type(names) is not list:
-            names = [names] if isinstance(names, str) else list(names)
-        return replica.hand_out(names) or self._fetch(names, until)
+        try:
+            self._read(until)
+            if min_version is not None or min_step is not None:
+                while late := self._late(min_version or 0, min_step, workers or 0):
+                    self._await_push(until, late)
+                    self._read(until)
+            if names is None:
+                replica.keeps_all = True
+                return replica.hand_out(replica.kinds) or self._fetch(None, until)
+            if type(names) is not list:
+                names = [names] if isinstance(names, str) else list(names)
+            return replica.hand_out(names) or self._fetch(names, until)
+        except BaseException as error:
+            self._doubt(error)
+            raise
 
-    def _fetch(self, names: list[Key], until: float) -> dict[Key, Array]:
-        """The same, for what is not kept up yet."""
+    def _fetch(self, names: list[Key] | None, until: float) -> dict[Key, Array]:
+        """The same, for what is not kept up yet. None: all that there is when it was read."""
         replica = self._replica
-        for key in names:
+        for key in replica.kinds if names is None else names:
             self._say_path(replica.want, key)
         self._restart(until)
         self._read(until)
-        found = replica.hand_out(replica.kinds if replica.keeps_all else names)
-        assert found is not None
+        found = replica.hand_out(replica.kinds if names is None else names)
+        if found is None:  # a namenode that was started anew has lost its first push
+            raise NotFoundError("a tensor has gone meanwhile", path=self.path)
         return found
 
     def describe(self, *, timeout: float | None = None) -> dict[str, tuple[tuple[int, ...], Any]]:
         """(shape, type) of each tensor, by name, as of now."""
-        self._read(self._begin(timeout))
+        until = self._begin(timeout)
+        try:
+            self._read(until)
+        except BaseException as error:
+            self._doubt(error)
+            raise
         return {name: (kind.shape, kind.dtype) for name, kind in self._replica.kinds.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -215,17 +230,25 @@ class Model:
             timeout = self._timeout
         limit = self._store._timeout if timeout is None else requests.seconds(timeout, "timeout")
         until = time.monotonic() + limit
-        if not self._id or self._pid != getpid():
+        if not self._id or self._pid != stores.this_process:
             self._forget()
             self._replica.keeps_all = wants_all
             self._open(until)
         return until
 
+    def _doubt(self, error: BaseException) -> None:
+        """What is no answer of the store (an interrupt, no memory) may have come while a push was
+        applied, and left half of it: the next call begins with the base."""
+        if isinstance(error, ProtocolError) or not isinstance(error, CrailError):
+            self._id = ""
+
     def _left(self, until: float) -> float:
         return max(0.0, until - time.monotonic())
 
     def _folder(self, segment: int) -> str:
-        return f"{self.path}/{self._id}-{str(segment).zfill(DIGITS)}"
+        if self._named[0] != segment:
+            self._named = segment, f"{self.path}/{self._id}-{str(segment).zfill(DIGITS)}"
+        return self._named[1]
 
     def _entry(self, segment: int, number: int) -> str:
         return _entry(self._folder(segment), number)
@@ -323,20 +346,19 @@ class Model:
             keys = [_entry(folder, version + 2), _entry(folder, version + 1), folder]
         else:
             keys = [_entry(folder, version + i) for i in range(ahead, 0, -1)] + [folder]
-        left = max(0.0, until - time.monotonic())
-        results = self._store._door.call_many(requests.GET, 0, keys, left)
-        results.reverse()
-        status = results[0][0]
+        left = until - time.monotonic()
+        results = self._store._door.call_many(requests.GET, 0, keys, left if left > 0 else 0.0)
+        status = results.pop()[0]
         if status != _IS_CONTAINER:
             raise self._store._error(-status or NotContainerError.status, folder, 0)
         entries = []
-        for result in results[1:]:
-            status = result[0]
-            if status:
-                if status in _ABSENT:
+        while results:
+            entry = results.pop()
+            if entry[0]:
+                if entry[0] in _ABSENT:
                     break
-                raise self._store._error(-status, folder, 0)
-            entries.append(result)
+                raise self._store._error(-entry[0], folder, 0)
+            entries.append(entry)
         return entries
 
     def _await_push(self, until: float, late: str) -> None:
@@ -404,8 +426,12 @@ class Model:
         if not self._id or not all(name.startswith(f"{self._id}-") for name in names):
             self._id = ""
             raise ExistsError("what is there is no model", path=self.path)
-        self._keep(until)
-        self._restart(until, self._numbers(names))
+        try:
+            self._keep(until)
+            self._restart(until, self._numbers(names))
+        except BaseException:
+            self._id = ""  # it is not open, and may be there for a minute only
+            raise
 
     def _make(self, until: float) -> None:
         """Makes it aside, then moves it to its place: there it never is without its first
@@ -472,8 +498,8 @@ class Model:
                 old = requests.rmtree(self._folder(segment))
                 old.absent = None
                 self._store._run(old, self._left(until))
-        except CrailError:
-            pass
+        except CrailError as error:
+            self._doubt(error)
 
     def _state(self, segment: int, until: float) -> str:
         """open, full or sealed."""

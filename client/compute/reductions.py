@@ -17,7 +17,7 @@ from .. import requests
 from ..store import Store
 from ..waiting import END_TIMEOUT
 from . import tensors
-from .stores import certain
+from .stores import certain, folder_of
 from .tensors import Array
 
 TYPE_CHECKING = False
@@ -71,11 +71,11 @@ def reduce(
     limit = store._timeout if timeout is None else requests.seconds(timeout, "timeout")
     part = _Part(certain(store), path, numpy.asarray(array), n, op, round, placement, limit)
     result = part.result_array(out)
-    part.begin(rank)
     by, find_missing = part.by_slices, part.missing_in_slices
     if part.array.nbytes <= TREE_BYTES_MAX:
         by, find_missing = part.by_tree, part.missing_in_tree
     try:
+        part.begin(rank)
         by(result)
         return result
     except DeadlineError as error:
@@ -105,8 +105,11 @@ class _Part:
         tensors.check_dtype(array.dtype, "the array")
         if array.dtype.kind == "b" and op in ("sum", "prod"):
             raise InvalidArgumentError(f"there is no {op} of truth values", path=path)
+        for name in ("delete_after_read", "evictable"):
+            if placement.get(name):
+                raise InvalidArgumentError(f"{name}: all read what each gives", path=path)
         self.store = store
-        self.base = path.rstrip("/")
+        self.base = folder_of(path)
         self.round = None if number is None else requests.unsigned(number, "round")
         self.path = self.base if self.round is None else f"{self.base}/{self.round}"
         self.add = OPS[op]
@@ -196,7 +199,8 @@ class _Part:
         total = self.array
         for child in children(self.rank, self.n):
             with self.view(self.key("part", child)) as view:
-                total = self.add(total, self.array_of(child, view))
+                into = numpy.empty_like(total) if total is self.array else total
+                total = self.add(total, self.array_of(child, view), out=into)  # of its byte order
         return total
 
     def missing_in_tree(self) -> Missing:
@@ -311,10 +315,12 @@ class _Part:
     def explained(self, error: DeadlineError, find: Callable[[], Missing]) -> DeadlineError:
         """An error that names those who were waited for, if there are any."""
         late = DeadlineError(error.message, path=error.path, server=error.server, hint=error.hint)
+        missing: list[int] = []
+        unknown: list[int] = []
         try:
             missing, unknown = find()
         except CrailError:
-            return late
+            pass  # the store does not answer: nobody knows
         if missing:
             late = DeadlineError(
                 f"nothing came from {_named(missing)} of {self.n}",

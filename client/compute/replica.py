@@ -56,9 +56,9 @@ class Rows:
         if self.is_ours:
             self.array = self.array.copy()
 
-    def change(self, op: str, piece: Piece, version: int, lies_in: int) -> None:
-        """Applies a push, of any rows of the tensor."""
-        self.version = version
+    def change(self, op: str, piece: Piece, lies_in: int) -> None:
+        """Applies one array of a push, of any rows of the tensor. There may be more of them, so the
+        version is as it was."""
         place, new = piece
         covers = self.start == place.start and self.stop == place.stop
         if not covers:
@@ -68,10 +68,10 @@ class Rows:
             covers = low == self.start and high == self.stop
             new = _part(piece, low, high)
         if covers and op == "set":
-            self.take(piece, version, lies_in)
+            self.take(piece, self.version, lies_in)
             return
         if covers and op == "add":
-            self.add(new, version)
+            self.add(new, self.version)
             return
         if not self.is_ours:
             self.array = self.array.copy()
@@ -179,7 +179,7 @@ class Replica:
             if rows is None or rows.version < 0:
                 return None
             rows.pulls = self._pulls
-            found[key] = rows.hand_out()
+            found[key] = rows.hand_out() if rows.is_ours else rows.array
         if self._pulls % UNUSED_PULLS_MAX == 0:
             self._forget_unused()
         return found
@@ -232,8 +232,14 @@ class Replica:
     def apply(self, value: Any) -> None:
         """The push of the next number."""
         alike = self._alike
-        if alike and type(value) is bytes and value.startswith(alike.head):
-            self._apply_alike(alike, value)
+        if alike and type(value) is bytes and value.startswith(alike[0]):
+            _, size, rows, dtype, items, at, told = alike
+            if len(value) != size:
+                raise ProtocolError("a push to a model is wanted, and all of it")
+            self.version += 1
+            if told:
+                self._note_step(tensors.read_facts(value, told))
+            rows.add(numpy.frombuffer(value, dtype, items, at), self.version)
             return
         op, pieces, facts = tensors.unpack(value)
         if op not in OPS:
@@ -246,6 +252,7 @@ class Replica:
         self.version += 1
         if facts:
             self._note_step(facts)
+        changed = []
         for piece in pieces:
             place = piece[0]
             begins = place.name not in self.kinds
@@ -257,7 +264,10 @@ class Replica:
                 if begins:
                     rows.take(piece, self.version, len(value))
                 elif 0 <= rows.version < self.version:
-                    rows.change(op, piece, self.version, len(value))
+                    rows.change(op, piece, len(value))
+                    changed.append(rows)
+        for rows in changed:
+            rows.version = self.version
         if type(value) is bytes and op == "add" and len(pieces) == 1:
             self._alike = self._like(value, *pieces[0])
 
@@ -278,15 +288,6 @@ class Replica:
         at, told = tensors.borders(value)
         return Alike(value[:at], len(value), rows, place.dtype, array.size, at, told)
 
-    def _apply_alike(self, alike: Alike, value: bytes) -> None:
-        _, size, rows, dtype, items, at, told = alike
-        if len(value) != size:
-            raise ProtocolError("a push to a model is wanted, and all of it")
-        self.version += 1
-        if told:
-            self._note_step(tensors.read_facts(value, told))
-        rows.add(numpy.frombuffer(value, dtype, items, at), self.version)
-
     # -- what goes there --------------------------------------------------------------------
 
     def pieces(self, updates: Mapping[Key, Any], op: str) -> list[Piece]:
@@ -298,10 +299,14 @@ class Replica:
 
     def _piece(self, key: Key, array: Array, op: str) -> Piece:
         tensors.check_dtype(array.dtype, f"what is pushed to {key!r}")
+        if not array.dtype.isnative:  # or its sums would be of another type
+            array = array.astype(array.dtype.newbyteorder("="))
         if op == "set" and isinstance(key, str) and key not in self.kinds:
             return tensors.whole(key, array)
         name, start, stop = self.place(key)
         kind = self.kinds[name]
+        if op == "add" and kind.dtype.kind == "b":
+            raise InvalidArgumentError(f"{key!r} is of truth values: there is no sum of them")
         shape = (stop - start, *kind.shape[1:]) if kind.shape else ()
         if array.shape != shape:
             raise InvalidArgumentError(f"{key!r} is of shape {shape}, not {array.shape}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 
 from crailpy.errors import InvalidArgumentError
 
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
 
 _stores: dict[Any, Store] = {}
 
+#: Its number, without a system call each time.
+this_process = os.getpid()
+
+
+def _note_process() -> None:
+    global this_process
+    this_process = os.getpid()
+
+
+os.register_at_fork(after_in_child=_note_process)
+
 
 def certain(store: Store) -> Store:
     """The store, if it never answers in place of one that is away: what is counted and added up
@@ -24,6 +36,13 @@ def certain(store: Store) -> Store:
             hint="connect(on_unavailable='raise') for what computes",
         )
     return store
+
+
+def folder_of(path: str) -> str:
+    """A directory's path as others are made from it. Raises TypeError for what is no path."""
+    if not isinstance(path, str):
+        raise TypeError(f"a path is a str like '/job/part-0', not {type(path)}")
+    return path.rstrip("/")
 
 
 def address_of(store: Store) -> tuple[Any, ...]:

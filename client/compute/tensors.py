@@ -1,4 +1,4 @@
-"""Named NumPy arrays as one value, without pickling. Little-endian, whatever the arrays are:
+"""Named NumPy arrays as one value, without pickling. All but the arrays is little-endian:
 
     offset
     0           "CRT1"

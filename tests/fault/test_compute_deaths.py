@@ -35,7 +35,7 @@ class Door:
         return mortal if name != "rebind" else call
 
 def make(store, path):
-    models.ASIDE_SECONDS = 2.0
+    models.ASIDE_SECONDS = 1.5
     store.model(path).push({"w": numpy.zeros(20_000)}, "set", if_version=0)
 
 def push(store, path):
@@ -81,7 +81,7 @@ class Mortals(Program):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with crailpy.LocalCluster(dram="256MiB", session_grace="200ms") as cluster:
+    with crailpy.LocalCluster(dram="256MiB", session_grace="100ms") as cluster:
         yield cluster
 
 
@@ -102,7 +102,7 @@ def store(cluster):
         assert watcher.check() is None
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mortals(cluster):
     with Mortals(cluster.address) as mortals:
         yield mortals
@@ -178,7 +178,7 @@ def test_workers_that_are_killed_and_stopped_leave_the_model_exact(store, cluste
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    steps, names, size = 120, ["a", "b", "c"], 10_000
+    steps, names, size = 80, ["a", "b", "c"], 10_000
     model = store.model("/m")
     model.push({"w": numpy.zeros(size), "n": 0}, "set")
 
@@ -189,7 +189,7 @@ def test_workers_that_are_killed_and_stopped_leave_the_model_exact(store, cluste
             again = max(0, first - 2)  # its checkpoint was older than what it had pushed
             with Program(WORKER, cluster.address, name, again, steps, size) as worker:
                 assert worker.line() == "ready"
-                stay = rng.randrange(20, 50) if quits else steps
+                stay = rng.randrange(25, 45) if quits else steps
                 for _ in range(min(stay, steps - again)):
                     first = int(worker.line()) + 1
                     if not quits and first % 40 == 0:
@@ -245,7 +245,7 @@ def test_pushes_that_a_namenode_lost_are_lost_for_their_readers_too(tmp_path):
         model, other = store.model("/m"), store.model("/m")
         model.push({"w": numpy.zeros(10)}, "set")
         store.put("/durable", b"", durability="sync")
-        for turn in range(3):
+        for turn in itertools.count():
             for _ in range(20):
                 model.push({"w": numpy.ones(10)})
             told, seen = model.version, other.pull()["w"][0]
@@ -260,4 +260,6 @@ def test_pushes_that_a_namenode_lost_are_lost_for_their_readers_too(tmp_path):
                 assert known.version == number
             lost += told + 1 - number
             assert seen == told - 1
-    assert lost > 0, "nothing was put to the test"
+            if turn >= 1 and lost:  # each was the first once, and it was put to the test
+                break
+            assert turn < 8, "nothing is ever lost"

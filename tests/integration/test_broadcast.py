@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
+import threading
 import tracemalloc
 
 import numpy
@@ -14,7 +16,7 @@ from crailpy import errors
 from crailpy.client import compute
 from crailpy.client.compute import broadcasts
 
-from .kit import Program, requests_of, settled
+from .kit import Call, Program, requests_of, settled
 
 LARGE = numpy.arange(1 << 20, dtype="float64")
 
@@ -140,6 +142,42 @@ def test_what_was_copied_is_kept_without_handles_up_to_a_bound(store, monkeypatc
     assert pickle.loads(paths[2]).value is values[2]
     with pytest.raises(errors.NotFoundError):
         _ = pickle.loads(paths[0]).value
+
+
+def test_small_copies_are_bounded_too(cluster, monkeypatch):
+    monkeypatch.setattr(broadcasts, "COPIES_BYTES_MAX", 20_000)
+    monkeypatch.setattr(broadcasts, "_copies", type(broadcasts._copies)())
+    with cluster.connect() as store:
+        handles = [pickle.dumps(store.broadcast(f"/broadcast/{i}", i)) for i in range(30)]
+        assert [pickle.loads(handle).value for handle in handles] == list(range(30))
+        store.rmtree("/broadcast")
+        assert [pickle.loads(handle).value for handle in handles[-19:]] == list(range(11, 30))
+        with pytest.raises(errors.NotFoundError):
+            _ = pickle.loads(handles[5]).value
+
+
+def test_threads_share_what_is_kept_and_what_goes(cluster, monkeypatch):
+    monkeypatch.setattr(broadcasts, "COPIES_BYTES_MAX", 20_000)
+    with cluster.connect() as store:
+        handles = [
+            pickle.dumps(store.broadcast(f"/broadcast/{i}", ["x" * 1000, i])) for i in range(60)
+        ]
+
+        def read(number):
+            gate.wait()
+            for turn in range(200):
+                i = turn * 7 * number % 60
+                assert pickle.loads(handles[i]).value[1] == i
+
+        gate = threading.Barrier(4)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for call in [Call(read, number) for number in range(1, 5)]:
+                call.result()
+        finally:
+            sys.setswitchinterval(interval)
+        store.rmtree("/broadcast")
 
 
 def test_a_forked_child_reads_the_value_itself(store):

@@ -14,6 +14,7 @@ import pytest
 import crailpy
 from crailpy import errors
 from crailpy.client import compute
+from crailpy.client.compute import models, replica
 
 from .kit import Call, Program, requests_of, settled, until, waiters
 
@@ -101,6 +102,23 @@ def test_rows_are_pulled_as_whole_tensors_are(store, rng):
             for key, array in pulled.items():
                 rows = slice(*key[1:]) if isinstance(key, tuple) else slice(None)
                 assert (array == state[rows]).all()
+
+
+def test_several_rows_of_a_tensor_are_pushed_at_once(store):
+    one, other = two(store)
+    one.push({"w": numpy.zeros(9)}, "set")
+    other.pull()
+    one.push({("w", 0, 2): [1, 1], ("w", 6, 9): [1, 1, 1], ("w", 1, 7): [1] * 6})
+    expected = [1, 2, 1, 1, 1, 1, 2, 1, 1]
+    for model in (other, store.model("/model/m")):
+        assert model.pull()["w"].tolist() == expected
+    one.push({("w", 8, 9): [7], ("w", 0, 1): [7], ("w", 4, 4): []}, "set")
+    asked = other.pull([("w", 0, 2), ("w", 7, 9)])  # by one that has all
+    assert {key: array.tolist() for key, array in asked.items()} == {
+        ("w", 0, 2): [7, 2],
+        ("w", 7, 9): [1, 7],
+    }
+    assert other.pull()["w"].tolist() == [7, *expected[1:8], 7]
 
 
 def test_what_was_pulled_stays_as_it_is(store):
@@ -358,6 +376,62 @@ def test_what_cannot_be_applied_is_not_pushed(store):
             other.pull([key])
     assert other.push({"w": numpy.ones((4, 2)), "i": numpy.int8([1, 1, 1])}) == 2
     assert one.pull(["i"])["i"].dtype == "int32"
+
+
+def test_arrays_of_any_byte_order_are_kept_in_the_machines(store):
+    one, other = two(store)
+    one.push({"w": numpy.zeros(10, ">f8")}, "set")
+    assert other.pull()["w"].dtype == "f8"
+    for _ in range(70):  # so that a base is made of sums
+        one.push({"w": numpy.ones(10, ">f8")})
+        other.pull()
+    assert (store.model("/model/m").pull()["w"] == 70).all()
+
+
+def test_truth_values_are_set_and_not_added(store):
+    model = store.model("/model/m")
+    model.push({"mask": numpy.zeros(3, bool), "n": numpy.zeros(3, int)}, "set")
+    with pytest.raises(errors.InvalidArgumentError, match="truth values"):
+        model.push({"mask": [True, True, True]})
+    model.push({"n": [True, False, True]})
+    model.push({("mask", 0, 1): [True]}, "set")
+    pulled = model.pull()
+    assert pulled["mask"].tolist() == [True, False, False]
+    assert pulled["n"].tolist() == [1, 0, 1]
+
+
+def test_what_was_interrupted_is_not_half_there(store, monkeypatch):
+    one, other = two(store)
+    one.push({"v": numpy.zeros(3), "w": numpy.zeros(3)}, "set")
+    other.pull()
+    one.push({"v": numpy.ones(3), "w": numpy.ones(3)}, worker="a", step=1)
+    add = replica.Rows.add
+
+    def interrupted(rows, *args):
+        add(rows, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replica.Rows, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            other.pull()
+    assert other.push({"v": numpy.ones(3)}, worker="a", step=1) == 2
+    assert [array.tolist() for array in other.pull().values()] == [[1, 1, 1]] * 2
+
+
+def test_a_model_stays_though_the_call_that_made_it_failed(store, monkeypatch):
+    model = store.model("/model/m")
+
+    def late(*_):
+        raise errors.DeadlineError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models.Model, "_keep", late)
+        with pytest.raises(errors.DeadlineError):
+            model.describe()
+    assert store.stat("/model/m").expires is not None
+    model.push({"w": numpy.zeros(3)}, "set")
+    assert store.stat("/model/m").expires is None
 
 
 def test_two_who_begin_one_tensor_agree_on_what_it_is(store):

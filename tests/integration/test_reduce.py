@@ -64,11 +64,13 @@ def test_all_contributors_get_the_sum(cluster, transport, size, rng):
         ("max", "int16", numpy.max),
         ("min", "bool", numpy.min),
         ("sum", "complex128", numpy.sum),
+        ("sum", ">f4", numpy.sum),
     ],
 )
 def test_operations_and_types(store, op, dtype, plain, rng):
-    for shape in ((), (0, 3), (3, 5), (3, 1 << 19)):
-        arrays = [(4 * rng.random(shape)).astype(dtype) for _ in range(3)]
+    large = (1 << 20) // numpy.dtype(dtype).itemsize
+    for shape in ((), (0, 3), (3, 5), (3, large)):
+        arrays = [numpy.array(4 * rng.random(shape)).astype(dtype) for _ in range(3)]
         expected = plain(arrays, axis=0)
         for result in together(store, f"/reduce/{len(shape)}-{shape[-1:]}", arrays, op):
             assert result.dtype == dtype
@@ -116,21 +118,22 @@ def test_the_result_may_take_the_place_of_the_array(store, size, rng):
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-@pytest.mark.parametrize("missing", [0, 3, 4])
-def test_who_is_missing_is_named_and_may_come_later(store, size, missing):
+def test_who_is_missing_is_named_and_may_come_later(store, size):
     ones = numpy.ones(size)
     n = 6
-    calls = {
-        rank: Call(store.reduce, "/reduce/r", ones, n, rank=rank, timeout=0.7)
+    calls = [
+        (missing, Call(store.reduce, f"/reduce/{missing}", ones, n, rank=rank, timeout=0.8))
+        for missing in (0, 3, 4)
         for rank in range(n)
         if rank != missing
-    }
-    for call in calls.values():
+    ]
+    for missing, call in calls:
         with pytest.raises(errors.DeadlineError, match=f"rank {missing} of {n}") as caught:
             call.result()
         assert caught.value.ranks == (missing,)
-    for result in together(store, "/reduce/r", [ones] * n):
-        assert (result == n).all()
+    for missing in (0, 3, 4):
+        for result in together(store, f"/reduce/{missing}", [ones] * n):
+            assert (result == n).all()
 
 
 def test_those_of_whom_nobody_knows_are_told(store):
@@ -138,6 +141,12 @@ def test_those_of_whom_nobody_knows_are_told(store):
         store.reduce("/reduce/r", numpy.ones(4), 4, rank=0, timeout=0.1)
     assert caught.value.ranks == (1, 3)
     assert "rank 2 would wait" in caught.value.hint
+
+
+def test_who_had_no_time_even_to_come_is_told_the_same_way(store):
+    with pytest.raises(errors.DeadlineError) as caught:
+        store.reduce("/reduce/r", numpy.ones(4), 2, timeout=0)
+    assert isinstance(caught.value.ranks, tuple)
 
 
 def test_without_a_rank_they_count_in_the_order_of_coming(store):
@@ -189,6 +198,8 @@ def test_what_does_not_fit_the_others_is_refused(store):
         (([1.0], 2), {"rank": 0, "round": -1}),
         (([1.0], 2), {"rank": 0, "out": numpy.ones(2)}),
         (([1.0], 2), {"rank": 0, "timeout": -1}),
+        (([1.0], 2), {"rank": 0, "delete_after_read": True}),
+        (([1.0], 2), {"rank": 0, "evictable": True}),
     ],
 )
 def test_bad_arguments_leave_nothing(store, arguments, options):

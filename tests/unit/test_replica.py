@@ -36,8 +36,12 @@ def a_push(rng, replica, state, step):
     """The value of a random push, which the plain arrays are changed by, too."""
     op = rng.choice(["add", "add", "add", "set"])
     updates = {}
-    for name in rng.sample(list(SHAPES), rng.choice([1, 1, 1, 2])):
+    for name in rng.choices(list(SHAPES), k=rng.choice([1, 1, 1, 2, 3])):
         key = a_key(rng, name)
+        if key in updates:
+            continue
+        if name in state and name not in replica.kinds:
+            continue  # it begins with this push
         if name not in state:
             op, key = "set", name
             state[name] = numpy.zeros(SHAPES[name])
