@@ -254,7 +254,7 @@ static void test_what_cannot_be_made_durable_is_not_confirmed(void) {
     int ch = channel(&w);
     struct crail_retire o = one_order(4, 2, 1), done[1];
     order(ch, &o, 1);
-    assert(readable(crail_storage_failed_fd(w.s), 10000));
+    assert(readable(crail_storage_failed_fd(w.s), 60000));
     assert(!readable(ch, 150));
     crail_storage_stats st = stats(&w);
     assert(st.retires_waiting == 1 && st.disk_errno == EIO && st.disk_errors == 1);
@@ -364,7 +364,7 @@ static void test_a_disk_that_fails_is_told_of_and_written_no_more(void) {
     assert(!readable(crail_storage_failed_fd(w.s), 0));
     set_faults("disk-write 28\n");
     assert(ask(fd, request(CRAIL_DATA_WRITE, 512, 512, 0, 0, n), data) == CRAIL_E_OUT_OF_SPACE);
-    assert(readable(crail_storage_failed_fd(w.s), 10000));
+    assert(readable(crail_storage_failed_fd(w.s), 60000));
     assert(stats(&w).disk_errno == ENOSPC);
     unlink(faults_path); /* too late: nobody knows what is there */
     assert(ask(fd, request(CRAIL_DATA_WRITE, 512, 512, 0, 0, n), data) == CRAIL_E_OUT_OF_SPACE);

@@ -51,7 +51,7 @@ static void views_order(struct views *v, uint32_t first, uint32_t n) {
 static void views_confirmed(struct views *v, uint32_t n) {
     struct crail_retire done[CRAIL_RETIRES_MAX];
     while (n) {
-        assert(readable(v->channel, 10000));
+        assert(readable(v->channel, 60000));
         uint32_t part = confirmed(v->channel, done, CRAIL_RETIRES_MAX);
         assert(part <= n);
         n -= part;

@@ -171,6 +171,8 @@ static const char *read_row(const struct crail_row *row, struct reading *r) {
     if (!r->id || (r->beside.item.state > CRAIL_ITEM_TAKEN) ||
         (r->head.parts & CRAIL_PART_ITEM && (!r->beside.item.state || r->head.name_len != 20)))
         return "it has no id, or is no item";
+    if (r->head.parts & CRAIL_PART_BARRIER && !r->barrier.members)
+        return "it is a barrier of nobody";
     if (r->head.parent ? !crail_path_name_valid(r->name, r->head.name_len) : r->head.name_len != 0)
         return "its name is none";
     return NULL;
@@ -503,7 +505,8 @@ static int make_lives(struct crail_meta *m) {
         struct crail_meta_session *s = session_find(l, life->session);
         if (!(b->parts & CRAIL_PART_LIFE))
             continue;
-        if (life->options & ~CRAIL_OPTIONS_KNOWN || life->ttl_ns < 0)
+        if (life->options & ~CRAIL_OPTIONS_KNOWN || life->ttl_ns < 0 ||
+            (b->parts & CRAIL_PART_JOB && life->options & CRAIL_OPTION_TTL)) /* a job's end is noted by itself */
             return bad(l, "node %llu: its options are unknown", (ull)crail_node_at(m, b->ref)->id);
         bool no_owner = life->options & CRAIL_OPTION_SESSION && !s, no_job = life->job && !crail_job_find(m, life->job);
         if (no_owner || no_job) {
@@ -549,9 +552,12 @@ static int make_items(struct crail_meta *m) {
         uint32_t state = b->item.state;
         if (!(b->parts & CRAIL_PART_ITEM))
             continue;
+        const struct crail_node *n = crail_node_at(m, b->ref);
+        if (state != CRAIL_ITEM_FRESH && crail_node_at(m, n->parent)->queue.fresh)
+            return bad(l, "node %llu: it was taken before an older item", (ull)n->id);
         struct crail_meta_session *s = state == CRAIL_ITEM_TAKEN ? session_find(l, b->item.session) : NULL;
         if (s && crail_hold_find(m, s, b->item.token))
-            return bad(l, "node %llu: its taker holds another by the same token", (ull)crail_node_at(m, b->ref)->id);
+            return bad(l, "node %llu: its taker holds another by the same token", (ull)n->id);
         if (s && !crail_hold_add(m, s, CRAIL_HOLD_ITEM, b->item.token, b->ref))
             return -ENOMEM;
         if (state == CRAIL_ITEM_TAKEN && !s)
