@@ -429,7 +429,7 @@ def _pids(runtime):
 
 
 def test_drivers_that_start_at_once_get_one_service(runtime):
-    programs = [Program(DRIVER) for _ in range(4)]
+    programs = [Program(DRIVER) for _ in range(3)]
     try:
         assert len({program.line().split()[0] for program in programs}) == 1
     finally:

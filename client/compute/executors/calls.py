@@ -213,4 +213,5 @@ def unwrap_error(body: bytes) -> BaseException:
     except Exception as why:
         error = RemoteError(f"an exception that cannot be unpickled here: {why!r}")
     BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))  # also if it is frozen
-    return error
+    found: BaseException = error
+    return found
