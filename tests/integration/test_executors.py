@@ -14,6 +14,7 @@ import textwrap
 import threading
 from pathlib import Path
 
+import msgpack
 import numpy
 import pytest
 
@@ -477,7 +478,11 @@ def test_another_user_is_refused_though_the_files_would_let_it(fresh, runtime):
 
 def test_what_is_no_driver_is_closed_and_disturbs_nobody(pool):
     path = home.Home("tests").socket
+    hello = frames.pack(
+        frames.HELLO, body=msgpack.packb({"version": frames.VERSION, "context": b""})
+    )
     for data in (
+        frames.pack(frames.STATUS) + hello,
         b"x" * 1000, frames.pack(frames.SUBMIT, 1), frames.pack(frames.HELLO, body=b"\xc1"),
         frames.pack(99), b"\xff" * 64,
     ):  # fmt: skip
