@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -46,14 +47,20 @@ def test_connect_and_get_cost_at_most_40_ms_over_a_bare_interpreter(cluster, tmp
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
-    def run(*arguments: str) -> float:
+    def run(*arguments: str) -> tuple[float, float]:
+        """Seconds of CPU, and by the clock."""
         command = [sys.executable, *arguments]
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return cpu, time.perf_counter() - start
 
     run("-c", PROGRAM, cluster.address)
-    # the least of each: what else the machine does is not our cost
-    both = [(run("-c", PROGRAM, cluster.address), run("-c", "pass")) for _ in range(21)]
-    extra = min(ours for ours, _ in both) - min(bare for _, bare in both)
-    assert extra < 0.040, f"{extra * 1000:.1f} ms"
+    # The least of each; and on a machine that is busy with other things, what of it is ours.
+    rounds = [(run("-c", PROGRAM, cluster.address), run("-c", "pass")) for _ in range(21)]
+    cpu = min(ours[0] for ours, _ in rounds) - min(bare[0] for _, bare in rounds)
+    clock = min(ours[1] for ours, _ in rounds) - min(bare[1] for _, bare in rounds)
+    busy = os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
+    assert cpu < 0.040, f"{cpu} s of CPU, {clock} s by the clock"
+    assert busy or clock < 0.040, f"{cpu} s of CPU, {clock} s by the clock"
