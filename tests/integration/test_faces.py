@@ -30,10 +30,6 @@ def keywords(call):
     return [(p.name, p.kind, p.default) for p in inspect.signature(call).parameters.values()]
 
 
-#: What only tasks call, so far, which block anyway.
-COMPUTE = {"shuffle"}
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [
