@@ -476,15 +476,11 @@ class Items(Scenario):
     def __init__(self, loses: bool) -> None:
         super().__init__(loses)
         self._number = 0
-        self._is_durable = [False, False]  # is the queue there for good, as far as each knows?
         self._put: dict[str, Ack] = {}
         self._taken: list[tuple[str, Ack]] = []
 
     def step(self, store: Any, who: int) -> None:
         queue = store.queue("/fp/q")
-        if not self._is_durable[who]:
-            store.put(f"/fp/q-{who}", b"", durability="sync")  # and what was made before it
-            self._is_durable[who] = True
         if who == 0:
             self._number += 1
             name = str(self._number)
@@ -581,6 +577,8 @@ class World:
             group_interval=INTERVAL, session_grace=5,
         )  # fmt: skip
         self.store = self.cluster.connect(timeout=TIMEOUT)
+        self.store.queue("/fp/q")  # who takes from it counts on it: it is there for good
+        self.store.put("/fp/made", b"", durability="sync")  # and what was made before it
         self.scenarios = [make(durability == "group") for make in SCENARIOS]
         self.clients = [
             Client(self.cluster.connect(timeout=TIMEOUT), scenario, who, self._gate)

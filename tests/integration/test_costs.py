@@ -165,7 +165,7 @@ def test_creates_and_deletes_leave_the_accounting_where_it_was(own):
 
 def test_other_requests_go_on_during_rmtree_and_a_long_listing(own):
     _, store = own
-    n = 100_000
+    n = 400_000  # as one step, it would take 100 ms and more
     for at in range(0, n, 10_000):
         store.put_many([(f"/many/{i:07d}", b"") for i in range(at, at + 10_000)])
     store.put("/k", b"x")
@@ -188,7 +188,7 @@ def test_other_requests_go_on_during_rmtree_and_a_long_listing(own):
         pass
     stop.set()
     thread.join()
-    assert listing < 5
+    assert listing < 10
     waits.sort()
     print(f"listing {listing:.2f} s, {len(waits)} gets, p99 {waits[len(waits) * 99 // 100]:.6f} s")
-    assert counters(store)["step_ns_max"] < 20_000_000, "steps are 200 us; the rest is preemption"
+    assert counters(store)["step_ns_max"] < 70_000_000, "steps are 200 us; the rest is preemption"
