@@ -227,7 +227,8 @@ def _storage_service(options: argparse.Namespace) -> StorageService:
 
 def _dram_tier(options: argparse.Namespace, settings: Settings) -> tuple[DramTier, str, bool]:
     """The tier, the id of the server, and whether its memory goes with it."""
-    from .reception import private_folder
+    from crailpy.folders import private_folder
+
     from .storage.tiers.dram import DramTier
 
     server, ephemeral = options.id, options.ephemeral
@@ -250,8 +251,8 @@ def _dram_tier(options: argparse.Namespace, settings: Settings) -> tuple[DramTie
 def _file_tier(options: argparse.Namespace, settings: Settings) -> tuple[FileTier, str, bool]:
     """The same. The file knows its server's id; a folder is only for the socket."""
     from crailpy.errors import InvalidArgumentError
+    from crailpy.folders import private_folder
 
-    from .reception import private_folder
     from .storage.tiers.file import FileTier
 
     if not settings.file_path:

@@ -29,9 +29,8 @@ from typing import Any
 import crailpy
 from crailpy.config import SETTINGS
 from crailpy.errors import ClosedError, InvalidArgumentError, UnavailableError, from_code
+from crailpy.folders import private_folder
 from crailpy.units import parse_size
-
-from .reception import private_folder
 
 BASE = "/dev/shm"
 FILES = "files"  # in a cluster's folder: a link to where the files of the file tier are

@@ -259,24 +259,6 @@ class Reception:
         self._paths.clear()
 
 
-def private_folder(path: str) -> str:
-    """Makes a folder that only we may enter, or checks that it is one. Returns the path.
-
-    Raises AuthError if it belongs to somebody else or is open to others."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        about = os.lstat(path)
-        folder = (about.st_mode & 0o170000) == 0o040000
-        if not folder or about.st_uid != os.getuid() or about.st_mode & 0o077:
-            raise AuthError(
-                f"{path} is not a folder of ours that is closed to others",
-                hint="remove it, or name another one",
-            ) from None
-    return path
-
-
 def check_exposure(host: str, token: str | None, insecure: bool) -> None:
     """Raises AuthError for a service that would be open to the network without a token."""
     if token or insecure:

@@ -17,7 +17,6 @@ from crailpy.channel import Channel
 from crailpy.config import Settings
 from crailpy.control import Registration
 from crailpy.errors import (
-    AuthError,
     CrailError,
     InvalidArgumentError,
     ProtocolError,
@@ -25,8 +24,9 @@ from crailpy.errors import (
     StaleLocationError,
     UnavailableError,
 )
+from crailpy.folders import private_folder, runtime_dir
 
-from ..reception import Reception, Visit, check_exposure, private_folder
+from ..reception import Reception, Visit, check_exposure
 from ..threads import Threads
 from .database import FILE, GRANTS, damaged
 from .members import Member, Members
@@ -96,7 +96,7 @@ class NamenodeService:
         try:
             await self._start_core()
             self.port = self._reception.listen_tcp(self.settings.host, self.settings.port)
-            folder = private_folder(self._runtime_dir or default_runtime_dir())
+            folder = private_folder(self._runtime_dir or runtime_dir())
             path = os.path.join(folder, f"nn-{self.port}.sock")
             if len(os.fsencode(path)) > 107:
                 raise InvalidArgumentError(f"too long for a unix socket: {path}")
@@ -403,11 +403,3 @@ def durability_of(settings: Settings, folder: str | None) -> str:
             f"durability={said!r} needs a folder to keep things in", hint="--dir names one"
         )
     return str(said)
-
-
-def default_runtime_dir() -> str:
-    """Where sockets go when nobody says where: a folder of this user. Raises AuthError."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
-    if not os.path.isdir(base):
-        raise AuthError(f"$XDG_RUNTIME_DIR is no folder: {base!r}")
-    return os.path.join(base, f"crailpy-{os.getuid()}")

@@ -27,6 +27,7 @@ from crailpy.errors import (
     UnavailableError,
     from_code,
 )
+from crailpy.folders import private_folder, runtime_dir
 
 from . import frames
 
@@ -204,20 +205,13 @@ def check_peer(sock: socket.socket) -> int:
 
 def _folder() -> str:
     """The folder of this user's sockets, for us alone. Raises AuthError."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
-    path = os.path.join(base, f"crailpy-{os.getuid()}")
+    path = runtime_dir()
     try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        about = os.lstat(path)
-        is_folder = (about.st_mode & 0o170000) == 0o040000
-        if not is_folder or about.st_uid != os.getuid() or about.st_mode & 0o077:
-            raise AuthError(
-                f"{path} is not a folder of ours that is closed to others", hint="remove it"
-            ) from None
+        return private_folder(path)
+    except AuthError:
+        raise
     except OSError as error:
         raise AuthError(f"cannot make {path}: {error.strerror}", hint="$XDG_RUNTIME_DIR") from None
-    return path
 
 
 def _environment() -> str:

@@ -24,9 +24,8 @@ from typing import Any
 
 from crailpy import native
 from crailpy.errors import ExistsError, InvalidArgumentError, OutOfSpaceError
+from crailpy.folders import private_folder
 from crailpy.units import format_size
-
-from ...reception import private_folder
 
 log = logging.getLogger("crailpy.storage")
 

@@ -27,9 +27,9 @@ from zlib import crc32
 
 from crailpy import native
 from crailpy.errors import ExistsError, InvalidArgumentError, OutOfSpaceError
+from crailpy.folders import private_folder
 from crailpy.units import format_size
 
-from ...reception import private_folder
 from .dram import GRANULE, REGIONS_MAX, RESERVE, lock_folder, region_sizes, remove_file
 
 log = logging.getLogger("crailpy.storage")
