@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH = struct.Struct("<I")
+END_SECONDS_MAX = 60.0
+"""For what is under way when nothing more is to be done."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 Item = tuple[Future[Any], bytes]
 
@@ -128,8 +130,12 @@ class Worker:
         self._process.stdout.close()
 
     def join(self) -> None:
-        """Waits for its end, which somebody has put into the queue."""
-        self._thread.join()
+        """Waits for its end, which somebody has put into the queue; a task that takes too long for
+        that is killed."""
+        self._thread.join(END_SECONDS_MAX)
+        if self._thread.is_alive():
+            self._process.kill()
+            self._thread.join(END_SECONDS_MAX)
 
 
 class Local(Executor):

@@ -93,9 +93,14 @@ class Home:
                 return self._greet(request, deadline)
             except _ABSENT as error:
                 if not start:
-                    raise UnavailableError(f"there is no pool {self.name!r}") from error
+                    raise UnavailableError(
+                        f"there is no pool {self.name!r}", hint="`crailpy pool` starts one"
+                    ) from error
             if time.monotonic() >= deadline:
-                raise DeadlineError(f"the pool {self.name!r} does not answer")
+                raise DeadlineError(
+                    f"the pool {self.name!r} does not answer",
+                    hint=f"what it says is in {self.stem}.log",
+                )
             self._start(request.get("workers") or 0, deadline)
 
     def _greet(
