@@ -65,6 +65,13 @@ def cluster() -> Iterator[crailpy.LocalCluster]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[crailpy.LocalCluster]:
+    """A cluster that nobody else talks to: for tests that count what a call costs."""
+    with crailpy.LocalCluster(dram="128MiB") as cluster:
+        yield cluster
+
+
 @pytest.fixture(scope="session")
 def dram_bytes() -> int:
     """The memory of `cluster`."""

@@ -11,7 +11,6 @@ import tracemalloc
 import numpy
 import pytest
 
-import crailpy
 from crailpy import errors
 from crailpy.client import compute
 from crailpy.client.compute import broadcasts
@@ -27,13 +26,6 @@ def store(request, cluster):
         yield store
         if store.exists("/broadcast"):
             store.rmtree("/broadcast")
-
-
-@pytest.fixture(scope="module")
-def quiet():
-    """A cluster that nobody else talks to."""
-    with crailpy.LocalCluster(dram="128MiB") as cluster:
-        yield cluster
 
 
 @pytest.fixture
