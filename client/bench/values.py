@@ -62,7 +62,7 @@ def medium(bench: Bench) -> None:
 
 def large(bench: Bench) -> None:
     for size in (s for s in bench.sizes if s >= MIB):
-        count = max(1, min(8, 64 * MIB // size))
+        count = max(1, min(32, 64 * MIB // size))
         with bench.keys(size) as keys:
             sources = bench.slices(bench.memory.source, size)
             targets = bench.slices(bench.memory.target, size)

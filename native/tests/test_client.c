@@ -285,6 +285,40 @@ static void a_ring_carries_requests_and_replies(void) {
     CLAIM("a ring carries requests and replies; who waits beyond a tick sleeps on the socket");
 }
 
+static uint32_t one_by_ring(struct crail_lane *lane, struct crail_ring *server) {
+    crail_lane_begin(lane);
+    add_op(lane, CRAIL_OP_GET, "/a");
+    assert(crail_lane_send(lane) == 0);
+    answer_by_ring(server, 1);
+    assert(crail_lane_receive(lane, 0) == 0);
+    return server->memory->follows_ns;
+}
+
+static void a_pause_does_not_end_a_dense_stream(void) {
+    int peer, bell;
+    struct crail_ring server;
+    crail_client *c = new_client(1);
+    struct crail_lane *lane = open_ring_lane(c, &peer, &server, &bell);
+    for (int i = 0; i < 300; i++) {
+        usleep(500);
+        assert(one_by_ring(lane, &server) == 0);
+    }
+    for (int i = 0; i < 1000; i++)
+        one_by_ring(lane, &server);
+    usleep(500);
+    assert(one_by_ring(lane, &server) != 0);
+    for (int i = 0; i < 10; i++) {
+        usleep(500);
+        one_by_ring(lane, &server);
+    }
+    assert(server.memory->follows_ns == 0);
+    crail_lane_checkin(lane);
+    crail_client_free(c);
+    crail_ring_close(&server);
+    close(peer), close(bell);
+    CLAIM("a pause does not end a dense stream, many do, and who asks seldom never makes one");
+}
+
 /* The namenode's connection ends before, or after, it took the request. */
 static void a_request_left_in_the_ring_was_not_executed(void) {
     for (int taken = 0; taken < 2; taken++) {
@@ -619,6 +653,7 @@ int main(void) {
     a_discarded_lane_keeps_its_number_and_its_grants();
     grants_fit_within_a_quarter();
     a_ring_carries_requests_and_replies();
+    a_pause_does_not_end_a_dense_stream();
     a_request_left_in_the_ring_was_not_executed();
     a_lying_ring_breaks_the_connection();
     a_long_request_passes_in_pieces();

@@ -89,11 +89,37 @@ static void test_a_dense_stream_starves_nobody(void) {
     end();
 }
 
+/* Those beyond go to sleep at once, and are rung. */
+static void test_more_rings_than_are_looked_at_all_get_answers(void) {
+    enum { CLIENTS = CRAIL_RPC_AWAKE_MAX + 16 };
+    static int fds[CLIENTS];
+    with_rings = true;
+    start(60000);
+    for (uint64_t i = 0; i < CLIENTS; i++) {
+        fds[i] = client(i + 1);
+        atomic_store(&ring_of(fds[i])->ring.memory->follows_ns, CRAIL_RING_SPIN_NS_MAX);
+    }
+    for (uint64_t round = 0; round < 200; round++) {
+        for (int i = 0; i < CLIENTS; i++) {
+            frame(&Q, round, 0);
+            op(&Q, CRAIL_OP_PING, "", NULL, 0);
+            send_all(fds[i], Q.b.data, Q.b.len);
+        }
+        for (int i = 0; i < CLIENTS; i++)
+            CHECK(take(fds[i], &R) && R.head.id == round);
+    }
+    for (int i = 0; i < CLIENTS; i++)
+        close(fds[i]);
+    end();
+    with_rings = false;
+}
+
 int main(int argc, char **argv) {
     static const struct rpc_test tests[] = {
         T(test_a_lying_ring_drops_its_client_only),
         T(test_the_socket_beside_a_ring_is_silent),
         T(test_a_dense_stream_starves_nobody),
+        T(test_more_rings_than_are_looked_at_all_get_answers),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, argc, argv);
 }

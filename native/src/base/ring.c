@@ -18,7 +18,7 @@
 #define NAP_NS 5000000
 #define PENALTY_FIRST 2u
 #define PENALTY_MAX 256u
-#define GOOD_ENOUGH 16u
+#define GOOD_ENOUGH 4u
 
 _Static_assert((CRAIL_RING_BYTES & (CRAIL_RING_BYTES - 1)) == 0, "positions are counts modulo the size");
 _Static_assert(sizeof(struct crail_ring_memory) % 4096 == 0, "whole pages");
@@ -191,8 +191,8 @@ bool crail_ring_may_spin(struct crail_ring_pace *p) {
 
 void crail_ring_spun(struct crail_ring_pace *p, bool found) {
     if (found) {
-        if (++p->good >= GOOD_ENOUGH)
-            p->penalty = PENALTY_FIRST;
+        if (++p->good % GOOD_ENOUGH == 0 && p->penalty > PENALTY_FIRST)
+            p->penalty /= 2;
         return;
     }
     p->good = 0;

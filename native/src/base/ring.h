@@ -24,7 +24,7 @@
 
 #define CRAIL_RING_BYTES (64u << 10)   /* of each stream; longer frames pass in pieces */
 #define CRAIL_RING_SPIN_NS 20000u      /* how long an end waits awake for one that thinks briefly */
-#define CRAIL_RING_SPIN_NS_MAX 100000u /* nobody waits longer than this without sleeping */
+#define CRAIL_RING_SPIN_NS_MAX 150000u /* nobody waits longer than this without sleeping */
 
 /* One stream in shared memory. A line of cache for each word, by who changes it and how often. */
 struct crail_ring_stream {
@@ -91,7 +91,8 @@ bool crail_ring_wake_writer(struct crail_ring *r);
 /* ---- whether to spin ------------------------------------------------------ */
 
 /* A spin that finds nothing has stood in somebody's way, perhaps the peer's own on a shared core. After one that
- * failed so many waits pass without another try; twice as many after the next. */
+ * failed so many waits pass without another try; twice as many after the next. A few that found something halve that
+ * again, so that who works in bursts is not punished for each pause. */
 struct crail_ring_pace {
     uint32_t skip;    /* waits left without a spin */
     uint32_t penalty; /* `skip` after the next failure */

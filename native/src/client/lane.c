@@ -24,10 +24,13 @@
 #define RECEIVE_BYTES_MIN (64u << 10)             /* room for a receive: most replies need no second one */
 #define BUFFER_BYTES_KEPT (4u << 20)              /* a lane that was checked in keeps no larger buffers */
 #define REPLY_BYTES_MAX (64u << 20)               /* a vector's largest honest reply is far below */
-#define CLOSE_NS (CRAIL_RING_SPIN_NS_MAX - 10000) /* requests that follow the reply before within this... */
-#define WAKE_NS 40000      /* until a namenode that was rung answers, where its core has to wake first */
-#define THOUGHT_NS 15000   /* ... and longer than this, mostly: a stream of large values, say */
-#define DENSE_REQUESTS 32u /* ... make a dense stream when they are so many in a row */
+#define CLOSE_NS (CRAIL_RING_SPIN_NS_MAX - 10000) /* a request follows the reply before closely within this */
+#define DENSE_REQUESTS 32u                        /* so many more such requests than others make a dense stream... */
+#define DENSITY_MAX 64u                           /* ... and what is beyond this is forgotten */
+#define PAUSE_COST 8u                             /* another request counts as much as so many close ones */
+#define THOUGHT_NS 15000 /* who thinks longer than this, mostly, works on something: on values of 1 MiB, say */
+#define WAKE_NS 40000    /* until a namenode that was rung answers, where its core has to wake first */
+#define BRIEFLY_NS 20000 /* the same where it only has to be given a core that somebody works on */
 
 /* ---- the pool ------------------------------------------------------------ */
 
@@ -208,7 +211,8 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh, c
     lane->follows_ns = 0;
     lane->long_thoughts = 0;
     lane->core = 0;
-    lane->close_requests = 0;
+    lane->density = 0;
+    lane->brief = (struct crail_ring_pace){0};
     if (fresh) {
         lane->seq_last = 0;
         lane->seq_given_up = 0; /* it went with its session */
@@ -256,21 +260,22 @@ static void ring_bell(struct crail_lane *lane) {
     lane->was_rung = true;
 }
 
-/* Looks for bytes without sleeping, for as long as a namenode that is awake may need. */
+/* Looks for bytes without sleeping: in a dense stream for as long as a namenode that is awake may need, else for as
+ * long as one needs that begins at once. Where that does not help, `pace` and `brief` soon forbid it. */
 static bool spin(struct crail_lane *lane) {
-    if (!lane->follows_ns)
-        return false;
     bool found = crail_ring_readable(&lane->ring);
-    if (found)
-        return true;
-    int64_t until = crail_now_ns() + (lane->was_rung ? WAKE_NS : CRAIL_RING_SPIN_NS);
+    struct crail_ring_pace *pace = lane->follows_ns ? &lane->pace : &lane->brief;
+    if (found || (!lane->follows_ns && !crail_ring_may_spin(pace)))
+        return found;
+    int64_t ns = !lane->follows_ns ? BRIEFLY_NS : lane->was_rung ? WAKE_NS : CRAIL_RING_SPIN_NS;
+    int64_t until = crail_now_ns() + ns;
     do {
         for (int i = 0; i < 8 && !found; i++) {
             crail_ring_pause();
             found = crail_ring_readable(&lane->ring);
         }
     } while (!found && crail_now_ns() < until);
-    crail_ring_spun(&lane->pace, found);
+    crail_ring_spun(pace, found);
     return found;
 }
 
@@ -313,10 +318,13 @@ static ssize_t stream_write(struct crail_lane *lane, const void *from, size_t n)
 /* A request is about to be sent: is the stream dense? The namenode hears of it, and waits awake for the next. */
 static void note_pace(struct crail_lane *lane) {
     int64_t thought = crail_now_ns() - lane->replied_ns;
-    lane->close_requests = thought < CLOSE_NS ? lane->close_requests + 1 : 0;
+    if (thought < CLOSE_NS)
+        lane->density += lane->density < DENSITY_MAX;
+    else
+        lane->density -= lane->density < PAUSE_COST ? lane->density : PAUSE_COST;
     lane->long_thoughts += thought < THOUGHT_NS ? -(lane->long_thoughts > 0) : lane->long_thoughts < DENSE_REQUESTS;
     lane->was_rung = false;
-    bool dense = lane->close_requests >= DENSE_REQUESTS && crail_ring_may_spin(&lane->pace);
+    bool dense = lane->density >= DENSE_REQUESTS && crail_ring_may_spin(&lane->pace);
     uint32_t core = (uint32_t)sched_getcpu(), follows_ns = 0;
     if (dense)
         follows_ns = lane->long_thoughts > DENSE_REQUESTS / 2 ? CRAIL_RING_SPIN_NS_MAX : CRAIL_RING_SPIN_NS;

@@ -146,7 +146,6 @@ static bool reply(crail_namenode *nn, struct crail_rpc_lane *lane, const struct 
     }
     crail_failpoint("reply");
     nn->stats.requests++;
-    crail_rpc_crowd_count(nn, lane);
     return sent(nn, lane, crail_rpc_conn_send(nn, lane->conn, b->data, b->len));
 }
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/thread.h"
 #include "rpc/rpc.h"
 
 #define EVENTS_PER_LOOK 64
@@ -207,16 +208,17 @@ static int wait_ms(crail_namenode *nn) {
 static int look(crail_namenode *nn, struct epoll_event *events) {
     for (;;) {
         bool found = crail_rpc_rings_look(nn);
-        bool soon = found || !crail_list_empty(&nn->spinning);
-        if (soon && crail_clock_ns() - nn->looked_ns < CRAIL_RPC_LOOK_NS) {
+        int ms = found ? 0 : wait_ms(nn);
+        bool spins = ms && crail_rpc_rings_spin(nn);
+        if ((found || spins) && crail_clock_ns() - nn->looked_ns < CRAIL_RPC_LOOK_NS) {
             if (found)
                 return 0;
-            if (wait_ms(nn)) {
-                crail_ring_pause();
-                continue;
-            }
+            crail_ring_pause();
+            continue;
         }
-        int n = epoll_wait(nn->epoll_fd, events, EVENTS_PER_LOOK, soon ? 0 : wait_ms(nn));
+        if (spins || (ms && !crail_rpc_rings_sleep(nn)))
+            ms = 0;
+        int n = epoll_wait(nn->epoll_fd, events, EVENTS_PER_LOOK, ms);
         assert(n >= 0 || errno == EINTR);
         nn->looked_ns = crail_clock_ns();
         nn->excused_ns = 0;
@@ -247,6 +249,7 @@ static void turn(crail_namenode *nn) {
 static void *loop(void *arg) {
     crail_namenode *nn = arg;
     pthread_setname_np(pthread_self(), "crail-namenode");
+    crail_thread_is_brief();
     while (!nn->stopping)
         turn(nn);
     crail_rpc_mailbox_end(nn);
@@ -282,11 +285,9 @@ int crail_rpc_start(const crail_namenode_options *options, const struct crail_rp
     nn->grace_ns[0] = options->session_grace_ms * 1000000u;
     nn->grace_ns[1] = min_u64(nn->grace_ns[0], GRACE_LOCAL_NS_MAX);
     struct crail_list *lists[] = {&nn->ready,    &nn->wait_step, &nn->wait_space, &nn->drain, &nn->large,
-                                  &nn->grace[0], &nn->grace[1],  &nn->channels,   &nn->grave, &nn->spinning};
+                                  &nn->grace[0], &nn->grace[1],  &nn->channels,   &nn->grave, &nn->awake};
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         crail_list_init(lists[i]);
-    nn->crowd_epoch = 1;
-    nn->crowd_left = CRAIL_RPC_CROWD;
     int rc = crail_rpc_sessions_init(nn);
     if (rc)
         goto out_nn;

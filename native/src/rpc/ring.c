@@ -1,12 +1,14 @@
 /* Connections whose bytes go through shared memory. The socket stays: its end is the connection's end, and a byte on
  * it wakes a client that sleeps there. The client wakes us by the bell.
  *
- * Asleep or awake. A ring whose connection is idle either sleeps (its flag is up, the client will ring) or spins (its
- * flag is down and the loop looks at it again and again, crail_rpc_rings_look). Spinning saves both ends all system
- * calls, and harms whoever needs this core. So it is done only
- *   - in a dense stream, and after a reply for as long as the client says that it thinks, 100 us at most;
- *   - while all busy lanes and this thread can have a core each: else a client needs ours to send its request;
- *   - not for a while after it found nothing (crail_ring_pace). */
+ * Asleep or awake. A ring whose connection is idle is awake first: its flag is down, so that a client makes no system
+ * call to send, and the loop looks at it in each turn (crail_rpc_rings_look). When the loop is about to sleep, all put
+ * their flags up (crail_rpc_rings_sleep); so a loop that always finds something to do is never rung.
+ *
+ * And the loop may spin: look again and again before it sleeps. That saves both ends all system calls, and harms
+ * whoever needs this core. So it does that only in a dense stream, after the last request for as long as a client says
+ * that it thinks (CRAIL_RING_SPIN_NS_MAX at most), and not for a while after it found nothing (crail_ring_pace): where
+ * all share one core, or neighbours want it, it soon stops by itself. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -25,7 +27,7 @@ int crail_rpc_ring_new(const int *fds2, struct crail_rpc_ring **out) {
     struct crail_rpc_ring *ring = calloc(1, sizeof *ring);
     if (!ring)
         return -ENOMEM;
-    crail_list_init(&ring->spin);
+    crail_list_init(&ring->awake);
     crail_list_init(&ring->end.grave);
     ring->end.fd = fcntl(fds2[1], F_DUPFD_CLOEXEC, 0);
     int rc = ring->end.fd < 0 ? -errno : crail_ring_open(&ring->ring, fds2[0], true);
@@ -47,6 +49,13 @@ void crail_rpc_ring_free(struct crail_rpc_ring *ring) {
     free(ring);
 }
 
+static void look_away(crail_namenode *nn, struct crail_rpc_ring *ring) {
+    if (crail_list_empty(&ring->awake))
+        return;
+    crail_list_remove(&ring->awake);
+    nn->awake_count--;
+}
+
 int crail_rpc_ring_open(crail_namenode *nn, struct crail_rpc_ring *ring, struct crail_rpc_conn *c) {
     int rc = crail_rpc_endpoint_open(nn, &ring->end, CRAIL_RPC_BELL, ring->end.fd);
     if (rc)
@@ -58,7 +67,7 @@ int crail_rpc_ring_open(crail_namenode *nn, struct crail_rpc_ring *ring, struct 
 }
 
 void crail_rpc_ring_close(crail_namenode *nn, struct crail_rpc_ring *ring) {
-    crail_list_remove(&ring->spin);
+    look_away(nn, ring);
     crail_ring_close(&ring->ring);
     crail_rpc_endpoint_close(nn, &ring->end);
     ring->conn = NULL;
@@ -96,41 +105,15 @@ void crail_rpc_ring_event(crail_namenode *nn, struct crail_rpc_ring *ring) {
     c->blocked = false;
     if (was_blocked && c->party)
         crail_rpc_party_unblocked(nn, c->party);
-    crail_list_remove(&ring->spin);
+    look_away(nn, ring);
     if (lane->state == CRAIL_RPC_LANE_IDLE)
         crail_rpc_lane_move(nn, lane, CRAIL_RPC_LANE_READY);
 }
 
 /* ---- awake or asleep ----------------------------------------------------- */
 
-/* Asked again and again: others may move us at any time. */
-static uint32_t cores_allowed(void) {
-    cpu_set_t allowed;
-    return sched_getaffinity(0, sizeof allowed, &allowed) ? 1 : (uint32_t)CPU_COUNT(&allowed);
-}
-
-void crail_rpc_crowd_count(crail_namenode *nn, struct crail_rpc_lane *lane) {
-    if (lane->crowd != nn->crowd_epoch) {
-        lane->crowd = nn->crowd_epoch;
-        nn->crowd_now++;
-    }
-    if (--nn->crowd_left)
-        return;
-    nn->crowd = nn->crowd_now;
-    nn->cores = nn->stats.rings ? cores_allowed() : 0;
-    nn->crowd_now = 0;
-    nn->crowd_left = CRAIL_RPC_CROWD;
-    nn->crowd_epoch++;
-}
-
-static bool may_spin(crail_namenode *nn, struct crail_rpc_ring *ring) {
-    uint32_t follows_ns = atomic_load_explicit(&ring->ring.memory->follows_ns, memory_order_relaxed);
-    ring->spin_ns = follows_ns < CRAIL_RING_SPIN_NS_MAX ? follows_ns : CRAIL_RING_SPIN_NS_MAX;
-    return follows_ns && nn->crowd < nn->cores && crail_ring_may_spin(&ring->pace);
-}
-
 static void ready(crail_namenode *nn, struct crail_rpc_ring *ring) {
-    crail_list_remove(&ring->spin);
+    look_away(nn, ring);
     ring->conn->readable = true;
     crail_rpc_lane_move(nn, ring->conn->lane, CRAIL_RPC_LANE_READY);
 }
@@ -138,16 +121,59 @@ static void ready(crail_namenode *nn, struct crail_rpc_ring *ring) {
 /* What is there already waits for its turn, too: a client that writes as fast as we read does not hold the loop. */
 void crail_rpc_ring_idle(crail_namenode *nn, struct crail_rpc_ring *ring) {
     bool came = crail_ring_readable(&ring->ring);
-    if (!came && may_spin(nn, ring)) {
-        ring->spin_since = crail_clock_ns();
-        crail_list_push(&nn->spinning, &ring->spin);
+    if (!came && nn->awake_count < CRAIL_RPC_AWAKE_MAX) {
+        ring->follows_ns = atomic_load_explicit(&ring->ring.memory->follows_ns, memory_order_relaxed);
+        crail_list_push(&nn->awake, &ring->awake);
+        nn->awake_count++;
     } else if (came || !crail_ring_sleep_for_bytes(&ring->ring)) {
         ready(nn, ring);
     }
 }
 
-/* Where client and loop share a core, no spin can succeed, and the scheduler keeps them together: each sleeps while the
- * other works. So the loop goes elsewhere, where it may; what it is allowed stays as it was. */
+bool crail_rpc_rings_look(crail_namenode *nn) {
+    bool found = false;
+    for (struct crail_list *l = nn->awake.next, *next; l != &nn->awake; l = next) {
+        struct crail_rpc_ring *ring = CRAIL_LIST_OF(l, struct crail_rpc_ring, awake);
+        next = l->next;
+        if (!crail_ring_readable(&ring->ring))
+            continue;
+        ready(nn, ring);
+        found = true;
+    }
+    if (found && nn->spin_until) {
+        crail_ring_spun(&nn->pace, true);
+        nn->spin_until = 0;
+    }
+    return found;
+}
+
+bool crail_rpc_rings_sleep(crail_namenode *nn) {
+    bool sleeps = true;
+    while (!crail_list_empty(&nn->awake)) {
+        struct crail_rpc_ring *ring = CRAIL_LIST_OF(nn->awake.next, struct crail_rpc_ring, awake);
+        look_away(nn, ring);
+        if (crail_ring_sleep_for_bytes(&ring->ring))
+            continue;
+        ready(nn, ring);
+        sleeps = false;
+    }
+    return sleeps;
+}
+
+/* ---- spinning ------------------------------------------------------------ */
+
+/* How long one of those that are awake may take until its next request, in ns; 0: nobody's stream is dense. */
+static uint32_t wanted(const crail_namenode *nn) {
+    uint32_t ns = 0;
+    for (const struct crail_list *l = nn->awake.next; l != &nn->awake; l = l->next) {
+        uint32_t follows_ns = CRAIL_LIST_OF(l, const struct crail_rpc_ring, awake)->follows_ns;
+        ns = follows_ns > ns ? follows_ns : ns;
+    }
+    return ns < CRAIL_RING_SPIN_NS_MAX ? ns : CRAIL_RING_SPIN_NS_MAX;
+}
+
+/* Where a client and the loop share a core, no spin can succeed, and the scheduler keeps them together: each sleeps
+ * while the other works. So the loop goes elsewhere, where it may; what it is allowed stays as it was. */
 static void part_from(const struct crail_rpc_ring *ring) {
     cpu_set_t all, others;
     int here = sched_getcpu();
@@ -160,26 +186,19 @@ static void part_from(const struct crail_rpc_ring *ring) {
         sched_setaffinity(0, sizeof all, &all);
 }
 
-bool crail_rpc_rings_look(crail_namenode *nn) {
-    bool found = false;
-    if (crail_list_empty(&nn->spinning))
-        return false;
+bool crail_rpc_rings_spin(crail_namenode *nn) {
     uint64_t now = crail_clock_ns();
-    for (struct crail_list *l = nn->spinning.next, *next; l != &nn->spinning; l = next) {
-        struct crail_rpc_ring *ring = CRAIL_LIST_OF(l, struct crail_rpc_ring, spin);
-        next = l->next;
-        bool came = crail_ring_readable(&ring->ring), late = now - ring->spin_since >= ring->spin_ns;
-        if (came || late)
-            crail_ring_spun(&ring->pace, came);
-        if (!came && late) {
-            crail_list_remove(&ring->spin);
-            came = !crail_ring_sleep_for_bytes(&ring->ring);
-            if (!came)
-                part_from(ring);
-        }
-        if (came)
-            ready(nn, ring);
-        found |= came;
+    if (!nn->spin_until) {
+        uint32_t ns = wanted(nn);
+        if (!ns || !crail_ring_may_spin(&nn->pace))
+            return false;
+        nn->spin_until = now + ns;
     }
-    return found;
+    if (now < nn->spin_until)
+        return true;
+    nn->spin_until = 0;
+    crail_ring_spun(&nn->pace, false);
+    if (nn->awake_count == 1)
+        part_from(CRAIL_LIST_OF(nn->awake.next, struct crail_rpc_ring, awake));
+    return false;
 }

@@ -48,7 +48,7 @@
 #define CRAIL_RPC_CLOCK_EVERY 16u /* operations between two looks at the clock */
 #define CRAIL_RPC_OP_BYTES 2048u  /* so many bytes in and out count as one more of them */
 #define CRAIL_RPC_LOOK_NS 10000u  /* while rings keep the loop busy: between two looks at everybody else */
-#define CRAIL_RPC_CROWD 64u       /* requests over which busy lanes are counted */
+#define CRAIL_RPC_AWAKE_MAX 64u   /* rings that are looked at in each turn */
 
 #define CRAIL_CUT_CHANGED_MAX (1u << 18) /* nodes: writers wait for a cut beyond this */
 
@@ -116,10 +116,8 @@ struct crail_rpc_ring {
     struct crail_rpc_endpoint end; /* first: epoll's pointer; the bell */
     struct crail_rpc_conn *conn;   /* NULL once closed */
     struct crail_ring ring;
-    struct crail_ring_pace pace;
-    struct crail_list spin; /* in nn->spinning while the next request is waited for awake; in the order of spin_since */
-    uint32_t spin_ns;       /* how long, at most */
-    uint64_t spin_since;
+    struct crail_list awake; /* in nn->awake while the loop looks at it by itself and no bell is needed */
+    uint32_t follows_ns;     /* the client's word for when its next request comes, 0: it does not know */
 };
 
 enum crail_rpc_lane_state {
@@ -147,7 +145,6 @@ struct crail_rpc_lane {
     struct crail_rpc_conn *conn; /* NULL: none at the moment */
     struct crail_rpc_vector vec;
     uint8_t *orphan; /* the input that `vec` lies in, taken over from a connection that died */
-    uint64_t crowd;  /* the last nn->crowd_epoch in which it asked for something */
     uint64_t last_seq;
     struct crail_buf record;      /* the whole reply to last_seq; empty: lost for want of memory */
     uint64_t record_needs;        /* the epoch that must be durable before the record goes out; 0: none */
@@ -296,13 +293,12 @@ struct crail_namenode {
     struct crail_list drain, large; /* connections */
     struct crail_list grace[2];     /* sessions: far away, and on this host */
     struct crail_list channels;
-    struct crail_list grave;    /* endpoints */
-    struct crail_list spinning; /* rings */
+    struct crail_list grave; /* endpoints */
+    struct crail_list awake; /* rings */
+    uint32_t awake_count;
 
-    uint64_t crowd_epoch;      /* counts runs of CRAIL_RPC_CROWD requests */
-    uint32_t crowd_left;       /* requests of the present run */
-    uint32_t crowd_now, crowd; /* lanes that asked for something in this run, and in the last */
-    uint32_t cores;            /* that this process may use */
+    struct crail_ring_pace pace; /* of the loop's spins */
+    uint64_t spin_until;         /* 0: it does not spin */
 
     struct crail_rpc_waits waits;
     struct crail_rpc_durable durable;
@@ -386,13 +382,14 @@ void crail_rpc_ring_event(crail_namenode *nn, struct crail_rpc_ring *ring);
 /* As read(2) and write(2), but -errno; they wake a client that sleeps for it. */
 ssize_t crail_rpc_ring_read(struct crail_rpc_ring *ring, void *to, size_t n);
 ssize_t crail_rpc_ring_write(struct crail_rpc_ring *ring, const void *from, size_t n);
-/* The connection waits for its next request, asleep or (in a dense stream) awake; its lane is ready if that is there.
- */
+/* The connection waits for its next request; its lane is ready if that is there. */
 void crail_rpc_ring_idle(crail_namenode *nn, struct crail_rpc_ring *ring);
-/* Takes what came to those that wait awake; those that waited long enough go to sleep. True: somebody is ready. */
+/* Takes what came to those that are awake. True: a lane is ready. */
 bool crail_rpc_rings_look(crail_namenode *nn);
-/* A lane was answered. */
-void crail_rpc_crowd_count(crail_namenode *nn, struct crail_rpc_lane *lane);
+/* Nothing came, and the loop could sleep: shall it look again instead? */
+bool crail_rpc_rings_spin(crail_namenode *nn);
+/* The loop is about to sleep, and so are they. False: something came meanwhile, and a lane is ready. */
+bool crail_rpc_rings_sleep(crail_namenode *nn);
 
 /* ---- session.c ----------------------------------------------------------- */
 
