@@ -356,6 +356,16 @@ def round_trip(echo: Echo, times: int = 400) -> float:
     return statistics.median(echo.round_trips(SMALL_BYTES, SMALL_BYTES, times)) / 1e9
 
 
+def round_trips_alone(pairs: int = 9) -> list[float]:
+    """Seconds of a raw round trip, the median of each of so many fresh pairs of processes, sorted.
+    Where the scheduler puts the two decides: on one core, or on two of which one always wakes."""
+    found = []
+    for _ in range(pairs):
+        with Echo("unix") as echo:
+            found.append(round_trip(echo))
+    return sorted(found)
+
+
 # ---- the command line ---------------------------------------------------------------------------
 
 
