@@ -234,7 +234,7 @@ static void failed_spins_become_rare(void) {
         spins++;
         crail_ring_spun(&p, false);
     }
-    assert(spins > 10 && spins < waits / 200);
+    assert(spins > 10 && spins < waits / 50);
     while (!crail_ring_may_spin(&p)) {
     }
     for (int i = 0; i < 1000; i++) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -289,6 +290,10 @@ static int check(crail_namenode *nn, void *args) {
     const struct check *c = args;
     uint64_t from = crail_clock_ns();
     int rc = crail_meta_check(nn->meta, c->why, c->why_size);
+    if (!rc && !crail_rpc_rings_check(nn)) {
+        snprintf(c->why, c->why_size, "the rings that are awake are not those that are counted");
+        rc = -EUCLEAN;
+    }
     nn->excused_ns += crail_clock_ns() - from; /* asked for, and said to stop the service */
     return rc;
 }

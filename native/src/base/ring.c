@@ -17,7 +17,7 @@
  * processor, which costs a virtual machine dearly, and is set for nothing nearly always. */
 #define NAP_NS 5000000
 #define PENALTY_FIRST 2u
-#define PENALTY_MAX 256u
+#define PENALTY_MAX 64u
 #define GOOD_ENOUGH 4u
 
 _Static_assert((CRAIL_RING_BYTES & (CRAIL_RING_BYTES - 1)) == 0, "positions are counts modulo the size");

@@ -24,7 +24,7 @@
 
 #define CRAIL_RING_BYTES (64u << 10)   /* of each stream; longer frames pass in pieces */
 #define CRAIL_RING_SPIN_NS 20000u      /* how long an end waits awake for one that thinks briefly */
-#define CRAIL_RING_SPIN_NS_MAX 150000u /* nobody waits longer than this without sleeping */
+#define CRAIL_RING_SPIN_NS_MAX 150000u /* no request is waited for awake for longer */
 
 /* One stream in shared memory. A line of cache for each word, by who changes it and how often. */
 struct crail_ring_stream {

@@ -76,15 +76,15 @@ struct crail_data_connection {
 struct crail_lane {
     crail_client *client;
     uint32_t number;
-    int fd;                       /* -1: broken, needs a new connection */
-    struct crail_ring ring;       /* if open, the bytes go through it, and the socket only wakes us, or ends */
-    int bell;                     /* the namenode's, or -1 */
-    struct crail_ring_pace pace;  /* of spins in a dense stream */
-    struct crail_ring_pace brief; /* of others */
+    int fd;                 /* -1: broken, needs a new connection */
+    struct crail_ring ring; /* if open, the bytes go through it, and the socket only wakes us, or ends */
+    int bell;               /* the namenode's, or -1 */
+    struct crail_ring_pace pace;
     uint32_t density;       /* requests of late that were sent soon after the reply before, less those that were not */
     uint32_t core;          /* as told to the namenode */
     uint32_t long_thoughts; /* of late, between reply and request */
     uint32_t follows_ns;    /* the present request is one of a dense stream, which the namenode was told */
+    bool may_spin;          /* the present request's reply was not waited for awake yet */
     bool was_rung;          /* it found the namenode asleep */
     int64_t replied_ns;     /* when the last reply was here; kept with a ring only */
     bool checked_out;

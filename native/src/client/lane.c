@@ -3,9 +3,9 @@
  * The connection is a blocking socket whose receive timeout is one tick of the kernel's clock. So the common call is
  * two system calls, send and recv, and a reply that is late shows itself by -EAGAIN without a clock being read.
  *
- * With a ring the bytes go through shared memory. In a dense stream the namenode waits awake for the next request, so
- * we wait awake for the reply, and no system call is made at all. Else we nap for that tick; and who waits longer
- * sleeps on the socket, by which the namenode wakes us with a byte, or ends. */
+ * With a ring the bytes go through shared memory. In a dense stream the namenode waits awake for the next request, and
+ * we wait awake for the reply for a moment, so that no system call is made at all. Then we nap for that tick; and who
+ * waits longer sleeps on the socket, by which the namenode wakes us with a byte, or ends. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -212,7 +212,6 @@ int crail_client_lane_add(crail_client *c, uint32_t number, int fd, int fresh, c
     lane->long_thoughts = 0;
     lane->core = 0;
     lane->density = 0;
-    lane->brief = (struct crail_ring_pace){0};
     if (fresh) {
         lane->seq_last = 0;
         lane->seq_given_up = 0; /* it went with its session */
@@ -260,22 +259,23 @@ static void ring_bell(struct crail_lane *lane) {
     lane->was_rung = true;
 }
 
-/* Looks for bytes without sleeping: in a dense stream for as long as a namenode that is awake may need, else for as
- * long as one needs that begins at once. Where that does not help, `pace` and `brief` soon forbid it. */
+/* Looks for bytes, and once for each request without sleeping: in a dense stream for as long as a namenode that is
+ * awake may need, else for as long as one needs that begins at once. Where that does not help, `pace` soon forbids it;
+ * not at once, since a namenode that needs this core for it is moved to another one only while we keep this one busy.
+ */
 static bool spin(struct crail_lane *lane) {
-    bool found = crail_ring_readable(&lane->ring);
-    struct crail_ring_pace *pace = lane->follows_ns ? &lane->pace : &lane->brief;
-    if (found || (!lane->follows_ns && !crail_ring_may_spin(pace)))
+    bool found = crail_ring_readable(&lane->ring), may = lane->may_spin;
+    lane->may_spin = false;
+    if (found || !may || !crail_ring_may_spin(&lane->pace))
         return found;
-    int64_t ns = !lane->follows_ns ? BRIEFLY_NS : lane->was_rung ? WAKE_NS : CRAIL_RING_SPIN_NS;
-    int64_t until = crail_now_ns() + ns;
+    int64_t until = crail_now_ns() + (lane->follows_ns && lane->was_rung ? WAKE_NS : CRAIL_RING_SPIN_NS);
     do {
         for (int i = 0; i < 8 && !found; i++) {
             crail_ring_pause();
             found = crail_ring_readable(&lane->ring);
         }
     } while (!found && crail_now_ns() < until);
-    crail_ring_spun(pace, found);
+    crail_ring_spun(&lane->pace, found);
     return found;
 }
 
@@ -315,6 +315,10 @@ static ssize_t stream_write(struct crail_lane *lane, const void *from, size_t n)
     }
 }
 
+static const struct crail_op *first_op(const struct crail_lane *lane) {
+    return (const struct crail_op *)(lane->out.data + sizeof(struct crail_frame));
+}
+
 /* A request is about to be sent: is the stream dense? The namenode hears of it, and waits awake for the next. */
 static void note_pace(struct crail_lane *lane) {
     int64_t thought = crail_now_ns() - lane->replied_ns;
@@ -324,9 +328,9 @@ static void note_pace(struct crail_lane *lane) {
         lane->density -= lane->density < PAUSE_COST ? lane->density : PAUSE_COST;
     lane->long_thoughts += thought < THOUGHT_NS ? -(lane->long_thoughts > 0) : lane->long_thoughts < DENSE_REQUESTS;
     lane->was_rung = false;
-    bool dense = lane->density >= DENSE_REQUESTS && crail_ring_may_spin(&lane->pace);
+    lane->may_spin = true;
     uint32_t core = (uint32_t)sched_getcpu(), follows_ns = 0;
-    if (dense)
+    if (lane->density >= DENSE_REQUESTS && !(first_op(lane)->flags & CRAIL_OPF_WAIT))
         follows_ns = lane->long_thoughts > DENSE_REQUESTS / 2 ? CRAIL_RING_SPIN_NS_MAX : CRAIL_RING_SPIN_NS;
     if (follows_ns != lane->follows_ns)
         atomic_store_explicit(&lane->ring.memory->follows_ns, follows_ns, memory_order_relaxed);
@@ -386,8 +390,7 @@ static void finish_frame(struct crail_lane *lane) {
 }
 
 static bool is_commit(const struct crail_lane *lane) {
-    const struct crail_op *op = (const struct crail_op *)(lane->out.data + sizeof(struct crail_frame));
-    return op->code == CRAIL_OP_COMMIT;
+    return first_op(lane)->code == CRAIL_OP_COMMIT;
 }
 
 int crail_lane_send(struct crail_lane *lane) {

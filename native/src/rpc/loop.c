@@ -206,19 +206,23 @@ static int wait_ms(crail_namenode *nn) {
 /* Everybody, through epoll; but while requests keep coming through rings, only these, and the others from time to
  * time. The number of events. */
 static int look(crail_namenode *nn, struct epoll_event *events) {
-    for (;;) {
+    for (uint64_t before = 0;;) {
+        uint64_t now = crail_clock_ns();
         bool found = crail_rpc_rings_look(nn);
         int ms = found ? 0 : wait_ms(nn);
-        bool spins = ms && crail_rpc_rings_spin(nn);
-        if ((found || spins) && crail_clock_ns() - nn->looked_ns < CRAIL_RPC_LOOK_NS) {
+        bool preempted = before && now - before > CRAIL_RPC_PREEMPTED_NS;
+        bool spins = (found || ms) && crail_rpc_rings_spin(nn, found, now, preempted);
+        if ((found || spins) && now - nn->looked_ns < CRAIL_RPC_LOOK_NS) {
             if (found)
                 return 0;
+            before = now;
             crail_ring_pause();
             continue;
         }
-        if (spins || (ms && !crail_rpc_rings_sleep(nn)))
-            ms = 0;
-        int n = epoll_wait(nn->epoll_fd, events, EVENTS_PER_LOOK, ms);
+        bool stays = spins || !ms;
+        if (!crail_rpc_rings_sleep(nn, stays ? now - CRAIL_RPC_IDLE_NS : UINT64_MAX))
+            stays = true;
+        int n = epoll_wait(nn->epoll_fd, events, EVENTS_PER_LOOK, stays ? 0 : ms);
         assert(n >= 0 || errno == EINTR);
         nn->looked_ns = crail_clock_ns();
         nn->excused_ns = 0;

@@ -3,12 +3,13 @@
  *
  * Asleep or awake. A ring whose connection is idle is awake first: its flag is down, so that a client makes no system
  * call to send, and the loop looks at it in each turn (crail_rpc_rings_look). When the loop is about to sleep, all put
- * their flags up (crail_rpc_rings_sleep); so a loop that always finds something to do is never rung.
+ * their flags up (crail_rpc_rings_sleep), so that who asks while it works need not ring. While it goes on without sleep
+ * those that have been idle for long go to sleep by themselves; so there are few to look at.
  *
  * And the loop may spin: look again and again before it sleeps. That saves both ends all system calls, and harms
- * whoever needs this core. So it does that only in a dense stream, after the last request for as long as a client says
- * that it thinks (CRAIL_RING_SPIN_NS_MAX at most), and not for a while after it found nothing (crail_ring_pace): where
- * all share one core, or neighbours want it, it soon stops by itself. */
+ * whoever needs this core. So it does that only in a dense stream, after a request for as long as its client says that
+ * it thinks (CRAIL_RING_SPIN_NS_MAX at most), and not for a while after it found nothing, or others had its core
+ * meanwhile (crail_ring_pace): where all share one core, or neighbours want it, it soon stops by itself. */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -68,6 +69,8 @@ int crail_rpc_ring_open(crail_namenode *nn, struct crail_rpc_ring *ring, struct 
 
 void crail_rpc_ring_close(crail_namenode *nn, struct crail_rpc_ring *ring) {
     look_away(nn, ring);
+    if (!nn->awake_count)
+        nn->spin_until = 0; /* there is nobody left to spin for */
     crail_ring_close(&ring->ring);
     crail_rpc_endpoint_close(nn, &ring->end);
     ring->conn = NULL;
@@ -118,11 +121,19 @@ static void ready(crail_namenode *nn, struct crail_rpc_ring *ring) {
     crail_rpc_lane_move(nn, ring->conn->lane, CRAIL_RPC_LANE_READY);
 }
 
+/* When its next request will be here, by the client's word; 0: it does not say. */
+static uint64_t follows_by(const struct crail_rpc_ring *ring) {
+    uint32_t ns = atomic_load_explicit(&ring->ring.memory->follows_ns, memory_order_relaxed);
+    return ns ? crail_clock_ns() + (ns < CRAIL_RING_SPIN_NS_MAX ? ns : CRAIL_RING_SPIN_NS_MAX) : 0;
+}
+
 /* What is there already waits for its turn, too: a client that writes as fast as we read does not hold the loop. */
 void crail_rpc_ring_idle(crail_namenode *nn, struct crail_rpc_ring *ring) {
+    look_away(nn, ring); /* a late reply may have made its lane ready meanwhile */
     bool came = crail_ring_readable(&ring->ring);
     if (!came && nn->awake_count < CRAIL_RPC_AWAKE_MAX) {
-        ring->follows_ns = atomic_load_explicit(&ring->ring.memory->follows_ns, memory_order_relaxed);
+        ring->idle_since = nn->now_ns;
+        ring->follows_by = follows_by(ring);
         crail_list_push(&nn->awake, &ring->awake);
         nn->awake_count++;
     } else if (came || !crail_ring_sleep_for_bytes(&ring->ring)) {
@@ -137,46 +148,59 @@ bool crail_rpc_rings_look(crail_namenode *nn) {
         next = l->next;
         if (!crail_ring_readable(&ring->ring))
             continue;
-        ready(nn, ring);
         found = true;
-    }
-    if (found && nn->spin_until) {
-        crail_ring_spun(&nn->pace, true);
-        nn->spin_until = 0;
+        ready(nn, ring);
     }
     return found;
 }
 
-bool crail_rpc_rings_sleep(crail_namenode *nn) {
-    bool sleeps = true;
+bool crail_rpc_rings_sleep(crail_namenode *nn, uint64_t before) {
+    bool slept = true;
     while (!crail_list_empty(&nn->awake)) {
         struct crail_rpc_ring *ring = CRAIL_LIST_OF(nn->awake.next, struct crail_rpc_ring, awake);
+        if (ring->idle_since > before)
+            break;
         look_away(nn, ring);
         if (crail_ring_sleep_for_bytes(&ring->ring))
             continue;
         ready(nn, ring);
-        sleeps = false;
+        slept = false;
     }
-    return sleeps;
+    return slept;
+}
+
+bool crail_rpc_rings_check(const crail_namenode *nn) {
+    uint32_t count = 0;
+    for (const struct crail_list *l = nn->awake.next; l != &nn->awake; l = l->next) {
+        const struct crail_rpc_conn *c = CRAIL_LIST_OF(l, const struct crail_rpc_ring, awake)->conn;
+        if (!c || (c->lane->state != CRAIL_RPC_LANE_IDLE && c->lane->state != CRAIL_RPC_LANE_READY))
+            return false;
+        count++;
+    }
+    return count == nn->awake_count && count <= CRAIL_RPC_AWAKE_MAX;
 }
 
 /* ---- spinning ------------------------------------------------------------ */
 
-/* How long one of those that are awake may take until its next request, in ns; 0: nobody's stream is dense. */
-static uint32_t wanted(const crail_namenode *nn) {
-    uint32_t ns = 0;
+/* When somebody's next request will be here. */
+static uint64_t last_follows_by(const crail_namenode *nn) {
+    uint64_t by = 0;
     for (const struct crail_list *l = nn->awake.next; l != &nn->awake; l = l->next) {
-        uint32_t follows_ns = CRAIL_LIST_OF(l, const struct crail_rpc_ring, awake)->follows_ns;
-        ns = follows_ns > ns ? follows_ns : ns;
+        uint64_t its = CRAIL_LIST_OF(l, const struct crail_rpc_ring, awake)->follows_by;
+        by = its > by ? its : by;
     }
-    return ns < CRAIL_RING_SPIN_NS_MAX ? ns : CRAIL_RING_SPIN_NS_MAX;
+    return by;
 }
 
-/* Where a client and the loop share a core, no spin can succeed, and the scheduler keeps them together: each sleeps
- * while the other works. So the loop goes elsewhere, where it may; what it is allowed stays as it was. */
-static void part_from(const struct crail_rpc_ring *ring) {
+/* Where the only client and the loop share a core, no spin can succeed, and the scheduler keeps them together: each
+ * sleeps while the other works. So the loop goes elsewhere, where it may; what it is allowed stays as it was. (Several
+ * clients keep both of them moving.) */
+static void part_from_client(const crail_namenode *nn) {
     cpu_set_t all, others;
     int here = sched_getcpu();
+    if (crail_list_empty(&nn->awake) || nn->awake.next->next != &nn->awake)
+        return;
+    const struct crail_rpc_ring *ring = CRAIL_LIST_OF(nn->awake.next, const struct crail_rpc_ring, awake);
     if (here < 0 || atomic_load_explicit(&ring->ring.memory->client_core, memory_order_relaxed) != (uint32_t)here ||
         sched_getaffinity(0, sizeof all, &all))
         return;
@@ -186,19 +210,19 @@ static void part_from(const struct crail_rpc_ring *ring) {
         sched_setaffinity(0, sizeof all, &all);
 }
 
-bool crail_rpc_rings_spin(crail_namenode *nn) {
-    uint64_t now = crail_clock_ns();
-    if (!nn->spin_until) {
-        uint32_t ns = wanted(nn);
-        if (!ns || !crail_ring_may_spin(&nn->pace))
-            return false;
-        nn->spin_until = now + ns;
+bool crail_rpc_rings_spin(crail_namenode *nn, bool found, uint64_t now, bool preempted) {
+    if (nn->spin_until && (found || preempted || now >= nn->spin_until)) {
+        nn->spin_until = 0;
+        crail_ring_spun(&nn->pace, found && !preempted);
+        if (!found && !preempted)
+            part_from_client(nn);
+        return false;
     }
-    if (now < nn->spin_until)
-        return true;
-    nn->spin_until = 0;
-    crail_ring_spun(&nn->pace, false);
-    if (nn->awake_count == 1)
-        part_from(CRAIL_LIST_OF(nn->awake.next, struct crail_rpc_ring, awake));
-    return false;
+    if (found || nn->spin_until)
+        return !found;
+    uint64_t by = last_follows_by(nn);
+    if (by <= now || !crail_ring_may_spin(&nn->pace))
+        return false;
+    nn->spin_until = by;
+    return true;
 }

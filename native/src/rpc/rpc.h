@@ -48,7 +48,9 @@
 #define CRAIL_RPC_CLOCK_EVERY 16u /* operations between two looks at the clock */
 #define CRAIL_RPC_OP_BYTES 2048u  /* so many bytes in and out count as one more of them */
 #define CRAIL_RPC_LOOK_NS 10000u  /* while rings keep the loop busy: between two looks at everybody else */
-#define CRAIL_RPC_AWAKE_MAX 64u   /* rings that are looked at in each turn */
+#define CRAIL_RPC_IDLE_NS (2 * CRAIL_RING_SPIN_NS_MAX) /* rings that are idle for longer sleep */
+#define CRAIL_RPC_PREEMPTED_NS 30000u                  /* between two looks of a spin: the core was somebody else's */
+#define CRAIL_RPC_AWAKE_MAX 64u                        /* rings that are looked at in each turn */
 
 #define CRAIL_CUT_CHANGED_MAX (1u << 18) /* nodes: writers wait for a cut beyond this */
 
@@ -117,7 +119,8 @@ struct crail_rpc_ring {
     struct crail_rpc_conn *conn;   /* NULL once closed */
     struct crail_ring ring;
     struct crail_list awake; /* in nn->awake while the loop looks at it by itself and no bell is needed */
-    uint32_t follows_ns;     /* the client's word for when its next request comes, 0: it does not know */
+    uint64_t idle_since;     /* then: when it got there, */
+    uint64_t follows_by;     /* and when the next request will be here, by the client's word */
 };
 
 enum crail_rpc_lane_state {
@@ -294,11 +297,10 @@ struct crail_namenode {
     struct crail_list grace[2];     /* sessions: far away, and on this host */
     struct crail_list channels;
     struct crail_list grave; /* endpoints */
-    struct crail_list awake; /* rings */
+    struct crail_list awake; /* rings, by idle_since */
     uint32_t awake_count;
-
     struct crail_ring_pace pace; /* of the loop's spins */
-    uint64_t spin_until;         /* 0: it does not spin */
+    uint64_t spin_until;         /* 0: none has begun */
 
     struct crail_rpc_waits waits;
     struct crail_rpc_durable durable;
@@ -386,10 +388,12 @@ ssize_t crail_rpc_ring_write(struct crail_rpc_ring *ring, const void *from, size
 void crail_rpc_ring_idle(crail_namenode *nn, struct crail_rpc_ring *ring);
 /* Takes what came to those that are awake. True: a lane is ready. */
 bool crail_rpc_rings_look(crail_namenode *nn);
-/* Nothing came, and the loop could sleep: shall it look again instead? */
-bool crail_rpc_rings_spin(crail_namenode *nn);
-/* The loop is about to sleep, and so are they. False: something came meanwhile, and a lane is ready. */
-bool crail_rpc_rings_sleep(crail_namenode *nn);
+/* Puts to sleep whoever is idle since `before`. False: something came after all, and a lane is ready. */
+bool crail_rpc_rings_sleep(crail_namenode *nn, uint64_t before);
+/* After a look: shall the loop look again instead of sleeping? `preempted`: it was off its core since the one before.
+ */
+bool crail_rpc_rings_spin(crail_namenode *nn, bool found, uint64_t now, bool preempted);
+bool crail_rpc_rings_check(const crail_namenode *nn);
 
 /* ---- session.c ----------------------------------------------------------- */
 
