@@ -191,8 +191,8 @@ class Persister:
         return await asyncio.to_thread(self._check)
 
     def _check(self) -> str | None:
-        reading = Reading(self._database.path)
         with self._quiet:
+            reading = Reading(self._database.path)
             for _, data in reading.pieces():
                 for key, row in rows.parse(data):
                     if row is None or not native.row_is_whole(row):

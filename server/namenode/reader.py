@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from struct import Struct
+from collections.abc import Iterator
+from struct import Struct, iter_unpack
+from struct import error as StructError
 from typing import Any, BinaryIO
 
 import lmdb
@@ -19,11 +21,21 @@ import lmdb
 from . import rows
 from .database import PAGE, PIECE, READ_BYTES
 
-# The two meta pages: head of 16 bytes, then magic, version, address, map size, two databases of 48
-# bytes each, last page, number of the transaction (LMDB 0.9, mdb.c, struct MDB_meta).
+# Of LMDB 0.9 (mdb.c). The two meta pages: head of 16 bytes, then magic, version, address, map size,
+# the free list and the main database, last page, number of the transaction (struct MDB_meta).
 _META = Struct("<IIQQ48s48sQQ")
 _META_AT = 16
 _MAGIC = 0xBEEFC0DE
+# A tree's root is the last of what is said of it (struct MDB_db). Each page of it has a head (kind,
+# and where the places of its nodes end), and so has each node: length of its value, or the page
+# below; flags; length of its key.
+_TREE = Struct("<40xQ")
+_NO_ROOT = 2**64 - 1
+_PAGE = Struct("<8x2xHH2x")
+_PAGE_BRANCH = 1
+_NODE = Struct("<HHHH")
+_NODE_ELSEWHERE = 1  # the value is on pages of its own
+_NUMBER = Struct("<Q")
 SHOWN = 100  # problems, at most
 ODD_ROWS_MAX = 1000  # beyond twice as many as there should be
 
@@ -36,17 +48,58 @@ def check_metas(file: BinaryIO, size: int) -> str | None:
     metas = []
     for page in (0, 1):
         file.seek(page * PAGE + _META_AT)
-        magic, version, _, _, _, _, last, number = _META.unpack(file.read(_META.size))
+        magic, version, _, _, free, _, last, number = _META.unpack(file.read(_META.size))
         if magic != _MAGIC or version != 1:
             return f"its page {page} is no page of LMDB"
-        metas.append((number, last))
-    (even, _), (odd, _) = metas
+        metas.append((number, last, free))
+    even, odd = (number for number, _, _ in metas)
     if even % 2 or (odd and odd % 2 == 0) or abs(even - odd) > 1:
         return f"its meta pages are of the commits {even} and {odd}, which do not follow each other"
-    last = max(metas)[1]
-    if size < (last + 1) * PAGE:
+    _, last, free = max(metas)
+    missing = range(size // PAGE, last + 1)
+    if missing and not _are_free(missing, file, *_TREE.unpack(free)):
         return f"it is truncated: {size} bytes of {(last + 1) * PAGE}"
     return None
+
+
+def _are_free(missing: range, file: BinaryIO, root: int) -> bool:
+    """Are all these pages in the free list, and that elsewhere? A page at the file's end that a
+    commit took and gave back was never written."""
+    try:
+        return set(missing).issubset(_free_list(file, missing.start, root))
+    except (ValueError, StructError):
+        return False
+
+
+def _free_list(file: BinaryIO, end: int, root: int) -> Iterator[int]:
+    """The free pages of a file that has `end` pages. Raises ValueError, struct.error."""
+
+    def read(page: int, size: int) -> bytes:
+        if page + -(-size // PAGE) > end:
+            raise ValueError(f"page {page} is not there")
+        file.seek(page * PAGE)
+        return file.read(size)
+
+    left = [] if root == _NO_ROOT else [root]
+    seen = set(left)
+    while left:
+        page = read(left.pop(), PAGE)
+        kind, places_end = _PAGE.unpack_from(page)
+        for (at,) in iter_unpack("<H", page[_PAGE.size : places_end]):
+            low, high, flags, key = _NODE.unpack_from(page, at)
+            value, size = at + _NODE.size + key, low | high << 16
+            if kind & _PAGE_BRANCH:
+                below = low | high << 16 | flags << 32
+                if below in seen:
+                    raise ValueError("the tree of free pages is none")
+                seen.add(below)
+                left.append(below)
+                continue
+            numbers = page[value : value + size]
+            if flags & _NODE_ELSEWHERE:
+                numbers = read(_NUMBER.unpack_from(page, value)[0], _PAGE.size + size)[_PAGE.size :]
+            for (number,) in iter_unpack("<Q", numbers[_NUMBER.size :]):  # behind their count
+                yield number
 
 
 class Reader:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 
+import lmdb
 import pytest
 
 import crailpy
@@ -306,6 +307,45 @@ def test_wherever_it_is_truncated_is_seen_at_the_start(state):
         assert check_metas(file, size) is None
         for cut in [*range(0, size, PAGE), *range(PAGE - 1, size, PAGE)]:
             assert check_metas(file, cut) is not None, cut
+
+
+def with_a_page_that_was_never_written(folder):
+    """A database whose last commit took the last page and gave it back: (path, its pages)."""
+    for seed in range(1000):
+        rng = random.Random(seed)
+        path = os.path.join(folder, f"{seed}.mdb")
+        keys = []
+        with lmdb.open(path, subdir=False, map_size=1 << 28, sync=False, lock=False) as env:
+            for _ in range(25):
+                with env.begin(write=True) as change:
+                    for _ in range(rng.randrange(1, 300)):
+                        if rng.random() < 0.6 or not keys:
+                            keys.append(rng.randbytes(8))
+                            change.put(keys[-1], bytes(rng.randrange(1500)))
+                        else:
+                            change.delete(keys.pop(rng.randrange(len(keys))))
+                pages = env.info()["last_pgno"] + 1
+                if os.path.getsize(path) < pages * PAGE:
+                    return path, pages
+        os.unlink(path)
+    raise AssertionError("LMDB writes all pages now")
+
+
+def test_a_free_page_that_was_never_written_is_no_truncation(tmp_path):
+    path, pages = with_a_page_that_was_never_written(tmp_path)
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        assert check_metas(file, size) is None
+        seen = [check_metas(file, cut) for cut in range(2 * PAGE, size, PAGE)]
+    # Not where only more of the free pages are gone.
+    assert sum(why is not None for why in seen) > 0.9 * len(seen)
+    assert seen[0] == f"it is truncated: {2 * PAGE} bytes of {pages * PAGE}"
+    with open(path, "r+b") as file:  # a free list that leads nowhere
+        for meta in (0, PAGE):
+            file.seek(meta + 16 + 24 + 40)
+            file.write((pages - 1).to_bytes(8, "little"))
+        file.flush()
+        assert check_metas(file, size) == f"it is truncated: {size} bytes of {pages * PAGE}"
 
 
 def lost(dropped):
