@@ -26,13 +26,13 @@ from .database import PAGE, PIECE, READ_BYTES
 _META = Struct("<IIQQ48s48sQQ")
 _META_AT = 16
 _MAGIC = 0xBEEFC0DE
-# A tree's root is the last of what is said of it (struct MDB_db). Each page of it has a head (kind,
-# and where the places of its nodes end), and so has each node: length of its value, or the page
-# below; flags; length of its key.
+# A tree's root is the last of what is said of it (struct MDB_db). Each page of it has a head
+# (number, kind, and where the places of its nodes end), and so has each node: length of its value,
+# or the page below; flags; length of its key. A record of free pages is their count, and they.
 _TREE = Struct("<40xQ")
 _NO_ROOT = 2**64 - 1
-_PAGE = Struct("<8x2xHH2x")
-_PAGE_BRANCH = 1
+_PAGE = Struct("<Q2xHH2x")
+_PAGE_BRANCH, _PAGE_LEAF, _PAGE_OVERFLOW = 1, 2, 4
 _NODE = Struct("<HHHH")
 _NODE_ELSEWHERE = 1  # the value is on pages of its own
 _NUMBER = Struct("<Q")
@@ -56,49 +56,59 @@ def check_metas(file: BinaryIO, size: int) -> str | None:
     if even % 2 or (odd and odd % 2 == 0) or abs(even - odd) > 1:
         return f"its meta pages are of the commits {even} and {odd}, which do not follow each other"
     _, last, free = max(metas)
-    missing = range(size // PAGE, last + 1)
-    if missing and not _are_free(missing, file, *_TREE.unpack(free)):
+    if size < (last + 1) * PAGE and not _are_free(
+        size // PAGE, last + 1, file, *_TREE.unpack(free)
+    ):
         return f"it is truncated: {size} bytes of {(last + 1) * PAGE}"
     return None
 
 
-def _are_free(missing: range, file: BinaryIO, root: int) -> bool:
-    """Are all these pages in the free list, and that elsewhere? A page at the file's end that a
-    commit took and gave back was never written."""
+def _are_free(first: int, end: int, file: BinaryIO, root: int) -> bool:
+    """Are the pages from `first` up to `end`, which are missing, in the free list, and all of that
+    elsewhere? A page at the file's end that a commit took and gave back was never written."""
     try:
-        return set(missing).issubset(_free_list(file, missing.start, root))
+        found = {page for page in _free_list(file, first, root) if first <= page < end}
     except (ValueError, StructError):
         return False
+    return len(found) == end - first
 
 
-def _free_list(file: BinaryIO, end: int, root: int) -> Iterator[int]:
-    """The free pages of a file that has `end` pages. Raises ValueError, struct.error."""
+def _free_list(file: BinaryIO, pages: int, root: int) -> Iterator[int]:
+    """The free pages of a file that has so many. Raises ValueError, struct.error."""
+    budget = pages  # each is read once at most
 
-    def read(page: int, size: int) -> bytes:
-        if page + -(-size // PAGE) > end:
+    def read(page: int, kinds: int, size: int = PAGE) -> bytes:
+        """A page of one of these kinds, and those behind it that belong to it."""
+        nonlocal budget
+        count = -(-size // PAGE)
+        budget -= count
+        if page + count > pages or budget < 0:
             raise ValueError(f"page {page} is not there")
         file.seek(page * PAGE)
-        return file.read(size)
+        data = file.read(size)
+        number, kind, _ = _PAGE.unpack_from(data)
+        if number != page or not kind & kinds:
+            raise ValueError(f"page {page} is another one")
+        return data
 
     left = [] if root == _NO_ROOT else [root]
-    seen = set(left)
     while left:
-        page = read(left.pop(), PAGE)
-        kind, places_end = _PAGE.unpack_from(page)
+        page = read(left.pop(), _PAGE_BRANCH | _PAGE_LEAF)
+        _, kind, places_end = _PAGE.unpack_from(page)
         for (at,) in iter_unpack("<H", page[_PAGE.size : places_end]):
             low, high, flags, key = _NODE.unpack_from(page, at)
-            value, size = at + _NODE.size + key, low | high << 16
             if kind & _PAGE_BRANCH:
-                below = low | high << 16 | flags << 32
-                if below in seen:
-                    raise ValueError("the tree of free pages is none")
-                seen.add(below)
-                left.append(below)
+                left.append(low | high << 16 | flags << 32)
                 continue
+            value, size = at + _NODE.size + key, low | high << 16
             numbers = page[value : value + size]
             if flags & _NODE_ELSEWHERE:
-                numbers = read(_NUMBER.unpack_from(page, value)[0], _PAGE.size + size)[_PAGE.size :]
-            for (number,) in iter_unpack("<Q", numbers[_NUMBER.size :]):  # behind their count
+                (first,) = _NUMBER.unpack_from(page, value)
+                numbers = read(first, _PAGE_OVERFLOW, _PAGE.size + size)[_PAGE.size :]
+            (count,) = _NUMBER.unpack_from(numbers)
+            if count >= len(numbers) // _NUMBER.size:
+                raise ValueError(f"{count} free pages do not fit in {len(numbers)} bytes")
+            for (number,) in iter_unpack("<Q", numbers[_NUMBER.size :][: count * _NUMBER.size]):
                 yield number
 
 

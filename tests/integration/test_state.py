@@ -340,12 +340,25 @@ def test_a_free_page_that_was_never_written_is_no_truncation(tmp_path):
     # Not where only more of the free pages are gone.
     assert sum(why is not None for why in seen) > 0.9 * len(seen)
     assert seen[0] == f"it is truncated: {2 * PAGE} bytes of {pages * PAGE}"
-    with open(path, "r+b") as file:  # a free list that leads nowhere
-        for meta in (0, PAGE):
-            file.seek(meta + 16 + 24 + 40)
-            file.write((pages - 1).to_bytes(8, "little"))
-        file.flush()
-        assert check_metas(file, size) == f"it is truncated: {size} bytes of {pages * PAGE}"
+    with open(path, "r+b") as file:
+        for last in (pages + 10, 1 << 40, (1 << 64) - 1):
+            write_in_metas(file, 120, last)
+            assert (
+                check_metas(file, size) == f"it is truncated: {size} bytes of {(last + 1) * PAGE}"
+            )
+        write_in_metas(file, 120, pages - 1)
+        assert check_metas(file, size) is None
+        for root in (0, 2, pages - 1, (1 << 64) - 1):  # a free list that is none
+            write_in_metas(file, 64, root)
+            assert check_metas(file, size) == f"it is truncated: {size} bytes of {pages * PAGE}"
+
+
+def write_in_metas(file, at, number):
+    """Behind the head of both meta pages (struct MDB_meta): 64: free list, 120: last page."""
+    for page in (0, PAGE):
+        file.seek(page + 16 + at)
+        file.write(number.to_bytes(8, "little"))
+    file.flush()
 
 
 def lost(dropped):

@@ -30,7 +30,6 @@
 #define PAUSE_COST 8u                             /* another request counts as much as so many close ones */
 #define THOUGHT_NS 15000 /* who thinks longer than this, mostly, works on something: on values of 1 MiB, say */
 #define WAKE_NS 40000    /* until a namenode that was rung answers, where its core has to wake first */
-#define BRIEFLY_NS 20000 /* the same where it only has to be given a core that somebody works on */
 
 /* ---- the pool ------------------------------------------------------------ */
 

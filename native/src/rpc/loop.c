@@ -211,7 +211,9 @@ static int look(crail_namenode *nn, struct epoll_event *events) {
         bool found = crail_rpc_rings_look(nn);
         int ms = found ? 0 : wait_ms(nn);
         bool preempted = before && now - before > CRAIL_RPC_PREEMPTED_NS;
-        bool spins = (found || ms) && crail_rpc_rings_spin(nn, found, now, preempted);
+        bool works = !found && !ms; /* in the background: that neither ends a spin well nor badly */
+        nn->spin_until = works ? 0 : nn->spin_until;
+        bool spins = !works && crail_rpc_rings_spin(nn, found, now, preempted);
         if ((found || spins) && now - nn->looked_ns < CRAIL_RPC_LOOK_NS) {
             if (found)
                 return 0;
