@@ -14,7 +14,7 @@ from typing import Any
 import crailpy
 
 from .context import MANY, Bench
-from .measure import clock, interleave, pairs, percentile, taker
+from .measure import clock, interleave, pairs, percentile, settled, taker
 from .processes import churning, getting
 from .report import KIB, MIB, Bar, Limit, Row, at_most
 
@@ -48,17 +48,6 @@ def _cluster(bench: Bench, durability: str, folder: str | None = None) -> Iterat
         yield cluster
 
 
-def _settled(store: Any) -> dict[str, Any]:
-    """The facts of its namenode when all that was done is durable and taken apart."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        facts: dict[str, Any] = store.status()["namenode"]
-        if not facts["background_pending"] and not facts["durable_lag_ns"]:
-            return facts
-        time.sleep(0.01)
-    raise RuntimeError("the namenode did not come to rest in a minute")
-
-
 def _churn(bench: Bench, kind: str, group: Any, none: Any) -> None:
     """Values are put, overwritten, deleted and counted up by several clients, on one store and on
     the other in turn. What is compared is each pair by itself."""
@@ -72,7 +61,7 @@ def _churn(bench: Bench, kind: str, group: Any, none: Any) -> None:
                 with churning(cluster.address, f"/churn-{kind}", bench.token, CLIENTS, kind) as all:
                     time.sleep(1 if bench.quick else 2)
                 rates[name].append(sum(a.operations / a.seconds for a in all))
-                _settled(store)
+                settled(store)
     ratios = [g / n for g, n in zip(rates["group"], rates["none"], strict=True)]
     cost = 100 * (1 - statistics.median(ratios))
     for name in ("none", "group"):
@@ -145,7 +134,7 @@ def _tree(bench: Bench, cluster: Any) -> None:
         with getting(cluster.address, key, bench.token) as making:
             for at in range(0, count, MANY):
                 store.put_many([(f"/tree/{at // MANY}/{i}", value) for i in range(MANY)])
-            _settled(store)
+            settled(store)
         nodes = store.status()["namenode"]["nodes"]
         alone = Limit("get, nothing else going on", quiet[0].p50_ns, quiet[0].p99_ns)
         _delayed(bench, f"get, {count:,} made", making[0], alone)
@@ -163,7 +152,7 @@ def _tree(bench: Bench, cluster: Any) -> None:
             bench.fact("durability", f"start, {what}", SIZE, took, "s", small=False)
         with getting(cluster.address, key, bench.token) as removing:
             store.rmtree("/tree")
-            facts = _settled(store)
+            facts = settled(store)
         _delayed(bench, f"get, {count:,} cut", removing[0], alone)
         longest = facts["step_ns_max"] / 1e6
         bench.fact("durability", "longest step", 0, longest, "ms", small=False)

@@ -66,3 +66,14 @@ def percentile(samples: Sequence[int], per_cent: float) -> float:
     """The smallest sample that at least `per_cent` of all do not exceed."""
     ordered = sorted(samples)
     return float(ordered[min(len(ordered) - 1, int(len(ordered) * per_cent / 100))])
+
+
+def settled(store: Any) -> dict[str, Any]:
+    """The facts of its namenode when all that was done is durable and taken apart."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        facts: dict[str, Any] = store.status()["namenode"]
+        if not facts["background_pending"] and not facts["durable_lag_ns"]:
+            return facts
+        time.sleep(0.01)
+    raise RuntimeError("the namenode did not come to rest in a minute")
