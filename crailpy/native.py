@@ -15,6 +15,8 @@ from crailpy._hot import AsyncLane as AsyncLane
 from crailpy._hot import Client as Client
 from crailpy._hot import Copy as Copy
 from crailpy._hot import Flat as Flat
+from crailpy._hot import Follower as Follower
+from crailpy._hot import Gather as Gather
 from crailpy._hot import Landing as Landing
 from crailpy._hot import Pipe as Pipe
 from crailpy._hot import View as View

@@ -213,7 +213,8 @@ static int flat_init(PyObject *self, PyObject *args, PyObject *kw) {
     if (!PyArg_ParseTuple(args, "Op", &buffer, &writable))
         return -1;
     f->is_writable = writable;
-    return PyObject_GetBuffer(buffer, &f->of, writable ? PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS : PyBUF_C_CONTIGUOUS);
+    return writable ? PyObject_GetBuffer(buffer, &f->of, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)
+                    : call_data_of(buffer, &f->of);
 }
 
 static int flat_getbuffer(PyObject *self, Py_buffer *buffer, int flags) {

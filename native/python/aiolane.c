@@ -161,7 +161,7 @@ static PyObject *lane_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     s.op.flags = (uint16_t)PyLong_AsLong(args[2]);
     s.op.arg0 = PyLong_AsUnsignedLongLong(args[4]);
     if (PyErr_Occurred() || take_options(&s, args[3]) || set_deadline(l, &s, args[5]) || check_usable(l) ||
-        !check_key(args[0]) || PyObject_GetBuffer(args[1], &b, PyBUF_C_CONTIGUOUS))
+        !check_key(args[0]) || call_data_of(args[1], &b))
         return NULL;
     PyObject *r;
     if ((uint64_t)b.len > l->core->options.inline_max) {
@@ -182,7 +182,7 @@ static int take_call(struct submission *s, PyObject *const *args, Py_buffer *b) 
     s->op.count = (uint32_t)PyLong_AsUnsignedLong(args[5]);
     s->op.arg0 = PyLong_AsUnsignedLongLong(args[6]);
     s->op.arg1 = PyLong_AsUnsignedLongLong(args[7]);
-    if (PyErr_Occurred() || take_options(s, args[4]) || PyObject_GetBuffer(args[3], b, PyBUF_C_CONTIGUOUS))
+    if (PyErr_Occurred() || take_options(s, args[4]) || call_data_of(args[3], b))
         return -1;
     if ((uint64_t)b->len > CRAIL_FRAME_BYTES_MAX) {
         PyBuffer_Release(b);
@@ -292,7 +292,7 @@ static bool is_inline_item(const AsyncLane *l, PyObject *item) {
     Py_buffer b;
     if (!PyTuple_Check(item) || PyTuple_Size(item) != 2 || !PyUnicode_Check(PyTuple_GetItem(item, 0)))
         return false;
-    if (PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b, PyBUF_C_CONTIGUOUS)) {
+    if (call_data_of(PyTuple_GetItem(item, 1), &b)) {
         PyErr_Clear();
         return false;
     }
@@ -311,7 +311,7 @@ static Py_ssize_t count_inline(const AsyncLane *l, PyObject *items, Py_ssize_t f
 
 static int submit_item(AsyncLane *l, struct submission *s, PyObject *item, AsyncBatch *batch, uint32_t index) {
     Py_buffer b;
-    if (PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b, PyBUF_C_CONTIGUOUS))
+    if (call_data_of(PyTuple_GetItem(item, 1), &b))
         return -1;
     s->data = b.buf;
     s->op.data_len = (uint32_t)b.len;

@@ -60,6 +60,7 @@ static int open_lane(struct call *c, bool is_mutating, int attempt) {
     PyObject *r = PyObject_CallMethod(c->self->owner, "_open_lane", "IOid", c->lane->number,
                                       is_mutating ? Py_True : Py_False, attempt, deadline_seconds(c));
     Py_XDECREF(r);
+    c->self->lanes_opened++;
     return r ? 0 : -1;
 }
 
@@ -569,6 +570,51 @@ int call_flush(struct call *c, const struct crail_extent *extents, uint32_t coun
         *is_durable &= lies_on_disk;
     }
     return 0;
+}
+
+/* Is there an O in a format of PEP 3118, but in the names of fields, which stand between colons? */
+static bool names_objects(const char *format) {
+    bool in_name = false;
+    for (const char *f = format ? format : ""; *f; f++) {
+        in_name ^= *f == ':';
+        if (*f == 'O' && !in_name)
+            return true;
+    }
+    return false;
+}
+
+/* Of NumPy's arrays. */
+static bool has_objects(PyObject *array) {
+    PyObject *type = PyObject_GetAttrString(array, "dtype");
+    PyObject *has = type ? PyObject_GetAttrString(type, "hasobject") : NULL;
+    bool found = has == Py_True;
+    Py_XDECREF(type);
+    Py_XDECREF(has);
+    PyErr_Clear();
+    return found;
+}
+
+static int refuse_objects(void) {
+    return call_refuse("a buffer of Python objects is addresses, no data");
+}
+
+int call_check_data(Py_buffer *b) {
+    if (!names_objects(b->format))
+        return 0;
+    PyBuffer_Release(b);
+    return refuse_objects();
+}
+
+int call_data_of(PyObject *data, Py_buffer *b) {
+    if (PyBytes_CheckExact(data))
+        return PyObject_GetBuffer(data, b, PyBUF_SIMPLE);
+    if (PyObject_GetBuffer(data, b, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
+        if (!PyErr_ExceptionMatches(PyExc_ValueError))
+            return -1;
+        PyErr_Clear(); /* NumPy has no format for times, and says in another way what is beside them */
+        return has_objects(data) ? refuse_objects() : PyObject_GetBuffer(data, b, PyBUF_C_CONTIGUOUS);
+    }
+    return call_check_data(b);
 }
 
 int call_parse_extents(PyObject *arg, struct crail_extent *out, uint32_t *count) {

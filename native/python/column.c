@@ -44,14 +44,6 @@ static bool is_of_map(const struct entry *e, uint64_t map) {
     return e->head.name_len == n && memcmp(e->name, digits, (size_t)n) == 0;
 }
 
-static int append_owned(PyObject *list, PyObject *item) {
-    if (!item)
-        return -1;
-    int rc = PyList_Append(list, item);
-    Py_DECREF(item);
-    return rc;
-}
-
 /* ---- what shared memory reaches -------------------------------------------------- */
 
 /* What is asked of entries, and what became of them. */
@@ -93,21 +85,21 @@ static int append_view(struct call *c, const struct entry *e, uint64_t from, uin
     struct crail_pin pin;
     uint64_t within, n = to - from;
     if (!n)
-        return append_owned(out, view_of_copy("", 0, e->head.version));
+        return call_append(out, view_of_copy("", 0, e->head.version));
     const struct crail_extent *x = &e->extents[T->range_locate(&value, from, &within)];
     int rc = T->pin_take(c->client, x, within + n, &pin); /* refuses what goes beyond the extent */
     if (rc == -CRAIL_E_STALE_LOCATION)
         return 1;
     if (rc == 0) {
         pin.data += within;
-        return append_owned(out, view_from_pin(&pin, n, e->head.version, false));
+        return call_append(out, view_from_pin(&pin, n, e->head.version, false));
     }
     PyObject *b = call_new_bytes(n);
     if (!b)
         return -1;
     rc = fetch(c, e, from, PyBytes_AsString(b), n);
     if (rc == 0)
-        return append_owned(out, view_from_bytes(b, e->head.version, false));
+        return call_append(out, view_from_bytes(b, e->head.version, false));
     Py_DECREF(b);
     return rc;
 }
@@ -153,7 +145,7 @@ static PyObject *entry_tuple(const struct entry *e) {
 static int append_entry(struct call *c, const struct entry *e, struct column *col) {
     bool is_leaf = e->head.kind == CRAIL_KIND_FILE && !e->head.server;
     if (is_leaf && !e->head.extents && e->head.partitions == col->partitions)
-        return append_owned(col->out, view_of_copy(e->data, e->head.data_len, e->head.version));
+        return call_append(col->out, view_of_copy(e->data, e->head.data_len, e->head.version));
     if (is_leaf && e->head.extents) {
         int rc = reach(c, e);
         if (!rc)
@@ -162,7 +154,7 @@ static int append_entry(struct call *c, const struct entry *e, struct column *co
             return rc;
     }
     col->far++;
-    return append_owned(col->out, entry_tuple(e));
+    return call_append(col->out, entry_tuple(e));
 }
 
 /* Whatever is raised is about this child. */

@@ -28,6 +28,7 @@ typedef struct {
     PyObject_HEAD crail_client *client;
     PyObject *owner; /* borrowed: the Store, which owns us. Answers _open_lane, _attach, _error, _after_fork */
     int64_t timeout_ns;
+    uint64_t lanes_opened; /* with each new one, it may be another namenode that answers */
     uint16_t prefix_len;
     char prefix[CRAIL_PATH_MAX];
 } HotClient;
@@ -85,6 +86,11 @@ int call_transfer(struct call *c, const struct crail_extent *extents, uint32_t c
 /* The same in steps: a transfer that is filled in but for client, lane and deadline; then it is run to its end. */
 int call_io_prepare(struct call *c, struct crail_io *io);
 int call_io_run(struct call *c, struct crail_io *io);
+/* The buffer of what is to be stored: C-contiguous, and bytes that mean something elsewhere. Raises TypeError,
+ * BufferError; InvalidArgumentError for Python objects, whose memory is addresses. 0, or -1. */
+int call_data_of(PyObject *data, Py_buffer *b);
+/* The same of a buffer that has its format; -1: it is released. */
+int call_check_data(Py_buffer *b);
 /* The extents of a value as the caller keeps them, at most CRAIL_EXTENTS_MAX. 0, or -1. */
 int call_parse_extents(PyObject *arg, struct crail_extent *out, uint32_t *count);
 /* Is what the call changes to be durable when it is answered? */
@@ -107,8 +113,6 @@ static inline bool call_is_absent(int status) {
 /* Raises what the status means, with path and server. Returns -1. */
 int call_fail(struct call *c, int status, uint32_t server);
 PyObject *call_error(struct call *c, int status, uint32_t server);
-/* A bytes object to be filled. */
-PyObject *call_new_bytes(uint64_t n);
 /* Copies a result's extents out of the reply. 0, or -1 with ProtocolError set. */
 int call_extents(struct call *c, const struct crail_result *r, const void *data, struct crail_extent *out,
                  uint32_t *count);
@@ -119,6 +123,12 @@ int call_refuse(const char *why);
 int call_parse_timeout(PyObject *timeout, int64_t own_ns, int64_t *out);
 /* Bytes that are not filled yet, on huge pages where that pays. */
 PyObject *call_new_bytes(uint64_t n);
+/* Takes the reference to `item` over; NULL has failed already. */
+static inline int call_append(PyObject *list, PyObject *item) {
+    int rc = item ? PyList_Append(list, item) : -1;
+    Py_XDECREF(item);
+    return rc;
+}
 
 /* ---- the methods ----------------------------------------------------------- */
 
@@ -133,6 +143,8 @@ PyObject *client_flush(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_pipe(PyObject *self, PyObject *path);
 PyObject *client_get_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_follow(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *client_follower(PyObject *self, PyObject *args);
 PyObject *client_segments(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_gather(PyObject *self, PyObject *const *args, Py_ssize_t n);
 PyObject *client_call(PyObject *self, PyObject *const *args, Py_ssize_t n);
@@ -155,6 +167,8 @@ PyObject *view_from_bytes(PyObject *bytes, uint64_t version, bool goes_when_read
 /* ---- pipe.c ---------------------------------------------------------------- */
 
 PyObject *pipe_type_new(void);
+PyObject *follower_type_new(void);
+PyObject *gather_type_new(void);
 PyObject *rows_type_new(void);
 
 #endif

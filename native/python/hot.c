@@ -58,9 +58,12 @@ static PyMethodDef client_methods[] = {
     FAST(flush, "flush(extents, timeout): what was written into them is durable, where they lie on a disk"),
     FAST(put_parts, "put_parts(key, list of data, flags, if_version, options, wait_ms, timeout) -> version"),
     FAST(alloc, "alloc(path, sizes, flags, options, like, wait_ms, shown, timeout) -> (extents, status of shown)"),
+    {"follower", client_follower, METH_VARARGS,
+     "follower(folder, number, version, lanes_opened, names, found, alike) -> Follower"},
     {"pipe", client_pipe, METH_O, "pipe(path) -> Pipe"},
     FAST(get_many, "get_many(keys, none_if_missing, timeout) -> (values, indexes to ask again, what goes now)"),
     FAST(put_many, "put_many(items, start, out, flags, options, timeout) -> where it stopped"),
+    FAST(follow, "follow(folder, number, ahead, timeout) -> entries after it: (version, size, bytes or None) each"),
     FAST(segments,
          "segments(path, page, at, max, partition, partitions, expected, timeout) -> (list, at, done, name, far)"),
     FAST(gather, "gather(path, list of (extents, size, offset, buffer), timeout): fills every buffer"),
@@ -71,10 +74,21 @@ static PyMethodDef client_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *client_lanes_opened(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(((HotClient *)self)->lanes_opened);
+}
+
+static PyGetSetDef client_getset[] = {
+    {"lanes_opened", client_lanes_opened, NULL, "So many: with each, another namenode may answer.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot client_slots[] = {
     {Py_tp_init, client_init},
     {Py_tp_dealloc, client_dealloc},
     {Py_tp_methods, client_methods},
+    {Py_tp_getset, client_getset},
     {Py_tp_doc, "Operations of one store. timeout: seconds, or None for the store's own."},
     {0, NULL},
 };
@@ -116,10 +130,12 @@ PyMODINIT_FUNC PyInit__hot(void) {
         return NULL;
     PyObject *client = PyType_FromSpec(&client_spec);
     view_type = (PyTypeObject *)PyType_FromSpec(&view_spec);
-    PyObject *pipe = pipe_type_new(), *rows = rows_type_new();
-    if (!client || !view_type || !pipe || !rows || PyModule_AddObjectRef(m, "Client", client) ||
+    PyObject *pipe = pipe_type_new(), *rows = rows_type_new(), *follower = follower_type_new(),
+             *gather = gather_type_new();
+    if (!client || !view_type || !pipe || !rows || !follower || !gather || PyModule_AddObjectRef(m, "Client", client) ||
         PyModule_AddObjectRef(m, "View", (PyObject *)view_type) || PyModule_AddObjectRef(m, "Pipe", pipe) ||
-        PyModule_AddObjectRef(m, "Rows", rows) || async_add(m)) {
+        PyModule_AddObjectRef(m, "Rows", rows) || PyModule_AddObjectRef(m, "Gather", gather) ||
+        PyModule_AddObjectRef(m, "Follower", follower) || async_add(m)) {
         Py_DECREF(m);
         return NULL;
     }

@@ -293,7 +293,7 @@ static PyObject *pipe_write(PyObject *self, PyObject *const *args, Py_ssize_t n)
     c.gives_up_early = args[4] == Py_True;
     v.bytes = capacity(&v);
     uint64_t at = PyLong_AsUnsignedLongLong(args[1]);
-    if (PyErr_Occurred() || PyObject_GetBuffer(args[2], &b, PyBUF_C_CONTIGUOUS))
+    if (PyErr_Occurred() || call_data_of(args[2], &b))
         return NULL;
     int rc = -1;
     if (at > v.bytes || (uint64_t)b.len > v.bytes - at)

@@ -497,7 +497,7 @@ static PyObject *put(PyObject *self, PyObject *const *args, const struct parts *
 /* put(key, data, flags, if_version, options, wait_ms, timeout) -> int */
 PyObject *client_put(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Py_buffer b;
-    if (!call_arguments("put", n, 7) || PyObject_GetBuffer(args[1], &b, PyBUF_C_CONTIGUOUS))
+    if (!call_arguments("put", n, 7) || call_data_of(args[1], &b))
         return NULL;
     struct parts p = {&b, 1, (uint64_t)b.len};
     PyObject *version = put(self, args, &p);
@@ -517,7 +517,7 @@ static int parts_of(PyObject *list, struct parts *p) {
     for (; p->count < n; p->count++) {
         PyObject *part = PyList_GetItem(list, p->count);
         Py_XINCREF(part); /* getting a buffer may run Python */
-        int rc = part ? PyObject_GetBuffer(part, &p->b[p->count], PyBUF_C_CONTIGUOUS) : -1;
+        int rc = part ? call_data_of(part, &p->b[p->count]) : -1;
         Py_XDECREF(part);
         if (rc)
             return -1;

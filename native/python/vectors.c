@@ -3,14 +3,6 @@
 
 #define PLAIN_DATA_MAX (128u << 10) /* names, paths, extents, attributes */
 
-static int append_owned(PyObject *list, PyObject *item) {
-    if (!item)
-        return -1;
-    int rc = PyList_Append(list, item);
-    Py_DECREF(item);
-    return rc;
-}
-
 /* One of many keys, for its request. One that cannot be a path goes as an empty one: the namenode refuses that among
  * the results of the others. */
 static int one_path(struct call *c, PyObject *key) {
@@ -83,10 +75,10 @@ static int take_values(struct call *c, PyObject *keys, Py_ssize_t from, Py_ssize
         PyObject *value = one_value(c, r, data, none_if_missing, &is_again);
         if (!value || PyList_SetItem(out, i, value))
             return -1;
-        if (is_again && append_owned(again, PyLong_FromSsize_t(i)))
+        if (is_again && call_append(again, PyLong_FromSsize_t(i)))
             return -1;
         if (!is_again && (r->flags & CRAIL_RESF_DELETE_AFTER_READ) &&
-            append_owned(delivered, Py_BuildValue("OK", PyList_GetItem(keys, i), (unsigned long long)r->version)))
+            call_append(delivered, Py_BuildValue("OK", PyList_GetItem(keys, i), (unsigned long long)r->version)))
             return -1;
     }
     return 0;
@@ -132,7 +124,7 @@ static int add_item(struct call *c, PyObject *items, Py_ssize_t i, uint16_t flag
         PyErr_SetString(PyExc_TypeError, "put_many takes pairs of key and data");
         return -1;
     }
-    if (one_path(c, PyTuple_GetItem(item, 0)) || PyObject_GetBuffer(PyTuple_GetItem(item, 1), &b, PyBUF_C_CONTIGUOUS))
+    if (one_path(c, PyTuple_GetItem(item, 0)) || call_data_of(PyTuple_GetItem(item, 1), &b))
         return -1;
     int rc = (uint64_t)b.len > c->client->options.inline_max
                  ? 2
@@ -149,8 +141,7 @@ static int take_versions(struct call *c, PyObject *items, Py_ssize_t from, Py_ss
             return -1;
         if (r->status && name_path(c, PyTuple_GetItem(PyList_GetItem(items, i), 0)))
             return -1;
-        if (append_owned(out,
-                         r->status ? call_error(c, r->status, r->server) : PyLong_FromUnsignedLongLong(r->version)))
+        if (call_append(out, r->status ? call_error(c, r->status, r->server) : PyLong_FromUnsignedLongLong(r->version)))
             return -1;
     }
     return 0;
@@ -197,7 +188,7 @@ PyObject *client_put_many(PyObject *self, PyObject *const *args, Py_ssize_t n) {
             Py_XDECREF(fault);
             rc = -1;
         } else if (fault) {
-            rc = append_owned(args[2], fault);
+            rc = call_append(args[2], fault);
             at++;
         }
     }
@@ -220,8 +211,7 @@ static int parse_call(struct call *c, PyObject *const *args, struct crail_op *op
     op->count = (uint32_t)PyLong_AsUnsignedLong(args[4]);
     op->arg0 = PyLong_AsUnsignedLongLong(args[6]);
     op->arg1 = PyLong_AsUnsignedLongLong(args[7]);
-    if (PyErr_Occurred() || (args[2] != Py_None && call_set_path(c, args[2])) ||
-        PyObject_GetBuffer(args[3], data, PyBUF_C_CONTIGUOUS))
+    if (PyErr_Occurred() || (args[2] != Py_None && call_set_path(c, args[2])) || call_data_of(args[3], data))
         return -1;
     if (PyObject_GetBuffer(args[5], options, PyBUF_C_CONTIGUOUS)) {
         PyBuffer_Release(data);
@@ -286,7 +276,7 @@ PyObject *client_call_many(PyObject *self, PyObject *const *args, Py_ssize_t n) 
         rc = to < 0 || call_exchange(&c) ? -1 : 0;
         for (Py_ssize_t i = from; rc == 0 && i < to; i++) {
             const struct crail_result *r = call_result(&c, &data);
-            rc = r ? append_owned(out, result_tuple(r, data)) : -1;
+            rc = r ? call_append(out, result_tuple(r, data)) : -1;
         }
         from = to;
     }

@@ -360,21 +360,25 @@ static void a_lying_ring_breaks_the_connection(void) {
     CLAIM("a ring whose counts make no sense breaks the connection");
 }
 
+static void begin_long_request(struct crail_lane *lane) {
+    uint8_t *to, *data;
+    crail_lane_begin(lane);
+    for (int i = 0; i < 40; i++) {
+        struct crail_op op = {.code = CRAIL_OP_PUT, .path_len = 2, .data_len = 4000};
+        assert(crail_lane_op(lane, &op, &to, &data) == 0);
+        memcpy(to, "/a", 2);
+        memset(data, i, 4000);
+    }
+}
+
 static void a_long_request_passes_in_pieces(void) {
     int peer, bell;
-    uint8_t path[] = "/a", *to, *data;
     static uint8_t piece[CRAIL_RING_BYTES];
     size_t total = 0;
     struct crail_ring server;
     crail_client *c = new_client(1);
     struct crail_lane *lane = open_ring_lane(c, &peer, &server, &bell);
-    crail_lane_begin(lane);
-    for (int i = 0; i < 40; i++) {
-        struct crail_op op = {.code = CRAIL_OP_PUT, .path_len = 2, .data_len = 4000};
-        assert(crail_lane_op(lane, &op, &to, &data) == 0);
-        memcpy(to, path, 2);
-        memset(data, i, 4000);
-    }
+    begin_long_request(lane);
     while (total < lane->out.len) {
         int rc = crail_lane_send(lane); /* full: a tick, and again */
         assert(rc == (lane->out_sent == lane->out.len ? 0 : -EAGAIN));
@@ -388,6 +392,25 @@ static void a_long_request_passes_in_pieces(void) {
     crail_ring_close(&server);
     close(peer), close(bell);
     CLAIM("a request longer than the ring passes in pieces");
+}
+
+/* Bytes that wake a sleeper may lie on the socket; its end is seen behind them. */
+static void a_long_request_is_not_waited_with_when_nobody_reads_it_any_more(void) {
+    int peer, bell;
+    struct crail_ring server;
+    crail_client *c = new_client(1);
+    struct crail_lane *lane = open_ring_lane(c, &peer, &server, &bell);
+    begin_long_request(lane);
+    assert(send(peer, "12", 2, 0) == 2);
+    assert(crail_lane_send(lane) == -EAGAIN && lane->out_sent == CRAIL_RING_BYTES);
+    assert(crail_lane_send(lane) == -EAGAIN && lane->out_sent == CRAIL_RING_BYTES);
+    close(peer);
+    assert(crail_lane_send(lane) == -EPIPE && lane->out_sent == 0);
+    crail_lane_discard(lane);
+    crail_client_free(c);
+    crail_ring_close(&server);
+    close(bell);
+    CLAIM("a long request is not waited with when nobody reads it any more");
 }
 
 /* ---- shared memory ------------------------------------------------------- */
@@ -657,6 +680,7 @@ int main(void) {
     a_request_left_in_the_ring_was_not_executed();
     a_lying_ring_breaks_the_connection();
     a_long_request_passes_in_pieces();
+    a_long_request_is_not_waited_with_when_nobody_reads_it_any_more();
     values_are_cut_by_extent();
     a_raised_generation_is_refused();
     reads_of_many_values_are_asked_ahead();

@@ -45,7 +45,7 @@ static void test_a_small_store_is_overwritten_for_ever(void) {
 }
 
 static void test_an_alloc_waits_and_gives_up(void) {
-    tuning.space_wait_ns = 80000000;
+    tuning.space_wait_ns = 500000000;
     start(5000);
     int fd = client(1), channel;
     server(64, &channel);
@@ -53,11 +53,11 @@ static void test_an_alloc_waits_and_gives_up(void) {
     CHECK(alloc(fd, 1, 40 * CRAIL_GRANULE, &n) == 0);
     uint64_t from = crail_clock_ns();
     CHECK(alloc(fd, 2, 40 * CRAIL_GRANULE, &m) == -CRAIL_E_OUT_OF_SPACE); /* nothing is coming: at once */
-    CHECK(crail_clock_ns() - from < 70000000);
+    CHECK(crail_clock_ns() - from < 400000000);
     CHECK(alloc(fd, 3, 4 * CRAIL_GRANULE, &n) == 0 && release(fd, 4, n) == 0);
     from = crail_clock_ns();
     CHECK(alloc(fd, 5, 40 * CRAIL_GRANULE, &m) == -CRAIL_E_OUT_OF_SPACE); /* little is coming, and never arrives */
-    CHECK(crail_clock_ns() - from >= 80000000);
+    CHECK(crail_clock_ns() - from >= 500000000);
     /* One asks, dies, and asks again elsewhere, while the memory comes back: one grant. */
     frame(&Q, 6, 6);
     op_full(&Q, (struct crail_op){.code = CRAIL_OP_ALLOC, .arg1 = 24 * CRAIL_GRANULE}, "", NULL, 0);

@@ -296,6 +296,16 @@ static ssize_t stream_read(struct crail_lane *lane, void *to, size_t n, int64_t 
     return got;
 }
 
+/* For a tick there was no room: is there nobody any more who makes some? */
+static int look_for_end(struct crail_lane *lane) {
+    uint8_t bells[64];
+    ssize_t n = recv(lane->fd, bells, sizeof(bells), MSG_DONTWAIT);
+    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+        return -EAGAIN;
+    lane->out_sent = 0; /* it never had the whole request */
+    return -EPIPE;
+}
+
 /* As send(2), but -errno. Waits a tick at most. */
 static ssize_t stream_write(struct crail_lane *lane, const void *from, size_t n) {
     if (!crail_ring_is_open(&lane->ring)) {
@@ -309,6 +319,8 @@ static ssize_t stream_write(struct crail_lane *lane, const void *from, size_t n)
         if (put)
             return put;
         int rc = crail_ring_nap_for_room(&lane->ring);
+        if (rc == -EAGAIN)
+            rc = look_for_end(lane);
         if (rc)
             return rc;
     }
