@@ -8,7 +8,8 @@ from collections import deque
 from crailpy.errors import ClosedError, InvalidArgumentError, NotFoundError
 
 from . import requests
-from .files import File, Mode
+from .files import File
+from .opened import Mode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -27,19 +27,9 @@ from crailpy.errors import (
 
 from .. import extents, requests
 from .. import placement as place
-from ..files import (
-    APPEND,
-    COPY_BYTES,
-    ELSEWHERE_TRIES,
-    FOLLOW,
-    GROW,
-    MEMORY_BYTES_MAX,
-    OPEN,
-    STREAM,
-    TAIL_CLOSED,
-    Mode,
-    Refused,
-)
+from ..changed import COPY_BYTES, ELSEWHERE_TRIES, MEMORY_BYTES_MAX, Refused
+from ..files import GROW
+from ..opened import APPEND, FOLLOW, OPEN, STREAM, TAIL_CLOSED, Mode
 from ..session import RETRY_FIRST, RETRY_MAX
 from .session import Away, OutOfDate
 from .transfer import Making, capacity, room_of

@@ -32,9 +32,9 @@ from crailpy.errors import (
     from_status,
 )
 
+from ..changed import ELSEWHERE_TRIES
 from ..connection import STATUS_TIMEOUT
 from ..extents import EXTENTS_MAX, GRANULE
-from ..files import ELSEWHERE_TRIES
 from ..placement import avoiding, is_sync
 from ..session import NEED_SERVER, NEED_WRITABLE, RETRY_FIRST, RETRY_MAX, explain_space, server_away
 from .session import Away, OutOfDate
