@@ -20,16 +20,22 @@ JOBS = "/jobs"
 SESSIONS = "/sessions"
 
 
-def job_options(name: str, ttl: float, placement: dict[str, Any]) -> bytes:
-    """Options of a job. Raises InvalidArgumentError for what is no name of one, and for what cannot
-    be said of all below it."""
+def _lasting(durability: str) -> str | None:
+    """durability= of what others go with. It lasts before it is told: if a namenode lost it, who
+    puts something below its path would make a directory there that is nobody's."""
+    return None if durability == "none" else "sync"
+
+
+def job_options(name: str, ttl: float, placement: dict[str, Any], durability: str) -> bytes:
+    """Options of a job; `durability`: what the namenode promises. Raises InvalidArgumentError for
+    what is no name of a job, and for what cannot be said of all below it."""
     from .placement import check_home, pack
 
     if not name or "/" in name:
         raise InvalidArgumentError(f"job({name!r}): a name without a slash")
     placement.pop("parents", None)  # /jobs is made where it is not there
     check_home(placement)
-    return pack(ttl=ttl, durability=placement.get("durability"))[0]
+    return pack(ttl=ttl, durability=_lasting(durability) or placement.get("durability"))[0]
 
 
 def job_lost(path: str) -> SessionLostError:
@@ -40,14 +46,15 @@ def job_lost(path: str) -> SessionLostError:
     )
 
 
-def session_directory(number: int) -> tuple[str, Request, Request]:
-    """Of a session: the path of its directory, the request that makes it where it is not, and the
-    one that makes it the session's own, whoever has made it."""
+def session_directory(name: int | str, durability: str) -> tuple[str, Request, Request]:
+    """Of a directory that goes with a session, as the one called by its number: the path, the
+    request that makes it where it is not, and the one that makes it the session's own, whoever has
+    made it. `durability`: what the namenode promises; "none" if it was made before."""
     from .placement import pack
 
-    path = f"{SESSIONS}/{number}"
-    options, _ = pack(session=True)
-    made = requests.mkdir(path, parents=True, exist_ok=True, options=options)
+    path = f"{SESSIONS}/{name}"
+    made = requests.mkdir(path, parents=True, exist_ok=True, options=pack(session=True)[0])
+    options, _ = pack(session=True, durability=_lasting(durability))
     return path, made, requests.set_attributes(path, {}, options)
 
 
@@ -68,6 +75,8 @@ def check_attributes(path: str, attributes: dict[str, Any]) -> bytes:
 class Lifetimes(Waiting):
     """The part of a `Store` that knows when nodes go."""
 
+    _directory_of = 0  # the session that has made its directory
+
     def job(
         self,
         name: str,
@@ -87,7 +96,7 @@ class Lifetimes(Waiting):
         makes below its path, until the share is closed, where the call does not say otherwise; so
         does `durability`, for all that it changes there.
         Raises InvalidArgumentError, ExistsError (something else is there)."""
-        options = job_options(name, ttl, placement)
+        options = job_options(name, ttl, placement, self._session.durability)
         request = (options, quota_bytes, quota_nodes)
         return Job(self, f"{JOBS}/{name}", request, placement, timeout)
 
@@ -96,9 +105,12 @@ class Lifetimes(Waiting):
         or when this process is gone. It is there when this returns, also if it was removed since.
         A forked child has another. Raises ExistsError (something else is there)."""
         self._run(requests.ping(), timeout)  # in a forked child, this opens the session
-        path, made, owned = session_directory(self._session.number)
+        number = self._session.number
+        kept = "none" if self._directory_of == number else self._session.durability
+        path, made, owned = session_directory(number, kept)
         self._run(made, timeout)
         self._run(owned, timeout)
+        self._directory_of = number
         return path
 
     def setattr(self, path: str, *, timeout: float | None = None, **attributes: Any) -> None:

@@ -63,7 +63,7 @@ def pickled(
 
     def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:
         with memoryview(buffer) as view:
-            if "O" in view.format:
+            if "O" in "".join(view.format.split(":")[::2]):  # between colons: names of fields
                 raise InvalidArgumentError("a buffer of Python objects is addresses, no data")
         try:
             raw = buffer.raw()

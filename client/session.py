@@ -122,8 +122,12 @@ class Session:
         self._described: dict[int, dict[str, Any]] = {}
         self._is_known = False  # has anybody ever been there?
         self._closed = False
-        self.lanes_opened = 0  # with each new one, it may be another namenode that answers
         self._staying = 0  # the session that has a connection for this
+
+    @property
+    def shares_host(self) -> bool:
+        """Does it reach the namenode as one on the same host?"""
+        return self.transport != "tcp" and self._unix is not None
 
     # -- reaching somebody -------------------------------------------------
 
@@ -199,7 +203,6 @@ class Session:
         )
         self._lane_sessions[number] = session
         self._is_known = True
-        self.lanes_opened += 1
         try:
             self.core.lane_add(number, sock.detach(), old != session, ring or None)
         finally:

@@ -90,7 +90,8 @@ class Store(Values, Tree, Lifetimes):
             self._breaker.write(self._truncate_by_file, path, size, deadline)
 
     def _truncate_by_file(self, path: str, size: int, deadline: float) -> None:
-        from .files import File, Mode
+        from .files import File
+        from .opened import Mode
 
         while True:
             try:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class AsyncLifetimes(AsyncWaiting):
     """The part of an `AsyncStore` that knows when nodes go."""
 
+    _directory_of = 0  # the session that has made its directory
+
     def job(
         self,
         name: str,
@@ -33,7 +35,7 @@ class AsyncLifetimes(AsyncWaiting):
         **placement: Any,
     ) -> AsyncJob:
         """A share in the job `name`, by `await` or `async with`; see `Store.job`."""
-        options = job_options(name, ttl, placement)
+        options = job_options(name, ttl, placement, self._session.durability)
         token, path = self._token(), f"{JOBS}/{name}"
         request = requests.job(path, token, quota_bytes, quota_nodes, options)
         return AsyncJob(self, path, token, request, placement, timeout)
@@ -42,9 +44,12 @@ class AsyncLifetimes(AsyncWaiting):
         """A directory that goes, with all in it, when this session ends; see
         `Store.session_path`."""
         await self._run(requests.ping(), timeout)
-        path, made, owned = session_directory(self._session.number)
+        number = self._session.number
+        kept = "none" if self._directory_of == number else self._session.durability
+        path, made, owned = session_directory(number, kept)
         await self._run(made, timeout)
         await self._run(owned, timeout)
+        self._directory_of = number
         return path
 
     async def setattr(self, path: str, *, timeout: float | None = None, **attributes: Any) -> None:

@@ -180,7 +180,7 @@ class Churn:
             item.release()
 
     def many(self) -> None:
-        path = f"{self.at}/many"
+        path = f"{self.at}/many{self.number}"  # a kill may take back that the last was removed
         items = {
             f"{path}/{i}": self._blocks.value(i, 100) for i in range(1, self.rng.randrange(2, 300))
         }
@@ -189,7 +189,8 @@ class Churn:
         if None in found:
             raise errors.NotFoundError(path=path)
         assert found == list(items.values())
-        assert len(self.store.listdir(path)) == len(items)
+        if len(self.store.listdir(path)) != len(items):
+            raise TakenBack
         self.store.rmtree(path)
 
     def watch(self) -> None:

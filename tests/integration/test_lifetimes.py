@@ -168,10 +168,43 @@ def test_ttl_ends_a_value_so_long_after_its_last_commit(store):
     assert store.stat("/life/stays").expires is None
 
 
+def test_in_a_store_that_is_new_a_ttl_is_as_short_as_in_any_other():
+    """The grace after a restart is for what was there before."""
+    with crailpy.LocalCluster(dram="8MiB", session_grace=60) as cluster, cluster.connect() as store:
+        store.put("/ttl", b"1", ttl=0.2)
+        assert store.wait("/ttl", absent=True, timeout=30) is None
+
+
+@pytest.mark.parametrize("way", ["job", "session", "aio job", "aio session"])
+async def test_what_others_go_with_is_not_lost_though_they_may_be(way):
+    """Else who puts something below it makes a directory that is nobody's, and stays."""
+
+    def restart(cluster):
+        cluster.namenode.kill()
+        cluster.namenode.start()
+
+    sizes = {"dram": "8MiB", "session_grace": 0.5}
+    with crailpy.LocalCluster(durability="group", group_interval="60s", **sizes) as cluster:
+        if way.startswith("aio"):
+            async with crailpy.aio.connect(cluster.address, timeout=30) as aio:
+                is_job = way == "aio job"
+                path = (await aio.job("j", ttl=0.5)).path if is_job else await aio.session_path()
+                restart(cluster)
+                await aio.put(f"{path}/in", b"x")
+        else:
+            with cluster.connect(timeout=30) as store:
+                path = store.job("j", ttl=0.5).path if way == "job" else store.session_path()
+                restart(cluster)
+                store.put(f"{path}/in", b"x")
+        with cluster.connect() as store:
+            assert store.wait(path, absent=True, timeout=30) is None
+
+
 def test_ttl_is_renewed_by_a_put_that_says_it_again(store):
-    for _ in range(4):
-        store.put("/life/ttl", b"x", ttl=0.4)
-        time.sleep(0.2)
+    store.put("/life/ttl", b"x", ttl=0.4)
+    store.put("/life/ttl", b"x", ttl=3600)
+    store.put("/life/clock", b"", ttl=0.4)  # ends after what the first put said
+    store.wait("/life/clock", absent=True, timeout=30)
     assert store.exists("/life/ttl")
     store.put("/life/ttl", b"x")
     assert store.stat("/life/ttl").expires is None, "a replaced value brings its own lifetime"
@@ -185,7 +218,7 @@ def test_ttl_of_a_container_takes_all_below_along(store):
 
 
 def test_a_directory_is_made_with_its_end(store):
-    store.mkdir("/life/brief", ttl=0.2)
+    store.mkdir("/life/brief", ttl=1)
     store.put("/life/brief/x", b"")
     with store.job("dirs") as job:
         store.mkdir("/life/of-job", job=job)
