@@ -20,6 +20,7 @@ import secrets
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,10 @@ from crailpy.errors import ClosedError, InvalidArgumentError, UnavailableError, 
 from crailpy.folders import private_folder
 from crailpy.units import parse_size
 
+from . import ports
+
 BASE = "/dev/shm"
+HOST = "127.0.0.1"
 FILES = "files"  # in a cluster's folder: a link to where the files of the file tier are
 START_TIMEOUT = 60.0  # seconds; taking much memory takes long
 STOP_TIMEOUT = 5.0
@@ -48,7 +52,7 @@ class Server:
 
     def __init__(self, cluster: LocalCluster, name: str, arguments: list[str], port: int) -> None:
         self.name = name
-        self.port = port
+        self.port = cluster._hold_port(port)
         self._cluster = cluster
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
@@ -209,6 +213,7 @@ class LocalCluster:
         if durability != "none":
             state = os.path.join(self.folder if dir is None else dir, "namenode")
             self._state += ["--dir", os.path.abspath(state)]
+        self._held: list[socket.socket] = []
         self._lifeline_child, self._lifeline = os.pipe2(os.O_CLOEXEC)
         _living.add(self)
         try:
@@ -252,6 +257,19 @@ class LocalCluster:
                 pass  # another cluster has just removed the base, empty as it was
 
     # -- processes -----------------------------------------------------------------------------
+
+    @property
+    def _host(self) -> str:
+        return str(self._options.get("host") or HOST)
+
+    def _hold_port(self, port: int) -> int:
+        """Keeps a port (0: any free one) for a server of ours for as long as we live: while the
+        server is away, nobody is given it by chance. Gives back which."""
+        try:
+            self._held.append(ports.bound(self._host, port))
+        except OSError:
+            return port  # the server will say what is wrong
+        return int(self._held[-1].getsockname()[1])
 
     def _start(self, tiers: list[str]) -> None:
         port = int(self._options.pop("port", 0))
@@ -321,7 +339,7 @@ class LocalCluster:
     @property
     def address(self) -> str:
         """What crailpy.connect takes."""
-        host = str(self._options.get("host") or "127.0.0.1")
+        host = self._host
         return f"crail://{f'[{host}]' if ':' in host else host}:{self.namenode.port}"
 
     def connect(self, **options: Any) -> crailpy.Store:
@@ -360,6 +378,8 @@ class LocalCluster:
     def _forget(self) -> None:
         for fd in (self._lifeline, self._lifeline_child, self._lock):
             os.close(fd)
+        for sock in self._held:
+            sock.close()
 
     def __enter__(self) -> LocalCluster:
         return self

@@ -19,7 +19,7 @@ from typing import Any
 from crailpy import channel, hello
 from crailpy.errors import AuthError, CrailError, ProtocolError
 
-from . import peers
+from . import peers, ports
 
 log = logging.getLogger("crailpy.reception")
 
@@ -105,16 +105,13 @@ class Reception:
 
     def listen_tcp(self, host: str, port: int) -> int:
         """Listens on host and port (0: any free one); returns the port. Raises OSError."""
-        family, _, _, _, where = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock: socket.socket | None = None
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(where)
+            sock = ports.bound(host, port)
             self._listen(sock, unix=False)
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
             if error.errno == errno.EADDRINUSE:
                 raise OSError(
                     error.errno, f"port {port} of {host} is taken: is one running already?"

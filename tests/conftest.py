@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import random
 import signal
+import tempfile
 from collections.abc import Iterator
 from types import FrameType
 
@@ -55,6 +57,22 @@ def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Randomness whose seed is printed."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def base() -> Iterator[str]:
+    """A folder for the `dram_dir` of clusters that are killed as a whole: in the usual one, any
+    cluster of a neighbour removes what they leave."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:  # short: sockets lie in it
+        yield folder
 
 
 @pytest.fixture(scope="module")

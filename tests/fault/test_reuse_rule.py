@@ -40,11 +40,17 @@ def test_no_reader_sees_foreign_or_torn_bytes(name):
     assert report["reads"] > 0
 
 
+# A violation is a matter of luck in each round of an attack: tcp-paused-readers once needed more
+# than a minute. Who is lucky ends at once.
+UNLUCKY_S = 120
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "guard"),
     [(name, guard) for name, a in sorted(attacks.ATTACKS.items()) for guard in a.guards],
 )
 def test_the_attack_succeeds_when_its_guard_is_off(name, guard):
     assert GUARDED.exists(), "`make guards` builds what this test needs; `make test` does it"
-    report = attack(name, 60, guards_off=guard)
+    report = attack(name, UNLUCKY_S, guards_off=guard)
     assert report["violations"], f"{name} does not need {guard}"

@@ -92,6 +92,14 @@ def until(holds: Callable[[], Any], seconds: float = 30) -> Any:
         time.sleep(0.005)
 
 
+def process_of(cluster: Any, store: Any, number: int) -> Any:
+    """Of the storage server that the namenode calls `number`. Those are given in the order of
+    their coming, and nobody says which of several that start together comes first."""
+    (name,) = (s["id"] for s in store.status()["servers"] if s["number"] == number)
+    (server,) = (server for server in cluster.servers if server.name == name)
+    return server
+
+
 def waiters(store: Any) -> int:
     """How many requests the namenode has set aside."""
     count: int = store.status()["namenode"]["waiters"]

@@ -14,6 +14,8 @@ import crailpy.aio
 from crailpy import errors
 from crailpy.client.aio.transfer import room_of
 
+from .kit import until
+
 
 @pytest.fixture(scope="module")
 def own():
@@ -37,11 +39,13 @@ def seed():
 def facts(watcher) -> dict[str, int]:
     """What the namenode counts, once nothing is on its way back and no other session is there."""
     names = ("granules_free", "granules_used", "granules_granted", "nodes", "lanes", "sessions")
-    for _ in range(20_000):
+
+    def found() -> dict[str, int] | None:
         now = watcher.status()["namenode"]
-        if now["sessions"] == 1 and not now["granules_retiring"] and not now["background_pending"]:
-            return {name: now[name] for name in names}
-    raise AssertionError(now)
+        busy = now["sessions"] > 1 or now["granules_retiring"] or now["background_pending"]
+        return None if busy else {name: now[name] for name in names}
+
+    return until(found)
 
 
 def descriptors() -> int:
@@ -139,11 +143,12 @@ async def test_a_change_that_was_not_sent_when_it_was_cancelled_is_never_made(ow
 
 def granted(watcher) -> int:
     """Granules that are granted to sessions, once nothing is on its way back."""
-    for _ in range(20_000):
+
+    def found() -> tuple[int] | None:
         now = watcher.status()["namenode"]
-        if not now["granules_retiring"]:
-            return now["granules_granted"]
-    raise AssertionError(now)
+        return None if now["granules_retiring"] else (now["granules_granted"],)
+
+    return until(found)[0]
 
 
 def held(aio) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fractions
+import pickle
 
 import pytest
 
@@ -30,6 +31,75 @@ def test_put_many_puts_a_bad_item_among_the_results(store):
     assert all(issubclass(kinds[i], TypeError | ValueError | BufferError) for i in (1, 3, 4))
     assert store.stat("/bad/g").version == caught.value.results[6]
     assert store.listdir("/bad") == ["a", "c", "f", "g"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [object, [("o", object), ("n", "i4")], [("o", [("o", object)]), ("t", "M8[s]")],
+     [("Open", "f8"), ("O", "i4")], "M8[s]"],
+    ids=str,
+)  # fmt: skip
+async def test_addresses_of_objects_are_no_data_whatever_fields_are_called(cluster, store, kind):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(4, kind)
+    is_data = not array.dtype.hasobject
+
+    def check(put):
+        if is_data:
+            put()
+        else:
+            with pytest.raises((errors.InvalidArgumentError, errors.BatchError), match="addresses"):
+                put()
+
+    shuffle = store.shuffle("/bad/shuffle", partitions=1)
+    check(lambda: store.put("/bad/a", array))
+    check(lambda: store.put("/bad/a", array, ttl=60))
+    check(lambda: store.put("/bad/a", numpy.zeros(10_000, kind)))
+    check(lambda: store.put_many([("/bad/a", array)]))
+    with shuffle.writer(0) as writer:
+        check(lambda: writer.write(0, array))
+        if "M8[s]" not in str(kind):  # NumPy gives out no times that lie scattered
+            check(lambda: writer.write(0, array[::2]))
+    async with crailpy.aio.connect(cluster.address) as aio:
+        for put in (aio.put("/bad/a", array), aio.put_many([("/bad/a", array)])):
+            if is_data:
+                await put
+            else:
+                with pytest.raises((errors.InvalidArgumentError, errors.BatchError)):
+                    await put
+    assert store.exists("/bad/a") == is_data
+
+
+def test_what_computes_makes_the_directories_above_unless_told_not_to(store):
+    numpy = pytest.importorskip("numpy")
+
+    def write(path, **how):
+        shuffle = pickle.loads(pickle.dumps(store.shuffle(path, partitions=1, **how)))
+        with shuffle.writer(0) as writer:
+            writer.write(0, b"x")
+
+    def push(path, **how):
+        model = pickle.loads(pickle.dumps(store.model(path, **how)))
+        model.push({"w": numpy.ones(2)}, "set")
+
+    calls = {
+        "broadcast": lambda path, **how: store.broadcast(path, 1, **how),
+        "shuffle": write,
+        "model": push,
+        "reduce": lambda path, **how: store.reduce(path, numpy.ones(2), 1, rank=0, **how),
+        "ranks": lambda path, **how: store.reduce(path, numpy.ones(2), 1, **how),
+    }
+    for name, call in calls.items():
+        with pytest.raises(errors.NotFoundError):
+            call(f"/bad/{name}/x", parents=False)
+        assert not store.exists(f"/bad/{name}")
+        call(f"/bad/{name}/x", parents=True)
+        if name == "shuffle":  # its outputs are what is made
+            store.rmtree(f"/bad/{name}/x")
+            store.mkdir(f"/bad/{name}/y")
+        call(f"/bad/{name}/y", parents=False)
+        with pytest.raises(TypeError, match="no keyword"):
+            call(f"/bad/{name}/z", tire="dram")
 
 
 async def test_one_key_is_not_several(cluster, store):

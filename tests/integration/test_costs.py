@@ -49,17 +49,18 @@ def test_a_large_put_is_one_request_once_it_holds_a_grant(own):
     assert counters(store)["requests"] - before["requests"] == 40
 
 
-GETS = """
+GETS_A_ROUND = 250
+ROUNDS_MAX = 10
+GETS = f"""
 import sys, crailpy
 store = crailpy.connect(sys.argv[1], ring=sys.argv[2] == "ring")
 store.put("/k", b"x" * 1024)
 store.get("/k")
 print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(1000):
-    store.get("/k")
-print("done", flush=True)
-sys.stdin.readline()
+while sys.stdin.readline():
+    for _ in range({GETS_A_ROUND}):
+        store.get("/k")
+    print("done", flush=True)
 """
 
 
@@ -85,22 +86,31 @@ def total_calls(process, out) -> int:
     ("lane", "client_calls", "server_calls"), [("socket", 2, 3), ("ring", 2, 2)]
 )
 def test_a_get_is_few_system_calls(own, tmp_path, lane, client_calls, server_calls):
+    """In the best of some rounds: where a core is taken away, a reply is late, and who waits for it
+    looks again at each tick. That only adds; one call more for each get would be in all rounds."""
     cluster, _ = own
+    slack = 40  # starting, stopping, heartbeats
+    most = [GETS_A_ROUND * calls + slack for calls in (client_calls, server_calls)]
+    rounds: list[list[int]] = []
+
+    def is_met() -> bool:
+        least = [min(calls) for calls in zip(*rounds, strict=True)]
+        return bool(rounds) and least[0] <= most[0] and least[1] <= most[1]
+
     command = [sys.executable, "-c", GETS, cluster.address, lane]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout.readline() == "ready\n"
-        client, client_out = traced(child.pid, tmp_path)
-        server, server_out = traced(cluster.namenode.pid, tmp_path)
-        child.stdin.write("\n")
-        child.stdin.flush()
-        assert child.stdout.readline() == "done\n"
-        calls = total_calls(client, client_out), total_calls(server, server_out)
-        child.communicate("\n", timeout=10)
-    slack = 100  # starting, stopping, heartbeats
-    assert calls[0] <= 1000 * client_calls + slack
-    assert calls[1] <= 1000 * server_calls + slack
+        while not is_met() and len(rounds) < ROUNDS_MAX:
+            both = [traced(pid, tmp_path) for pid in (child.pid, cluster.namenode.pid)]
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "done\n"
+            rounds.append([total_calls(*each) for each in both])
+        child.communicate(timeout=10)
+    print(rounds)
+    assert is_met(), f"{rounds} system calls of client and server, {most} at most"
 
 
 def python_switches(pid: int) -> int:

@@ -15,11 +15,11 @@ import pytest
 import crailpy
 from crailpy import errors
 
+from ..stopping import stop
 from .kit import until
 
 MIB = 1 << 20
 CRAILPY = [sys.executable, "-m", "crailpy.cli"]
-TEMPORARY = os.path.join(tempfile.gettempdir(), f"crailpy-{os.getuid()}")
 
 
 @pytest.fixture(scope="module")
@@ -115,42 +115,46 @@ def test_an_earlier_namenode_is_forgotten_with_what_it_knew():
 # ---- what is left behind -------------------------------------------------------------------------
 
 
-def test_a_cluster_leaves_no_file():
-    before = set(os.listdir(TEMPORARY)) if os.path.exists(TEMPORARY) else set()
+def test_a_cluster_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # no neighbour's files are there
     with crailpy.LocalCluster(servers=0) as cluster:
         server = cluster.add_server(tier="file", capacity="4MiB")
         files = os.readlink(os.path.join(cluster.folder, "files"))
+        assert os.path.commonpath([files, tmp_path]) == str(tmp_path)
         assert os.listdir(files) == ["storage-0.data"]
         assert server.alive
     assert not os.path.exists(files)
-    after = set(os.listdir(TEMPORARY)) if os.path.exists(TEMPORARY) else set()
-    assert after <= before
+    assert os.listdir(tmp_path) == []
 
 
-def test_a_cluster_that_was_killed_as_a_whole_is_swept_with_its_files():
+def test_a_cluster_that_was_killed_as_a_whole_is_swept_with_its_files(base, tmp_path):
     code = """
-import crailpy, os
-cluster = crailpy.LocalCluster(servers=0)
+import crailpy, os, sys
+cluster = crailpy.LocalCluster(servers=0, dram_dir=sys.argv[1])
 server = cluster.add_server(tier="file", capacity="4MiB")
 files = os.readlink(os.path.join(cluster.folder, "files"))
 print(cluster.namenode.pid, server.pid, cluster.folder, files, flush=True)
 input()
 """
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, base],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     with parent:
         assert parent.stdout is not None
         namenode, server, folder, files = parent.stdout.readline().split()
         for pid in (int(namenode), int(server)):
-            os.kill(pid, signal.SIGSTOP)  # so that they do not see the end of their parent
+            stop(pid)  # so that they do not see the end of their parent
         parent.kill()
         for pid in (int(namenode), int(server)):
             os.kill(pid, signal.SIGKILL)
     assert os.path.exists(files)
 
     def is_swept() -> bool:
-        with crailpy.LocalCluster(servers=0):
+        with crailpy.LocalCluster(servers=0, dram_dir=base):
             return not os.path.exists(folder)
 
     until(is_swept)  # the kernel takes a moment to let go of the lock

@@ -106,6 +106,22 @@ def test_a_restarted_storage_server_has_its_blocks_and_its_port(
         assert admin(cluster, "check")["ok"]
 
 
+def test_the_port_of_a_server_that_is_away_is_given_to_nobody_else() -> None:
+    with crailpy.LocalCluster(dram="16MiB") as cluster:
+        for server in (cluster.namenode, cluster.servers[0]):
+            port = server.port
+            server.kill()
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+            server.start()
+            assert server.port == port
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+
+
 def test_memory_that_is_gone_comes_back_as_a_new_incarnation() -> None:
     with crailpy.LocalCluster(dram="64MiB") as cluster, cluster.connect() as store:
         store.put("/big", bytes(1 << 20))
@@ -151,15 +167,16 @@ def test_a_value_over_tcp_only() -> None:
 
 
 UNTIDY = """
-import crailpy, json, signal
-c = crailpy.LocalCluster(dram='16MiB')
+import crailpy, json, signal, sys
+c = crailpy.LocalCluster(dram='16MiB', dram_dir=sys.argv[1])
 print(json.dumps([c.folder, c.namenode.pid, c.servers[0].pid]), flush=True)
 signal.pause()
 """
 
 
-def test_nothing_is_left_when_the_parent_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", UNTIDY], stdout=subprocess.PIPE) as parent:
+def test_nothing_is_left_when_the_parent_is_killed(base: str) -> None:
+    command = [sys.executable, "-c", UNTIDY, base]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         folder, *pids = json.loads(parent.stdout.readline())
         assert os.path.exists(folder)
@@ -185,8 +202,9 @@ def test_nothing_is_left_after_ctrl_c_or_an_exception() -> None:
     assert all(gone(pid) for pid in pids)
 
 
-def test_the_next_cluster_removes_what_a_massacre_left() -> None:
-    with subprocess.Popen([sys.executable, "-c", UNTIDY], stdout=subprocess.PIPE) as parent:
+def test_the_next_cluster_removes_what_a_massacre_left(base: str) -> None:
+    command = [sys.executable, "-c", UNTIDY, base]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         folder, *pids = json.loads(parent.stdout.readline())
         for pid in pids:
@@ -196,7 +214,7 @@ def test_the_next_cluster_removes_what_a_massacre_left() -> None:
         os.kill(pid, signal.SIGKILL)
     until(lambda: all(gone(pid) for pid in pids), "every process is gone")
     assert os.path.exists(folder)
-    with crailpy.LocalCluster(dram="16MiB", servers=0):
+    with crailpy.LocalCluster(dram="16MiB", dram_dir=base, servers=0):
         assert not os.path.exists(folder)
 
 

@@ -12,6 +12,8 @@ import pytest
 import crailpy
 from crailpy import errors
 
+from .kit import settled
+
 WAYS = {
     "shm-ring": {"transport": "shm"},
     "shm-socket": {"transport": "shm", "ring": False},
@@ -261,15 +263,6 @@ def test_a_value_larger_than_the_store_is_refused_and_leaks_nothing(dram_bytes, 
         store.put("/t/huge", huge)
     assert not store.exists("/t/huge")
     assert settled(store) == before
-
-
-def settled(store) -> int:
-    """Granules in use by values, once nothing is on its way back any more."""
-    for _ in range(2000):
-        facts = store.status()["namenode"]
-        if facts["granules_retiring"] == 0 and facts["background_pending"] == 0:
-            return facts["granules_used"]
-    raise AssertionError("granules do not settle")
 
 
 def test_stores_pickle_and_threads_share_one(store):

@@ -72,6 +72,12 @@ def test_a_buffer_that_is_addresses_is_refused() -> None:
         objects.dump(Careless())
 
 
+def test_fields_may_be_called_as_one_likes() -> None:
+    """The format of a buffer, which says where objects are, has the names of the fields in it."""
+    array = numpy.ones(200, dtype=[("Open", "f8"), ("O", "i4"), ("high", "f8")])
+    assert objects.load(stored(array)).tolist() == array.tolist()
+
+
 def test_what_is_large_is_not_copied() -> None:
     array, text, data = numpy.ones(100_000), "x" * 1_000_000, bytes(1_000_000)
     parts = objects.dump([array, text, data, *(numpy.ones(500) for _ in range(1000))])

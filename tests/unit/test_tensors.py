@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy
 import pytest
 
@@ -19,13 +17,6 @@ ARRAYS = {
     "none": numpy.empty((0, 3)),
     "truth": numpy.array([True, False]),
 }
-
-
-@pytest.fixture
-def rng():
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    return random.Random(seed)
 
 
 def packed(facts=None):
