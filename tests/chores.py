@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import resource
 import signal
+import stat
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +51,15 @@ def noted(folder: object, name: object) -> list[int]:
 def hold(folder: str, name: object) -> object:
     """Notes that it has begun, and goes on when there is a file `go`; gives back its name."""
     note(folder, name)
+    await_that(lambda: os.path.exists(f"{folder}/go"))
+    return name
+
+
+def await_that(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while not os.path.exists(f"{folder}/go"):
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    return name
 
 
 def work(folder: str, name: int, seconds: float) -> int:
@@ -93,6 +104,21 @@ class Wordless(Stubborn):
         raise RuntimeError("no words")
 
 
+class Unaskable(Exception):
+    """Has no attribute that anybody may ask for, and does not pickle."""
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError("not configured")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise KeyboardInterrupt
+
+
+def note_and_fail(folder: str) -> None:
+    note(folder, "run")
+    raise Unaskable
+
+
 def fail_oddly(kind: str) -> None:
     if kind == "frozen":
         raise Frozen(5)
@@ -117,6 +143,64 @@ def large_result_then_die(size: int) -> bytes:
     return bytes(size)
 
 
+def commit_and_die(folder: str, path: str, dies: str) -> bytes:
+    """Its first attempt dies before its commit or behind it."""
+    mine, result = task(), b"the result"
+    note(folder, "run")
+    assert mine.store is not None
+    mine.commits(mine.store, path, result)
+    if dies == "before" and mine.attempt == 0:
+        os._exit(1)
+    mine.store.put(path, b"", if_absent=True)
+    if dies == "behind":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+
+def commit_and_pause(folder: str, path: str) -> bytes:
+    """Its first attempt commits when it may go on, and is paused then; others commit after it."""
+    mine, result = task(), b"the result"
+    assert mine.store is not None
+    mine.commits(mine.store, path, result)
+    if mine.attempt == 0:
+        hold(folder, "said")
+    else:
+        note(folder, "said")
+        await_that(lambda: noted(folder, "committed"))
+    mine.store.put(path, b"", if_absent=True)
+    note(folder, "committed")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return result
+
+
+def commit_too_much(path: str) -> None:
+    store = task().store
+    assert store is not None
+    task().commits(store, path, b"x" * 5000)
+
+
+def commit_nowhere_and_die() -> int:
+    """The first attempt dies behind a commit to what cannot be connected to."""
+    if task().attempt == 0:
+        task().commits(Stubborn(1, 2), "/nowhere")  # type: ignore[arg-type]
+        os._exit(1)
+    return task().attempt
+
+
+class Lazy:
+    """Stands in for a module that is not set up."""
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError("not configured")
+
+
+def put_in_the_place_of_a_module(folder: str) -> int:
+    """Notes that it has begun; leaves what raises when it is asked where it comes from."""
+    note(folder, "run")
+    sys.modules["crailpy_lazy"] = Lazy()  # type: ignore[assignment]
+    return os.getpid()
+
+
 def fail_stubbornly() -> None:
     raise Stubborn(1, 2)
 
@@ -125,18 +209,33 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
+def die_by(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(PATIENCE_S)
+
+
 def hold_and_die(folder: str, name: object) -> object:
-    """As hold(); its executor kills itself a moment after it has sent the result."""
-    mine = task()
+    """As hold(); its executor kills itself when it has sent the result, and the service, which must
+    not look then, has not read it."""
 
     def die() -> None:
-        while task() is mine:
+        while not unread_bytes():
             time.sleep(0.001)
-        time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=die, daemon=True).start()
     return hold(folder, name)
+
+
+def unread_bytes() -> int:
+    """What this process has sent over unix sockets and nobody has read."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            count += struct.unpack("i", fcntl.ioctl(int(fd), termios.TIOCOUTQ, bytes(4)))[0]
+        except OSError:
+            continue  # it is no socket, or is closed again
+    return count
 
 
 def hold_with_a_child(folder: str, name: object) -> object:
@@ -154,6 +253,22 @@ def say(count: int) -> int:
 
 def close_everything() -> None:
     os.closerange(3, 4096)
+
+
+def say_instead(data: bytes) -> None:
+    """Says this to the service, in the executor's name, and waits for what it does."""
+    for fd in range(3, 64):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.write(fd, data)
+    time.sleep(PATIENCE_S)
+
+
+def take_descriptors_away() -> int:
+    """Lets its executor have no more of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4, hard))
+    return os.getpid()
 
 
 def drawn() -> float:
@@ -175,6 +290,24 @@ def many_ones(count: int) -> Any:
     import numpy
 
     return numpy.ones(count)
+
+
+def value_of(handle: Any) -> Any:
+    return handle.value
+
+
+_kept: dict[str, Any] = {}
+
+
+def read_kept(kind: str, handle: Any) -> int:
+    """By the first handle of that kind that came to this process, whoever's task brought it."""
+    kept = _kept.setdefault(kind, handle)
+    if kind == "model":
+        return int(kept.pull(["w"])["w"].sum())
+    if kind == "broadcast":
+        kept._known = None  # it looks again
+        return int(kept.value)
+    return sum(map(len, kept.reader(0)))
 
 
 def put_here(key: str) -> str:

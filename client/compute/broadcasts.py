@@ -7,14 +7,17 @@ from collections import OrderedDict
 from os import getpid, register_at_fork
 from weakref import WeakValueDictionary
 
-from crailpy.errors import VersionConflictError
+from crailpy.errors import NotFoundError, VersionConflictError
 
 from .. import objects, requests
-from .stores import address_of, certain, store_at
+from . import spreading
+from .stores import address_of, certain, current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from crailpy.native import View
 
     from ..store import Store
 
@@ -31,7 +34,7 @@ class _Value:
         self.obj = obj
 
 
-# Both by address, path, version and process: what lies over mapped memory is not a forked child's.
+# Both by store, path, version and process: what lies over mapped memory is not a forked child's.
 _kept: WeakValueDictionary[Any, _Value] = WeakValueDictionary()
 
 
@@ -58,6 +61,11 @@ class _Copies:
                 self._bytes -= oldest[1]
                 gone.append(oldest)
 
+    def drop(self, key: Any) -> None:
+        with self._lock:
+            gone = self._values.pop(key, None)
+            self._bytes -= gone[1] if gone else 0
+
 
 _copies = _Copies()
 
@@ -77,9 +85,19 @@ class Broadcast:
 
     `path` is where it lies, `version` what it was stored as."""
 
-    def __init__(self, address: tuple[Any, ...], path: str, version: int) -> None:
+    def __init__(
+        self,
+        address: tuple[Any, ...],
+        cluster: str,
+        path: str,
+        version: int,
+        spreads: bool = False,
+    ) -> None:
         self._address = address
+        self._cluster = cluster  # a store made anew at the address counts its versions anew
+        self._spreads = spreads  # over servers, when many read it from afar
         self._store: Store | None = None
+        self._is_given = False  # the store, by who made the handle
         self._known: tuple[int, _Value] | None = None  # of which process
         self.path = path
         self.version = version
@@ -89,16 +107,21 @@ class Broadcast:
         """The object, the same one each time in this process. Arrays in it are read-only and lie
         over the stored value where the transport shares memory; they, or a handle, keep it there.
 
-        The first access in a process is one request, with the store's timeout. Raises
-        NotFoundError (it was removed), VersionConflictError (another value was stored at its path),
-        DataLostError; unpickling can run code: take handles from those whom you trust."""
+        The first access in a process is one request, with the store's timeout; from afar it may be
+        that of a copy which is cut over all servers (spreading.py). Raises
+        NotFoundError (it was removed), VersionConflictError (another value was stored at its path,
+        or another store has the address by now), DataLostError; unpickling can run code: take
+        handles from those whom you trust."""
         known, pid = self._known, getpid()
         if known is None or known[0] != pid:
             known = self._known = pid, self._look(pid)
         return known[1].obj
 
+    def _key(self, pid: int) -> Any:
+        return self._address, self._cluster, self.path, self.version, pid
+
     def _look(self, pid: int) -> _Value:
-        key = (self._address, self.path, self.version, pid)
+        key = self._key(pid)
         value, copied = _kept.get(key), 0
         if value is None:
             value, copied = self._fetch()
@@ -108,8 +131,9 @@ class Broadcast:
 
     def _fetch(self) -> tuple[_Value, int]:
         """The object, and how many bytes it was unless it lies over the store's memory."""
-        with self._connected().get_view(self.path) as view:
-            if view.version != self.version:
+        view, version = self._view()
+        with view:
+            if not self._is_of(version):
                 raise VersionConflictError(
                     "another value was broadcast at this path",
                     path=self.path,
@@ -118,36 +142,70 @@ class Broadcast:
             lies_there = not view.copied and objects.buffers(view)
             return _Value(objects.load(view)), 0 if lies_there else view.nbytes
 
+    def _is_of(self, version: int) -> bool:
+        """Is what has just been found of that version ours, and the store the one that we know?"""
+        return version == self.version and self._connected()._session.cluster == self._cluster
+
+    def _view(self) -> tuple[View, int]:
+        """Of the value, and the version that is at its path."""
+        store = self._connected()
+        if self._spreads and spreading.is_far(store):
+            return spreading.view(store, self.path, self.version)
+        view = store.get_view(self.path)
+        return view, view.version
+
     def _connected(self) -> Store:
-        if self._store is None:
-            self._store = store_at(self._address)
+        if self._store is None or not self._is_given:
+            self._store = current(self._store, self._address)
         return self._store
 
     def delete(self, *, timeout: float | None = None) -> None:
         """Removes the stored value, if it is still this one; values that are in use stay what they
         are. It may be gone already."""
+        _copies.drop(self._key(getpid()))
+        store = self._connected()
         try:
-            self._connected()._run(requests.delivered(self.path, self.version), timeout)
-        except VersionConflictError:
+            if self._is_of(store.stat(self.path, timeout=timeout).version):
+                store._run(requests.delivered(self.path, self.version), timeout)
+        except (NotFoundError, VersionConflictError):
             pass
+        finally:
+            if self._spreads:
+                spreading.remove(store, self.path, self.version, timeout)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Broadcast, (self._address, self.path, self.version)
+        own = self._address, self._cluster, self.path, self.version, self._spreads
+        return Broadcast, own
 
     def __repr__(self) -> str:
         return f"<crailpy.Broadcast {self.path} version {self.version}>"
 
 
 def broadcast(
-    store: Store, path: str, obj: Any, *, timeout: float | None = None, **placement: Any
+    store: Store,
+    path: str,
+    obj: Any,
+    *,
+    parents: bool = True,
+    timeout: float | None = None,
+    **placement: Any,
 ) -> Broadcast:
-    """Stores `obj` (anything that pickles) at `path`, in place of what was there, and gives the
-    handle that tasks take along. `placement` as of `put`: `stripe=` spreads a value that many read
-    over servers. It goes with its job, by `Broadcast.delete()`, or by any other end of a value.
+    """Stores `obj` (anything that pickles; of `__main__`, what cloudpickle takes) at `path`, in
+    place of what was there, and gives the handle that tasks take along. `placement` as of `put`:
+    `stripe=` spreads the value over servers from the beginning; a large one that many processes of
+    other hosts read gets a copy that is, beside it. It goes with its job, by `Broadcast.delete()`,
+    or by any other end of a value.
 
     Raises what `put_object` raises, and InvalidArgumentError for a store that answers while it is
     away."""
-    version = certain(store).put_object(path, obj, timeout=timeout, **placement)
-    handle = Broadcast(address_of(store), path, version)
-    handle._store = store
+    from .executors.calls import dump_value
+
+    parts = dump_value(obj)
+    put = certain(store)._door.put_parts
+    flags = requests.PARENTS if parents else 0
+    version = store._put(put, path, parts, flags, 0, timeout, placement)
+    is_large = sum(map(len, parts)) >= spreading.BYTES_MIN
+    spreads = is_large and "stripe" not in placement
+    handle = Broadcast(address_of(store), store._session.cluster, path, version, spreads)
+    handle._store, handle._is_given = store, True
     return handle

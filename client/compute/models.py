@@ -8,75 +8,97 @@ used twice, and what a death leaves, is told in docs/adr/0006-compute.md, "Model
 from __future__ import annotations
 
 import time
-from functools import cached_property
+from _thread import allocate_lock
 from os import urandom
 from typing import Any
 
 from crailpy.errors import (
+    ClosedError,
     CrailError,
     DeadlineError,
     ExistsError,
     InvalidArgumentError,
-    IsContainerError,
-    NotContainerError,
     NotFoundError,
     ProtocolError,
-    VersionConflictError,
 )
 
 from .. import requests
-from ..placement import check_home, say_durability
-from ..waiting import END_TIMEOUT
-from . import stores, tensors
+from ..placement import check_home
+from . import compaction, stores
+from .pushes import Push
 from .replica import Replica
-from .stores import address_of, certain, folder_of, store_at
+from .stores import address_of, certain, current, folder_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from crailpy.native import Follower
+
     from ..requests import Buffer
     from ..store import Store
     from .replica import Key
-    from .tensors import Array, Piece, Place
+    from .tensors import Array
 
-    #: status, version, size, kind, flags, count, data
-    Entry = tuple[int, int, int, int, int, int, bytes]
+    #: entries of a log, (version, size, bytes or None) each, and how many were asked for
+    Asked = tuple[list[tuple[int, int, bytes | None]], int]
 
 ASIDE_SECONDS = 60.0  # a model is made in less
 ROUND = 1.0  # seconds of one wait for a push: its segment may be removed before it is asked for
 AHEAD_FIRST, AHEAD_MAX = 2, 64  # pushes that are asked for at once; the first are cheap
-LOOK_BYTES = 64 << 10  # whoever pushes as much looks whether the segment is full
-SEGMENT_PUSHES = 64
-SEGMENT_BYTES = 1 << 20  # and twice its base
-SEAL_TRIES = 16
 DIGITS = 10  # so that names are in the order of their numbers
-
-_IS_CONTAINER = -IsContainerError.status
-_ABSENT = tuple(-status for status in requests.ABSENT_STATUSES)
 
 
 def _entry(folder: str, number: int) -> str:
     return f"{folder}/{str(number).zfill(DIGITS)}"
 
 
+class _Turn:
+    """A block that one thread at a time may be in; another is told so, for to wait might be for
+    what it should do itself."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._pid = stores.this_process
+        self._lock = allocate_lock()
+
+    def __enter__(self) -> None:
+        if self._pid != stores.this_process:  # forked while a thread was in it
+            self._pid, self._lock = stores.this_process, allocate_lock()
+        if not self._lock.acquire(blocking=False):
+            raise InvalidArgumentError(
+                "a model is used by one thread at a time",
+                path=self._path,
+                hint="give each thread a model of its own",
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Model:
-    """Named NumPy tensors at `path`, and what this process knows of them. For one thread at a time.
-    It pickles as a handle; nothing is asked of the store before the first call."""
+    """Named NumPy tensors at `path`, and what this process knows of them. For one thread at a time:
+    a second is refused (InvalidArgumentError). It pickles as a handle; nothing is asked of the
+    store before the first call."""
 
     def __init__(
         self,
         address: tuple[Any, ...],
         path: str,
         create: bool,
+        parents: bool,
         timeout: float | None,
         placement: dict[str, Any],
     ) -> None:
         self._address = address
         self._create = create
+        self._parents = parents
         self._timeout = timeout
         self._placement = placement
         self.path = folder_of(path)
+        self._turn = _Turn(path)
+        self._connection: Store | None = None  # from the first call on
+        self._is_given = False  # by who made it
         self._forget()
 
     def _forget(self) -> None:
@@ -86,24 +108,33 @@ class Model:
         self._began = 0  # the version that the segment begins with
         self._named = -1, ""  # segment, its path: asked for in every call
         self._replica = Replica()
+        self._follower: Follower | None = (
+            None  # of what was pulled last: it may be ahead of the replica
+        )
         self._pushed = 0
         self._lanes_opened = 0  # when what was applied last was known to be there
+        self._asked: Any = ()  # names of the last pull: who asks for them again is followed
         self._staging = (0, "")  # session, its directory
 
-    @cached_property
+    @property
     def _store(self) -> Store:
-        return store_at(self._address)
+        assert self._connection is not None, "every call begins with one"
+        return self._connection
 
     # -- the face -----------------------------------------------------------------------
 
     @property
     def version(self) -> int:
         """The number of the last push that this object has read or made; they count from 1."""
+        with self._turn:
+            self._note()
         return max(self._replica.version, self._pushed)
 
     @property
     def steps(self) -> dict[str, int]:
         """The last step of each worker, as of what was read last."""
+        with self._turn:
+            self._note()
         return dict(self._replica.steps)
 
     def push(
@@ -130,6 +161,18 @@ class Model:
 
         Raises NotFoundError (there is no such tensor, or no model), InvalidArgumentError,
         VersionConflictError, OutOfSpaceError, QuotaExceededError."""
+        with self._turn:
+            return self._push(updates, op, worker, step, if_version, timeout)
+
+    def _push(
+        self,
+        updates: Mapping[Key, Any],
+        op: str,
+        worker: str | None,
+        step: int | None,
+        if_version: int | None,
+        timeout: float | None,
+    ) -> int:
         until = self._begin(timeout)
         if (worker is None) != (step is None):
             raise InvalidArgumentError("worker= and step= belong together", path=self.path)
@@ -138,13 +181,14 @@ class Model:
             if not isinstance(worker, str):
                 raise InvalidArgumentError(f"worker={worker!r} is no name", path=self.path)
             who = worker, requests.unsigned(step, "step")
-        push = _Push(self, updates, op, who, if_version, until)
+        push = Push(self, updates, op, who, if_version, until)
         try:
+            self._note()
             while not push.is_done():
                 self._read(until)
             self._pushed = push.number
-            if push.bytes >= LOOK_BYTES or push.number % SEGMENT_PUSHES == 0:
-                self._tidy(until)
+            if compaction.is_due(push.number, push.bytes):
+                compaction.tidy(self, until)
             return push.number
         except BaseException as error:
             self._doubt(error)
@@ -173,24 +217,99 @@ class Model:
         What was asked for is kept up in this process, so that the next call reads only what is new;
         what several calls did not ask for is given up. Raises DeadlineError after `timeout` seconds
         in all, saying what is missing; NotFoundError (no such tensor, no model)."""
-        until = self._begin(timeout, names is None)
+        if type(names) is tuple:
+            names = [names] if tuple(map(type, names)) == (str, int, int) else list(names)
+        began, follower = time.monotonic(), self._follower
+        if follower is not None and min_version is min_step is workers is None:
+            try:  # the same as last time takes no more, mostly, than to add up what was pushed
+                found = follower.pull(names, self._timeout if timeout is None else timeout)
+                if found is not None:
+                    return found
+            except (NotFoundError, ClosedError):  # the segment has gone, or the connection
+                pass
+        with self._turn:
+            return self._pull(names, min_version, min_step, workers, timeout, began)
+
+    def _pull(
+        self,
+        names: Any,
+        min_version: int | None,
+        min_step: int | None,
+        workers: int | None,
+        timeout: float | None,
+        began: float,
+    ) -> dict[Key, Array]:
+        rest = None
+        if self._follower is not None:
+            rest = self._follower.rest()
+            if rest is None and (min_version is not None or (min_step is not None and workers)):
+                found, rest = self._pull_ahead(names, timeout)
+                if found and not self._late(min_version or 0, min_step, workers or 0):
+                    return found
+        until = self._begin(timeout, names is None, began)
         if (min_step is None) != (workers is None):
             raise InvalidArgumentError("min_step= and workers= belong together", path=self.path)
         replica = self._replica
         try:
-            self._read(until)
+            self._read(until, rest)
             if min_version is not None or min_step is not None:
                 while late := self._late(min_version or 0, min_step, workers or 0):
                     self._await_push(until, late)
                     self._read(until)
+            asked: Any = names
             if names is None:
                 replica.keeps_all = True
-                return replica.hand_out(replica.kinds) or self._fetch(None, until)
-            if type(names) is not list:
-                names = [names] if isinstance(names, str) else list(names)
-            return replica.hand_out(names) or self._fetch(names, until)
+            elif isinstance(names, str):
+                names = [names]
+            else:
+                asked = names = list(names)
+            found = replica.hand_out(replica.kinds if names is None else names)
+            if found is None:
+                found = self._fetch(names, until)
+            self._follow_on(asked, found)
+            return found
         except BaseException as error:
             self._doubt(error)
+            raise
+
+    def _pull_ahead(
+        self, names: Any, timeout: float | None
+    ) -> tuple[dict[Key, Array] | None, Asked | None]:
+        """What there is already, if it takes no more than to add up what was pushed; what was asked
+        for to find out."""
+        assert self._follower is not None
+        try:
+            found = self._follower.pull(names, self._timeout if timeout is None else timeout)
+        except (NotFoundError, ClosedError):  # the segment has gone, or the connection
+            return None, None
+        if found is None:
+            return None, self._follower.rest()
+        self._note()
+        return found, ([], AHEAD_FIRST)
+
+    def _follow_on(self, asked: Any, found: dict[Key, Array]) -> None:
+        """Who asks for the same again, goes on from here the next time, in the core, as long as
+        there is nothing new, or what is like the last push."""
+        if asked != self._asked:
+            self._asked = asked
+            return
+        replica = self._replica
+        self._follower = self._store._door.follower(
+            self._folder(self._segment), replica.version, replica.last[2], self._lanes_opened,
+            asked, found.copy(), replica.alike(found),
+        )  # fmt: skip
+
+    def _note(self) -> None:
+        """What the follower has added up is the replica's, too."""
+        if self._follower is None:
+            return
+        number, version, found, facts = self._follower.state()
+        try:
+            if number != self._replica.version:
+                self._replica.last = self._segment, number, version
+            self._replica.advance(number, found, facts)
+        except BaseException:  # the facts are told once
+            self._id, self._follower = "", None
             raise
 
     def _fetch(self, names: list[Key] | None, until: float) -> dict[Key, Array]:
@@ -207,29 +326,38 @@ class Model:
 
     def describe(self, *, timeout: float | None = None) -> dict[str, tuple[tuple[int, ...], Any]]:
         """(shape, type) of each tensor, by name, as of now."""
-        until = self._begin(timeout)
-        try:
-            self._read(until)
-        except BaseException as error:
-            self._doubt(error)
-            raise
-        return {name: (kind.shape, kind.dtype) for name, kind in self._replica.kinds.items()}
+        with self._turn:
+            until = self._begin(timeout)
+            try:
+                self._read(until)
+            except BaseException as error:
+                self._doubt(error)
+                raise
+            return {name: (kind.shape, kind.dtype) for name, kind in self._replica.kinds.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Model, (self._address, self.path, self._create, self._timeout, self._placement)
+        how = self._create, self._parents, self._timeout, self._placement
+        return Model, (self._address, self.path, *how)
 
     def __repr__(self) -> str:
-        return f"<crailpy.Model {self.path} version {self.version}>"
+        return f"<crailpy.Model {self.path} version {max(self._replica.version, self._pushed)}>"
 
     # -- small things ---------------------------------------------------------------------
 
-    def _begin(self, timeout: float | None, wants_all: bool = False) -> float:
-        """When the call is to end. Opens the model at the first one, and again in a forked child:
-        what lies over mapped memory is its parent's."""
+    def _begin(
+        self, timeout: float | None, wants_all: bool = False, began: float | None = None
+    ) -> float:
+        """When the call, which began then or now, is to end. Opens the model at the first one, and
+        again over another connection, and in a forked child: what lies over mapped memory is its
+        parent's."""
+        if not self._is_given:
+            store = current(self._connection, self._address)
+            if store is not self._connection:
+                self._connection, self._id = store, ""
         if timeout is None:
             timeout = self._timeout
         limit = self._store._timeout if timeout is None else requests.seconds(timeout, "timeout")
-        until = time.monotonic() + limit
+        until = (time.monotonic() if began is None else began) + limit
         if not self._id or self._pid != stores.this_process:
             self._forget()
             self._replica.keeps_all = wants_all
@@ -240,7 +368,7 @@ class Model:
         """What is no answer of the store (an interrupt, no memory) may have come while a push was
         applied, and left half of it: the next call begins with the base."""
         if isinstance(error, ProtocolError) or not isinstance(error, CrailError):
-            self._id = ""
+            self._id, self._follower = "", None
 
     def _left(self, until: float) -> float:
         return max(0.0, until - time.monotonic())
@@ -276,14 +404,17 @@ class Model:
 
     # -- reading --------------------------------------------------------------------------
 
-    def _read(self, until: float) -> None:
-        """Applies all that was pushed."""
+    def _read(self, until: float, rest: Asked | None = None) -> None:
+        """Applies all that was pushed. `rest`: what was asked for just now."""
+        self._note()
+        self._follower = None
         while True:
             try:
-                if self._follow(self._replica, self._segment, until):
+                asked, rest = rest, None
+                if self._follow(self._replica, self._segment, until, asked):
                     self._segment += 1
                     self._began = self._replica.version
-                elif self._lanes_opened == self._store._session.lanes_opened:
+                elif self._lanes_opened == self._store._door.lanes_opened:
                     return
                 else:
                     self._verify(until)
@@ -293,7 +424,7 @@ class Model:
     def _verify(self, until: float) -> None:
         """A namenode that was started anew may have lost the last pushes (durability="group"), and
         the same numbers may be others by now. Raises NotFoundError where that is so."""
-        opened = self._store._session.lanes_opened
+        opened = self._store._door.lanes_opened
         segment, number, version = self._replica.last
         if version:
             path = self._entry(segment, number) if number else f"{self._folder(segment)}/base"
@@ -307,6 +438,7 @@ class Model:
         self._lanes_opened = opened
 
     def _distrust(self) -> None:
+        self._follower = None
         self._replica.distrust()
         self._pushed = 0
 
@@ -317,17 +449,26 @@ class Model:
         self._read(until)
         return self._replica.version >= number and self._segment >= segment
 
-    def _follow(self, replica: Replica, segment: int, until: float) -> bool:
+    def _follow(
+        self, replica: Replica, segment: int, until: float, asked: Asked | None = None
+    ) -> bool:
         """Applies what is new of the segment; True when that was its end. Raises NotFoundError when
         it has gone."""
+        door, folder = self._store._door, self._folder(segment)
         ahead = AHEAD_FIRST
         while True:
-            entries = self._ask(segment, replica.version, ahead, until)
-            for _, version, size, _, flags, _, data in entries:
+            if asked:
+                (entries, ahead), asked = asked, None
+            else:
+                entries = door.follow(folder, replica.version, ahead, self._left(until))
+            if self._lanes_opened != door.lanes_opened:  # they may be of another life
+                self._verify(until)
+                continue
+            for version, size, data in entries:
                 if not size:
                     return True
                 number = replica.version + 1
-                if flags & requests.INLINE:
+                if data is not None:
                     replica.apply(data)
                 else:
                     entry = self._entry(segment, number)
@@ -337,29 +478,6 @@ class Model:
             if len(entries) < ahead:
                 return False
             ahead = min(4 * ahead, AHEAD_MAX)
-
-    def _ask(self, segment: int, version: int, ahead: int, until: float) -> list[Entry]:
-        """The entries after the version, at most `ahead` of them, in one request. Asked for from
-        behind, and the segment last: what was not there before it was, was not pushed."""
-        folder = self._folder(segment)
-        if ahead == AHEAD_FIRST:
-            keys = [_entry(folder, version + 2), _entry(folder, version + 1), folder]
-        else:
-            keys = [_entry(folder, version + i) for i in range(ahead, 0, -1)] + [folder]
-        left = until - time.monotonic()
-        results = self._store._door.call_many(requests.GET, 0, keys, left if left > 0 else 0.0)
-        status = results.pop()[0]
-        if status != _IS_CONTAINER:
-            raise self._store._error(-status or NotContainerError.status, folder, 0)
-        entries = []
-        while results:
-            entry = results.pop()
-            if entry[0]:
-                if entry[0] in _ABSENT:
-                    break
-                raise self._store._error(-entry[0], folder, 0)
-            entries.append(entry)
-        return entries
 
     def _await_push(self, until: float, late: str) -> None:
         """Waits for the next number, or for a while."""
@@ -373,11 +491,16 @@ class Model:
 
     def _restart(self, until: float, segments: list[int] | None = None) -> None:
         """Begins with the newest base. `segments`: those that are there, if it is known."""
+        door = self._store._door
         while True:
+            opened = door.lanes_opened
+            if self._lanes_opened != opened:  # what is newer than the base may be gone
+                self._distrust()
             for segment in reversed(segments or self._segments(until)):
-                if self._load_base(self._replica, segment, until):
+                if self._load_base(self._replica, segment, until) and door.lanes_opened == opened:
                     self._segment = segment
                     self._began = self._replica.version
+                    self._lanes_opened = opened
                     return
             segments = None
             if not self._left(until):
@@ -413,7 +536,7 @@ class Model:
 
     def _open(self, until: float) -> None:
         """Finds the model, or makes it."""
-        self._lanes_opened = certain(self._store)._session.lanes_opened
+        self._lanes_opened = certain(self._store)._door.lanes_opened
         while True:
             try:
                 names = self._store.listdir(self.path, timeout=self._left(until))
@@ -440,7 +563,7 @@ class Model:
         id_ = urandom(4).hex()
         aside = f"{above}/.model-{id_}"
         store = self._store
-        store.mkdir(aside, parents=True, ttl=ASIDE_SECONDS, timeout=self._left(until))
+        store.mkdir(aside, parents=self._parents, ttl=ASIDE_SECONDS, timeout=self._left(until))
         try:
             store.mkdir(f"{aside}/{id_}-{str(0).zfill(DIGITS)}", timeout=self._left(until))
             store.rename(aside, self.path, timeout=self._left(until))
@@ -460,226 +583,13 @@ class Model:
         put, left = self._store._door.put, self._left(until)
         self._store._put(put, entry, data, requests.IF_ABSENT, 0, left, self._placement)
 
-    def _stage(self, parts: list[Any], until: float) -> str:
-        """Puts a push where it goes with this session, under a name of its own."""
-        placed = self._store._placed(f"{self.path}/push", self._placement, self._left(until))
-        session, folder = self._staging
-        while True:
-            if session != self._store._session.number:
-                folder = self._store.session_path(timeout=self._left(until))
-                session = self._store._session.number
-                self._staging = session, folder
-            key = f"{folder}/push-{self._store._token()}"
-            try:
-                self._store._door.put_parts(key, parts, 0, 0, *placed)
-                return key
-            except NotFoundError:  # it was removed
-                if not session or not self._left(until):
-                    raise
-                session = 0
-
-    def _publish(self, staged: str, entry: str, until: float) -> None:
-        """Raises ExistsError, NotFoundError (the segment has gone, or what was staged)."""
-        request = requests.rename(self._store._prefix, staged, entry, False)
-        say_durability({self.path: self._placement}, request, entry)
-        self._store._run(request, self._left(until))
-
-    # -- keeping it small -------------------------------------------------------------------
-
-    def _tidy(self, until: float) -> None:
-        """Looks at the oldest segment: seals it if it is full, and removes it if it is sealed. Who
-        fails or dies on the way leaves that to the next who looks."""
-        try:
-            segment = self._segments(until)[0]
-            state = self._state(segment, until)
-            if state == "full" and self._seal(segment, until):
-                state = "sealed"
-            if state == "sealed" and self._make_base(segment, until):
-                old = requests.rmtree(self._folder(segment))
-                old.absent = None
-                self._store._run(old, self._left(until))
-        except CrailError as error:
-            self._doubt(error)
-
-    def _state(self, segment: int, until: float) -> str:
-        """open, full or sealed."""
-        base, pushes = 0, []
-        for info in self._store.scandir(self._folder(segment), timeout=self._left(until)):
-            if info.name == "base":
-                base = info.size
-            elif info.name.isdecimal():
-                pushes.append(info.size)
-        if pushes and not pushes[-1]:
-            return "sealed"
-        is_full = len(pushes) >= SEGMENT_PUSHES or sum(pushes) > 2 * base + SEGMENT_BYTES
-        return "full" if is_full else "open"
-
-    def _seal(self, segment: int, until: float) -> bool:
-        """Makes the next segment, out of this one, and then this one's last entry."""
-        folder, left = self._folder(segment), self._left(until)
-        made = requests.mkdir(f"{folder}/next", parents=False, exist_ok=True)
-        self._store._run(made, left)
-        try:
-            self._store.rename(f"{folder}/next", self._folder(segment + 1), timeout=left)
-        except (ExistsError, NotFoundError):
-            pass  # somebody else did
-        for _ in range(SEAL_TRIES):
-            self._read(until)
-            if self._segment != segment:
-                return True
-            try:
-                entry = self._entry(segment, self._replica.version + 1)
-                self._create_entry(entry, b"", until)
-                return True
-            except ExistsError:
-                continue
-        return False
-
-    def _make_base(self, segment: int, until: float) -> bool:
-        """The base of the segment after this one. False: another is making it. One at a time does,
-        to save work; but who has the turn and is stopped is not waited for without end."""
-        target = self._folder(segment + 1)
-        if self._store.exists(f"{target}/base", timeout=self._left(until)):
-            return True
-        put = self._store._door.put
-        turn, owned = f"{target}/turn", {"session": True}
-        try:
-            self._store._put(put, turn, b"", requests.IF_ABSENT, 0, self._left(until), owned)
-        except ExistsError:
-            if self._state(segment + 1, until) == "open":
-                return False
-            turn = ""
-        try:
-            self._put_base(target, self._condensed(segment, until), until)
-        finally:
-            if turn:
-                self._store.delete(turn, missing_ok=True, timeout=END_TIMEOUT)
-        return True
-
-    def _put_base(self, folder: str, parts: list[Any], until: float) -> None:
-        put, left = self._store._door.put_parts, self._left(until)
-        try:
-            base, flags = f"{folder}/base", requests.IF_ABSENT
-            self._store._put(put, base, parts, flags, 0, left, self._placement)
-        except ExistsError:  # the same one
-            pass
-
-    def _condensed(self, segment: int, until: float) -> list[Any]:
-        """The parts of the base that has all of a sealed segment."""
-        self._read(until)
-        replica = self._replica
-        is_at_its_end = self._segment == segment + 1 and replica.version == self._began
-        if not is_at_its_end or not all(map(replica.has, replica.kinds)):
-            replica = Replica(keeps_all=True)
-            if not self._load_base(replica, segment, until):
-                raise NotFoundError("it has gone", path=self._folder(segment))
-            self._follow(replica, segment, until)
-        return replica.base()
-
-
-class _Push:
-    """One push on its way: its number is decided by who makes the entry of that number first, and
-    then it fits all before it, for who makes it has read them."""
-
-    def __init__(
-        self,
-        model: Model,
-        updates: Mapping[Key, Any],
-        op: str,
-        who: tuple[str, int] | None,
-        if_version: int | None,
-        until: float,
-    ) -> None:
-        self._model = model
-        self._updates = updates
-        self._op = op
-        self._who = who
-        self._if_version = if_version
-        self._until = until
-        self._staged = ""  # where it lies until it has its number
-        self._places: list[Place] = []
-        self._is_news = False  # has the log been read since the first attempt?
-        self.number = 0
-        self.bytes = 0
-
-    def is_done(self) -> bool:
-        """One attempt. False: read the log, then try again."""
-        model, replica = self._model, self._model._replica
-        if model._lanes_opened != model._store._session.lanes_opened:
-            return False
-        if self._who and replica.steps.get(self._who[0], -1) >= self._who[1]:
-            self.number = replica.version
-            return True
-        try:
-            self._check_version(replica.version)
-            pieces = replica.pieces(self._updates, self._op)
-        except (NotFoundError, VersionConflictError) as error:
-            if self._is_news:
-                error.path = error.path or model.path
-                raise
-            self._is_news = True
-            return False
-        self._is_news = True
-        if self._is_made(pieces, model._segment, replica.version + 1):
-            return True
-        if not model._left(self._until):
-            raise DeadlineError("others were always faster", path=model.path)
-        return False
-
-    def _check_version(self, version: int) -> None:
-        if self._if_version is not None and self._if_version != version:
-            raise VersionConflictError(f"the model has version {version}, not {self._if_version}")
-
-    def _is_made(self, pieces: list[Piece], segment: int, number: int) -> bool:
-        model, self.number = self._model, number
-        entry = model._entry(segment, number)
-        if not self._is_created(pieces, entry):
-            return False
-        if model._lanes_opened == model._store._session.lanes_opened:
-            return True
-        if model._is_reached(segment, number, self._until):
-            return True
-        model._store.delete(entry, missing_ok=True, timeout=END_TIMEOUT)
-        return False
-
-    def _is_created(self, pieces: list[Piece], entry: str) -> bool:
-        model, places = self._model, [place for place, _ in pieces]
-        if places != self._places:  # somebody else began one of the tensors, as another type
-            self.end()
-        try:
-            if not self._staged:
-                self._places = places
-                parts = tensors.pack(self._op, pieces, self._who)
-                self.bytes = sum(map(len, parts))
-                if self.bytes <= requests.INLINE_MAX:
-                    model._create_entry(entry, b"".join(parts), self._until)
-                    return True
-                self._staged = model._stage(parts, self._until)
-            model._publish(self._staged, entry, self._until)
-            self._staged = ""
-        except ExistsError:  # another push
-            return False
-        except NotFoundError:  # the segment has gone, or what was staged
-            self.end()
-            return False
-        return True
-
-    def end(self) -> None:
-        """Removes what is staged; else it goes with the session."""
-        if self._staged:
-            try:
-                store = self._model._store
-                store.delete(self._staged, missing_ok=True, timeout=END_TIMEOUT)
-            except CrailError:
-                pass
-            self._staged = ""
-
 
 def model(
     store: Store,
     path: str,
     create: bool = True,
     *,
+    parents: bool = True,
     timeout: float | None = None,
     **placement: Any,
 ) -> Model:
@@ -689,6 +599,6 @@ def model(
     It goes with its job, or by `rmtree`. Raises InvalidArgumentError for what is said of single
     nodes (`ttl=` ...), and for a store that answers while it is away."""
     check_home(placement)
-    made = Model(address_of(certain(store)), path, create, timeout, placement)
-    made._store = store
+    made = Model(address_of(certain(store)), path, create, parents, timeout, placement)
+    made._connection, made._is_given = store, True
     return made

@@ -49,6 +49,7 @@ def reduce(
     rank: int | None = None,
     round: int | None = None,
     out: Array | None = None,
+    parents: bool = True,
     timeout: float | None = None,
     **placement: Any,
 ) -> Array:
@@ -75,7 +76,7 @@ def reduce(
     if part.array.nbytes <= TREE_BYTES_MAX:
         by, find_missing = part.by_tree, part.missing_in_tree
     try:
-        part.begin(rank)
+        part.begin(rank, parents)
         by(result)
         return result
     except DeadlineError as error:
@@ -115,6 +116,7 @@ class _Part:
         self.add = OPS[op]
         self.array = numpy.ascontiguousarray(array).reshape(array.shape)
         self.what = f"{op} of {self.n}"
+        self.kind = self.array.dtype.str, self.array.shape
         self.head, *_ = tensors.pack(self.what, [tensors.whole("", self.array)])
         self.rank = 0
         self.placement = placement
@@ -131,19 +133,28 @@ class _Part:
             )
         return out
 
-    def begin(self, rank: int | None) -> None:
+    def begin(self, rank: int | None, parents: bool) -> None:
         """Finds the rank; the first contributor removes the round before the last."""
+        if rank is not None:
+            rank = self._checked(rank)
+        if not parents:
+            made = requests.mkdir(self.base, parents=False, exist_ok=True)
+            self.store._run(made, self.left())
         if rank is None:
-            rank = self.store.incr(f"{self.path}/ranks", timeout=self.left()) - 1
-        self.rank = requests.whole(rank, "rank")
-        if not 0 <= self.rank < self.n:
-            raise InvalidArgumentError(
-                f"contributor {self.rank} of {self.n}: ranks are 0 to n - 1", path=self.path
-            )
+            rank = self._checked(self.store.incr(f"{self.path}/ranks", timeout=self.left()) - 1)
+        self.rank = rank
         if self.round is not None and self.round >= 2 and self.rank == 0:
             old = requests.rmtree(f"{self.base}/{self.round - 2}")
             old.absent = None
             self.store._run(old, self.left())
+
+    def _checked(self, rank: int) -> int:
+        rank = requests.whole(rank, "rank")
+        if not 0 <= rank < self.n:
+            raise InvalidArgumentError(
+                f"contributor {rank} of {self.n}: ranks are 0 to n - 1", path=self.path
+            )
+        return rank
 
     # -- the ground ---------------------------------------------------------------------
 
@@ -170,16 +181,23 @@ class _Part:
         """The stored value, as soon as it is there."""
         return self.store.get_view(key, wait=self.left(), timeout=requests.WAY_BACK)
 
-    def array_of(self, rank: int, value: Any) -> Array:
-        """What `rank` stored. Raises InvalidArgumentError unless it fits ours."""
-        what, ((place, array), *_), _ = tensors.unpack(value)
-        theirs = what, place.dtype, place.shape
-        ours = self.what, self.array.dtype, self.array.shape
-        if theirs != ours:
+    def array_of(self, rank: int, value: Any) -> Array | None:
+        """What `rank` stored; None where it did, but nobody needs that any more. Raises
+        InvalidArgumentError unless it fits ours."""
+        what, pieces, kind = tensors.unpack(value)
+        if pieces:
+            place, array = pieces[0]
+            kind = place.dtype.str, place.shape
+        if (what, kind) != (self.what, self.kind):
+            theirs, ours = _told(what, kind), _told(self.what, self.kind)
             raise InvalidArgumentError(
-                f"rank {rank} contributes to {_told(theirs)}, rank {self.rank} to {_told(ours)}",
-                path=self.path,
+                f"rank {rank} contributes to {theirs}, rank {self.rank} to {ours}", path=self.path
             )
+        return array if pieces else None
+
+    def sum_of(self, rank: int, value: Any) -> Array:
+        array = self.array_of(rank, value)
+        assert array is not None, "only what was added up by slices is given up"
         return array
 
     # -- small arrays -------------------------------------------------------------------
@@ -193,14 +211,14 @@ class _Part:
             result[...] = total
             return
         with self.view(last) as view:
-            result[...] = self.array_of(0, view)
+            result[...] = self.sum_of(0, view)
 
     def _sum_of_subtree(self) -> Array:
         total = self.array
         for child in children(self.rank, self.n):
             with self.view(self.key("part", child)) as view:
                 into = numpy.empty_like(total) if total is self.array else total
-                total = self.add(total, self.array_of(child, view), out=into)  # of its byte order
+                total = self.add(total, self.sum_of(child, view), out=into)  # of its byte order
         return total
 
     def missing_in_tree(self) -> Missing:
@@ -215,7 +233,7 @@ class _Part:
 
     def by_slices(self, result: Array) -> None:
         """Adds up one slice of all arrays, and gathers the others'. Then nobody needs its array any
-        more; an empty value stays in its place, for attempts that come late."""
+        more; what it was of stays in its place, for attempts that come late."""
         out = result.reshape(-1)
         own = self.key("in", self.rank)
         is_first = self.put_array(own, self.array)
@@ -226,8 +244,10 @@ class _Part:
             inputs.clear()  # whoever keeps an error does not keep them
         self._gather(out, not is_added)
         try:
-            put, wait = self.store._door.put, max(self.left(), END_TIMEOUT)
-            self.store._put(put, own, b"", 0, 0, wait, self.placement)
+            put, wait = self.store._door.put_parts, max(self.left(), END_TIMEOUT)
+            self.store._put(
+                put, own, tensors.pack(self.what, [], self.kind), 0, 0, wait, self.placement
+            )
         except CrailError:
             pass  # it goes with the rest
 
@@ -264,16 +284,18 @@ class _Part:
         if self.maps:
             with self.view(key) as view:
                 self.maps = not view.copied
-                if len(view):
-                    inputs.append(self.array_of(rank, view).reshape(-1)[here])
-                return len(view) > 0
-        if not self._size(key):
+                array = self.array_of(rank, view)
+                if array is not None:
+                    inputs.append(array.reshape(-1)[here])
+                return array is not None
+        self._size(key)
+        head = self.store.get_range(key, 0, len(self.head), timeout=self.left())
+        if head != self.head:
+            with self.view(key) as view:
+                self.array_of(rank, view)
             return False
         size = (here.stop - here.start) * self.array.itemsize
         at = len(self.head) + here.start * self.array.itemsize
-        head = self.store.get_range(key, 0, len(self.head), timeout=self.left())
-        if head and head != self.head:
-            self.array_of(rank, self.view(key))
         data = self.store.get_range(key, at, size, timeout=self.left())
         if len(data) < size:
             return False
@@ -331,8 +353,8 @@ class _Part:
         return late
 
 
-def _told(kind: tuple[str, Any, Any]) -> str:
-    return "the {} arrays of type {} and shape {}".format(*kind)
+def _told(what: str, kind: tuple[str, tuple[int, ...]]) -> str:
+    return f"the {what} arrays of type {numpy.dtype(kind[0])} and shape {kind[1]}"
 
 
 def _named(ranks: list[int]) -> str:

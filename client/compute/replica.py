@@ -17,12 +17,13 @@ from .tensors import Array, Piece, Place, rows_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     #: a tensor's name, or (name, start, stop): rows of its first axis
     Key = str | tuple[str, int, int]
 
 OPS = ("add", "set")
+FLOAT_WIDTHS, WHOLE_WIDTHS = (4, 8), (1, 2, 4, 8)  # bytes of numbers that the core adds
 UNUSED_PULLS_MAX = 8  # so many pulls without them, and rows are not kept up any more
 
 
@@ -98,25 +99,19 @@ class Rows:
         return self.array
 
 
+def _maker(shape: tuple[int, ...]) -> Callable[[bytes, numpy.dtype[Any]], Array]:
+    """What makes an array of the shape over bytes; it is read-only."""
+    if len(shape) == 1:
+        return numpy.frombuffer
+    return lambda data, dtype: numpy.frombuffer(data, dtype).reshape(shape)
+
+
 def _part(piece: Piece, start: int, stop: int) -> Array:
     place, array = piece
     if start == place.start and stop == place.stop:
         return array
     part: Array = array[start - place.start : stop - place.start]
     return part
-
-
-class Alike(NamedTuple):
-    """How small pushes begin that add to all of a row of numbers which is kept once, and what is
-    known of them: most pushes are like the one before, and need not be taken apart."""
-
-    head: bytes
-    size: int
-    rows: Rows
-    dtype: numpy.dtype[Any]
-    items: int
-    at: int
-    told: int  # bytes of the facts, at the end
 
 
 class Replica:
@@ -136,7 +131,7 @@ class Replica:
         self._kept: dict[Key, Rows] = {}
         self._of: dict[str, list[Rows]] = {}  # the same, by the tensor
         self._pulls = 0
-        self._alike: Alike | None = None
+        self._example: tuple[bytes, Place] | None = None  # the last push, if it is like most
 
     # -- what is kept up ------------------------------------------------------------------
 
@@ -148,7 +143,6 @@ class Replica:
         """From the next base on, the rows are kept up. Raises NotFoundError, InvalidArgumentError
         for what the model has not."""
         name, start, stop = self.place(key)
-        self._alike = None
         if key not in self._kept:
             rows = self._kept[key] = Rows(start, stop)
             self._of.setdefault(name, []).append(rows)
@@ -185,7 +179,6 @@ class Replica:
         return found
 
     def _forget_unused(self) -> None:
-        self._alike = None
         for key, rows in list(self._kept.items()):
             unused = self._pulls - rows.pulls >= UNUSED_PULLS_MAX
             if unused and not (self.keeps_all and isinstance(key, str)):
@@ -196,14 +189,12 @@ class Replica:
 
     def distrust(self) -> None:
         """What is kept up is of pushes that are gone: the next base takes its place."""
-        self._alike = None
         for rows in self._kept.values():
             rows.version = -1
 
     def start(self, value: Any) -> None:
         """Begins with a base, or None for the empty model. What is kept up and is newer stays."""
         pieces: list[Piece] = []
-        self._alike = None
         self.version, self.steps = 0, {}
         if value is not None:
             what, pieces, facts = tensors.unpack(value)
@@ -231,16 +222,6 @@ class Replica:
 
     def apply(self, value: Any) -> None:
         """The push of the next number."""
-        alike = self._alike
-        if alike and type(value) is bytes and value.startswith(alike[0]):
-            _, size, rows, dtype, items, at, told = alike
-            if len(value) != size:
-                raise ProtocolError("a push to a model is wanted, and all of it")
-            self.version += 1
-            if told:
-                self._note_step(tensors.read_facts(value, told))
-            rows.add(numpy.frombuffer(value, dtype, items, at), self.version)
-            return
         op, pieces, facts = tensors.unpack(value)
         if op not in OPS:
             raise ProtocolError("a push to a model is wanted")
@@ -268,8 +249,8 @@ class Replica:
                     changed.append(rows)
         for rows in changed:
             rows.version = self.version
-        if type(value) is bytes and op == "add" and len(pieces) == 1:
-            self._alike = self._like(value, *pieces[0])
+        is_plain = type(value) is bytes and op == "add" and len(pieces) == 1
+        self._example = (value, pieces[0][0]) if is_plain else None
 
     def _note_step(self, facts: Any) -> None:
         try:
@@ -278,15 +259,41 @@ class Replica:
         except (TypeError, ValueError):
             raise ProtocolError("a push says a worker and its step, or neither") from None
 
-    def _like(self, value: bytes, place: Place, array: Array) -> Alike | None:
-        kept = self._of.get(place.name, [])
-        if len(kept) != 1 or array.ndim != 1 or not array.size:
+    # -- what is added up elsewhere ---------------------------------------------------------
+
+    def alike(self, found: Mapping[Key, Array]) -> tuple[Any, ...] | None:
+        """What `Client.follower` is to know to add up pushes like the last one by itself: where
+        what was found is all that is kept up, and the last push added to all of it, and is small.
+        """
+        if self._example is None or len(self._kept) != 1 or found.keys() != self._kept.keys():
             return None
-        (rows,) = kept
-        if (rows.start, rows.stop) != (place.start, place.stop) or rows.version != self.version:
+        value, place = self._example
+        ((key, rows),) = self._kept.items()
+        name = key if isinstance(key, str) else key[0]
+        dtype, array = place.dtype, rows.array
+        is_whole = (rows.start, rows.stop) == (place.start, place.stop) and name == place.name
+        if not is_whole or self.kinds.get(name) != (dtype, place.shape):
+            return None
+        if rows.version != self.version or not array.size or not dtype.isnative:
+            return None
+        width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+        if width not in (FLOAT_WIDTHS if dtype.kind in "fc" else WHOLE_WIDTHS):
             return None
         at, told = tensors.borders(value)
-        return Alike(value[:at], len(value), rows, place.dtype, array.size, at, told)
+        head, total = value[:at], array.tobytes()
+        return head, len(value), at, told, dtype.kind, width, total, key, _maker(array.shape), dtype
+
+    def advance(self, version: int, found: Mapping[Key, Array], facts: Iterable[bytes]) -> None:
+        """Takes over what was added up: the version, what is kept up at it, and what the pushes up
+        to it said."""
+        for told in facts:
+            self._note_step(tensors.read_facts(told, len(told)))
+        if version == self.version:
+            return
+        self.version = version
+        for key, array in found.items():
+            rows = self._kept[key]
+            rows.array, rows.version, rows.is_ours = array, version, False
 
     # -- what goes there --------------------------------------------------------------------
 

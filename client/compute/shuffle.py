@@ -9,9 +9,8 @@ and R reducers costs O(M + R) requests. docs/adr/0006-compute.md tells why it is
 from __future__ import annotations
 
 import time
-from array import array
 from contextlib import suppress
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from operator import add, index
 from struct import Struct, error
 
@@ -31,11 +30,12 @@ from crailpy.errors import (
 )
 
 from .. import requests
+from .stores import address_of, current, store_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from typing import Any
+    from typing import Any, NoReturn
 
     from ..files import File
     from ..store import Store
@@ -46,10 +46,7 @@ if TYPE_CHECKING:
 MAPS_MAX = 10**10
 PARTITIONS_MAX = 1 << 24
 GATHER_BYTES_MAX = 64 << 20  # of a map output in memory; beyond it, a run is written out
-JOIN_BYTES_MAX = 64 << 10  # shorter pieces of a partition are put together as they come
-BLOCK_BYTES_MIN = 512  # of memory for them
-ROOM_BYTES_FIRST = 64 << 10  # of memory that blocks are taken from
-NO_ROOM = memoryview(b"")
+NOTHING = native.Gather(1)  # of a writer that has ended
 IN_FLIGHT_BYTES_MAX = 48 << 20  # of what is read into memory of our own at once
 TAIL_BYTES_MAX = 4096  # of a map output, read at once where its table is no longer
 BATCH = 64  # views that are made at once: each holds a use slot
@@ -75,10 +72,17 @@ def shuffle(store: Store, path: str, *, partitions: int, **placement: Any) -> Sh
     return Shuffle(store, path, partitions, placement)
 
 
+def _shuffle_at(address: Any, path: str, partitions: int, placement: dict[str, Any]) -> Shuffle:
+    """In another process: all that come to it share one connection."""
+    made = Shuffle(store_at(address), path, partitions, placement)
+    made._address = address
+    return made
+
+
 class Shuffle:
     """Where map tasks leave their output, by partition, for reduce tasks. Small; it pickles, with
-    its store. Its directory is made by the first map output, and goes with the job that it lies in,
-    or by `Store.rmtree`."""
+    the address of its store. Its directory is made by the first map output, and goes with the job
+    that it lies in, or by `Store.rmtree`."""
 
     def __init__(
         self, store: Store, path: str, partitions: int, placement: dict[str, Any] | None = None
@@ -88,11 +92,17 @@ class Shuffle:
         if not 1 <= index(partitions) <= PARTITIONS_MAX:
             raise InvalidArgumentError(f"partitions={partitions}: 1 to {PARTITIONS_MAX}", path=path)
         self._store = store
+        self._address: Any = None  # of a store that is not given, but this process's
         self._placement = dict(placement or {})
+        self._parents = bool(self._placement.pop("parents", True))
         if self._placement.get("job") is not None:
             from ..placement import job_number
 
             self._placement["job"] = job_number(self._placement["job"])  # what others know it by
+        if self._placement:
+            from ..placement import pack
+
+            pack(**self._placement)  # what is wrong with it is said here
         #: The directory, and how many partitions each map output has.
         self.path = path.rstrip("/") or "/"
         self.partitions = index(partitions)
@@ -105,6 +115,7 @@ class Shuffle:
         InvalidArgumentError."""
         if not 0 <= index(map_id) < MAPS_MAX:
             raise InvalidArgumentError(f"map_id={map_id}: 0 to {MAPS_MAX - 1}", path=self.path)
+        self._connect()
         return Writer(self, index(map_id), attempt, timeout)
 
     def reader(
@@ -139,10 +150,12 @@ class Shuffle:
                 raise InvalidArgumentError(f"maps={maps} is no number of maps", path=self.path)
         if wait is not None:
             wait = requests.seconds(wait, "wait")
+        self._connect()
         return _read(self, index(partition), maps, wait, timeout)
 
     def sizes(self, *, timeout: float | None = None) -> list[int]:
         """The bytes of every partition, over all map outputs that are there. Raises as `reader`."""
+        self._connect()
         n = self.partitions + 1
         sums = [0] * n  # of the offsets: their differences are those of the sums
         for table in _tables(self, timeout):
@@ -151,8 +164,16 @@ class Shuffle:
                     sums = list(map(add, sums, offsets[at : at + n]))
         return [end - start for start, end in pairwise(sums)]
 
+    def _connect(self) -> None:
+        if self._address is not None:
+            self._store = current(self._store, self._address)
+
     def _map_path(self, name: str) -> str:
         return f"{self.path}/{name}" if self.path != "/" else f"/{name}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        placement = self._placement if self._parents else {**self._placement, "parents": False}
+        return _shuffle_at, (address_of(self._store), self.path, self.partitions, placement)
 
     def __repr__(self) -> str:
         return f"<crailpy.Shuffle {self.path} partitions={self.partitions}>"
@@ -167,22 +188,18 @@ class Writer:
     otherwise commits."""
 
     __slots__ = (
-        "_store", "_partitions", "_placement", "_timeout", "_pieces", "_bytes", "_written",
-        "_tables", "_file", "_done", "_blocks", "_room", "_room_bytes", "path", "attempt",
-        "committed",
+        "_store", "_partitions", "_placement", "_parents", "_timeout", "_gather", "_written",
+        "_tables", "_file", "_done", "path", "attempt", "committed",
     )  # fmt: skip
 
     def __init__(self, shuffle: Shuffle, map_id: int, attempt: int, timeout: float | None) -> None:
         self._store = shuffle._store
         self._partitions = shuffle.partitions
         self._placement = shuffle._placement
+        self._parents = shuffle._parents
         self._timeout = timeout
-        self._pieces: list[list[Any] | None] = [None] * shuffle.partitions
-        self._bytes = 0  # of the pieces
-        self._blocks: dict[int, list[Any]] = {}  # by partition: the last piece, and its bytes used
-        self._room = NO_ROOM  # for what is copied
-        self._room_bytes = ROOM_BYTES_FIRST // 16
-        self._written = 0  # bytes of runs before them
+        self._gather = native.Gather(shuffle.partitions)
+        self._written = 0  # bytes of runs before what it has
         self._tables: list[bytes] = []
         self._file: File | None = None  # once a run was written out
         self._done = False
@@ -192,70 +209,20 @@ class Writer:
         self.committed: bool | None = None
 
     def write(self, partition: int, data: Any) -> None:
-        """Adds `data` (anything with a buffer) to a partition, in any order of partitions. `bytes`,
-        and read-only buffers of 64 KiB and more, are not copied before commit(): what they show may
+        """Adds `data` (anything with a buffer) to a partition, in any order of partitions. `bytes`
+        and read-only buffers of 64 KiB and more are not copied before commit(): what they show may
         not change until then. Others are. Raises InvalidArgumentError, ClosedError, and once what
         was gathered is written out, what `open(...).write` does."""
-        if self._done or not 0 <= partition < self._partitions:
+        if self._done:
             self._refuse(partition)
-        if type(data) is not bytes:
-            data = self._flat(data)
-        n = len(data)
-        pieces = self._pieces[partition]
-        if pieces is None:
-            self._pieces[partition] = [data]
-        elif n < JOIN_BYTES_MAX:
-            self._join(partition, pieces, data)
-        else:
-            self._close_block(partition, pieces)
-            pieces.append(data)
-        self._bytes += n
-        if self._bytes > GATHER_BYTES_MAX:
+        try:
+            gathered = self._gather.write(partition, data)
+        except IndexError:
+            self._refuse(partition)
+        if gathered > GATHER_BYTES_MAX:
             self._write_out()
 
-    def _flat(self, data: Any) -> bytes | memoryview:
-        """The bytes of a buffer: large ones as a view, of itself where nobody changes it through
-        that."""
-        view = memoryview(data)
-        if view.nbytes < JOIN_BYTES_MAX or not view.c_contiguous:
-            with view:
-                return view.tobytes()
-        if view.readonly:
-            return view.cast("B")
-        with view, view.cast("B") as flat:
-            copy = self._take_room(flat.nbytes)
-            copy[:] = flat
-            return copy
-
-    def _join(self, partition: int, pieces: list[Any], data: bytes | memoryview) -> None:
-        """Puts a short piece behind those before it."""
-        block = self._blocks.get(partition)
-        if block is None or block[1] + len(data) > block[0].nbytes:
-            self._close_block(partition, pieces)
-            size = 2 * len(pieces[-1])  # each block is twice as large as the one before
-            room = self._take_room(max(BLOCK_BYTES_MIN, len(data), min(size, JOIN_BYTES_MAX)))
-            block = self._blocks[partition] = [room, 0]
-        room, used = block
-        end = block[1] = used + len(data)
-        room[used:end] = data
-
-    def _close_block(self, partition: int, pieces: list[Any]) -> None:
-        block = self._blocks.pop(partition, None)
-        if block is not None:
-            room, used = block
-            pieces.append(room[:used])
-
-    def _take_room(self, size: int) -> memoryview:
-        """Memory of our own. It comes in ever larger pieces: of a large one only what is used is
-        ever there, on huge pages."""
-        if self._room.nbytes < size:
-            if self._room_bytes < GATHER_BYTES_MAX:
-                self._room_bytes *= 16
-            self._room = memoryview(native.Landing(max(self._room_bytes, size)))
-        room, self._room = self._room[:size], self._room[size:]
-        return room
-
-    def _refuse(self, partition: int) -> None:
+    def _refuse(self, partition: int) -> NoReturn:
         if self._done:
             raise ClosedError("the map output was committed or aborted", path=self.path)
         raise InvalidArgumentError(
@@ -264,15 +231,10 @@ class Writer:
 
     def _take_run(self) -> list[Any]:
         """What was gathered, in the order of partitions; its table is noted."""
-        for partition in list(self._blocks):
-            self._close_block(partition, self._pieces[partition] or [])
-        gathered, self._pieces = self._pieces, [None] * self._partitions
-        self._room = NO_ROOM
-        sizes = [sum(map(len, pieces)) if pieces else 0 for pieces in gathered]
-        self._tables.append(array("Q", accumulate(sizes, initial=self._written)).tobytes())
-        self._written += self._bytes
-        self._bytes = 0
-        return [piece for pieces in gathered if pieces for piece in pieces]
+        pieces, table, size = self._gather.take(self._written)
+        self._tables.append(table)
+        self._written += size
+        return pieces
 
     def _take_end(self) -> list[bytes]:
         return [*self._tables, _END.pack(len(self._tables), self._partitions, _MAGIC)]
@@ -280,12 +242,14 @@ class Writer:
     def _write_out(self) -> None:
         """Another run, into extents that nobody knows of yet. An attempt that is too late for sure
         keeps nothing more."""
-        from ..files import File, Mode
+        from ..files import File
+        from ..opened import Mode
         from ..placement import at_home
 
         try:
             if self._file is None and self.committed is None:
                 placed = dict(at_home(self._store._homes, self.path, self._placement))
+                placed["parents"] = self._parents
                 mode = Mode("xb", self.path)
                 self._file = File(self._store, self.path, mode, self._timeout, placed)
         except ExistsError:
@@ -332,15 +296,9 @@ class Writer:
             from ..objects import gathered
 
             parts = gathered(parts)
-        flags = requests.IF_ABSENT
-        placement = self._placement
-        if placement:
-            placement = dict(placement)
-            flags |= requests.PARENTS if placement.pop("parents", True) else 0
-        else:
-            flags |= requests.PARENTS
-        store = self._store
-        store._put(store._door.put_parts, self.path, parts, flags, 0, self._timeout, placement)
+        flags = requests.IF_ABSENT | (requests.PARENTS if self._parents else 0)
+        put = self._store._door.put_parts
+        self._store._put(put, self.path, parts, flags, 0, self._timeout, self._placement)
 
     def abort(self) -> None:
         """Gives up: nothing is left. May be called twice, and after commit(), which stands."""
@@ -348,8 +306,7 @@ class Writer:
 
     def _end(self) -> None:
         self._done = True
-        self._pieces, self._tables, self._bytes = [], [], 0
-        self._blocks, self._room = {}, NO_ROOM
+        self._gather, self._tables = NOTHING, []
         file, self._file = self._file, None
         if file is not None and not file.closed:
             file.discard()

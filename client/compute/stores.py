@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _stores: dict[Any, Store] = {}
 
+#: Addresses that were asked for since whoever counts them has emptied this.
+used: set[Any] = set()
+
 #: Its number, without a system call each time.
 this_process = os.getpid()
 
@@ -51,8 +54,9 @@ def address_of(store: Store) -> tuple[Any, ...]:
 
 
 def store_at(address: tuple[Any, ...]) -> Store:
-    """This process's connection there, made at the first call and kept until the process ends. A
-    forked child has its own, as with any store. Raises as `connect`."""
+    """This process's connection there, made at the first call and kept until the process ends, or
+    leaves the store. A forked child has its own, as with any store. Raises as `connect`."""
+    used.add(address)
     store = _stores.get(address)
     if store is None:
         text, *options = address
@@ -63,3 +67,17 @@ def store_at(address: tuple[Any, ...]) -> Store:
         else:  # another thread was faster
             made.close()
     return store
+
+
+def current(store: Store | None, address: tuple[Any, ...]) -> Store:
+    """Of a handle that came from elsewhere: the connection that it has, or another where it has
+    none, or that was left meanwhile."""
+    return store_at(address) if store is None or store._closed else store
+
+
+def leave(address: tuple[Any, ...]) -> None:
+    """Ends the connection there. Handles that are used still make another."""
+    store = _stores.pop(address, None)
+    if store is not None:
+        atexit.unregister(store.close)
+        store.close()

@@ -14,7 +14,7 @@ from ..compute.executors.mapping import map_calls
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ..compute.executors.mapping import Call
+    from ..compute.executors.mapping import Call, Out
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ class EngineExecutor(Executor):
         """Asks the engine for n workers."""
         raise NotImplementedError
 
-    def _submit(self, calls: Iterable[Call]) -> list[Future[Any]]:
+    def _submit(self, calls: Iterable[Call], _: Out | None = None) -> list[Future[Any]]:
         if self._is_shut:
             raise ShutdownError()
         futures: list[Future[Any]] = []

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import errno
+import itertools
 import os
+import resource
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
 
 import crailpy
@@ -108,6 +114,63 @@ def test_orders_to_the_template_do_not_wait_for_its_news_to_be_heard():
         assert program.line() == "30 30"
 
 
+ANOTHERS = """
+import os, signal, socket
+from crailpy.client.compute.executors import template, worker
+
+def run(sock):
+    signal.alarm(50)  # a fork has none of its parent's
+    signal.pause()
+
+signal.alarm(50)
+worker.main, template.die_with_parent = run, lambda *args: None
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+pid = os.fork()
+if pid == 0:
+    ours.close()
+    one = template.Template(theirs)
+    one._fork(1, socket.socketpair()[1].detach())
+    os.setuid(65534)  # the executor stays root's, as one that has become so by an exec
+    one.serve()
+    os._exit(0)
+theirs.close()
+_, _, executor = template.NEWS.unpack(ours.recv(template.NEWS.size))
+ours.send(template.ORDER.pack(b"K", 1))
+end, fd = socket.socketpair()
+socket.send_fds(ours, [template.ORDER.pack(b"F", 2)], [fd.fileno()])
+word, number, other = template.NEWS.unpack(ours.recv(template.NEWS.size))
+for ended in (pid, executor, other):
+    os.kill(ended, signal.SIGKILL)
+print(word.decode(), number)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_an_executor_that_it_may_not_kill_is_no_end_of_the_template():
+    with Program(ANOTHERS) as program:
+        assert program.line() == "S 2"
+
+
+@pytest.mark.parametrize(("dies", "runs", "found"), [("before", 2, 0), ("behind", 1, 1)])
+def test_what_was_committed_is_not_run_again_though_nobody_was_told(
+    fresh, cluster, tmp_path, dies, runs, found
+):
+    with cluster.connect() as store, crailpy.executors("tests", store=store) as pool:
+        path = "/concluded"
+        future = pool.submit(chores.commit_and_die, str(tmp_path), path, dies)
+        assert future.result(60) == b"the result"
+        assert len(chores.noted(tmp_path, "run")) == runs
+        assert pool.status()["tasks"]["found"] == found
+        assert pool.status()["tasks"]["deaths"] == 1
+        store.delete(path)
+        with pytest.raises(errors.InvalidArgumentError, match="of 4096 that travel"):
+            pool.submit(chores.commit_too_much, path).result(60)
+
+
+def test_where_it_cannot_be_looked_the_task_is_run_again(fresh):
+    assert fresh.submit(chores.commit_nowhere_and_die).result(60) == 1
+
+
 def test_a_task_that_kills_its_executors_is_lost_in_the_end(pool):
     future = pool.submit(chores.leave, 3)
     with pytest.raises(TaskLostError, match=r"exit code 3 .* the 3\. time"):
@@ -121,6 +184,29 @@ def test_a_task_that_kills_its_executors_is_lost_in_the_end(pool):
             once.submit(chores.close_everything).result(60)
         with pytest.raises(SystemExit):  # that is no death, as in the standard library
             once.submit(sys.exit, 3).result(60)
+
+
+def test_a_signal_without_a_name_is_the_end_of_one_executor(pool):
+    service = pool.status()["pid"]
+    with crailpy.executors("tests", attempts=1) as once:
+        number = signal.SIGRTMIN + 6
+        for signal_number, name in ((signal.SIGKILL, "SIGKILL"), (number, f"signal {number}")):
+            with pytest.raises(TaskLostError, match=f"was ended by {name} "):
+                once.submit(chores.die_by, signal_number).result(60)
+    assert pool.status()["pid"] == service
+
+
+@pytest.mark.parametrize(
+    "data",
+    [frames.pack(99), frames.pack(frames.REFUSED), b"\xff" * 64],
+    ids=["unknown", "not an executor's", "endless"],
+)
+def test_who_says_what_no_executor_says_is_ended_alone(pool, data):
+    service = pool.status()["pid"]
+    with crailpy.executors("tests", attempts=1) as once, pytest.raises(TaskLostError):
+        once.submit(chores.say_instead, data).result(30)
+    assert pool.submit(chores.add, 1, 1).result(60) == 2
+    assert pool.status()["pid"] == service
 
 
 def test_a_paused_executor_does_not_stop_the_others(pool, tmp_path):
@@ -138,7 +224,7 @@ def test_a_paused_executor_does_not_stop_the_others(pool, tmp_path):
 def test_its_task_is_tried_elsewhere_when_the_driver_wants_that(fresh, tmp_path):
     with crailpy.executors("tests", speculate=0.1) as eager:
         held = eager.submit(chores.hold, str(tmp_path), 0)
-        (paused,) = runners(tmp_path, 0)
+        paused, *_ = runners(tmp_path, 0)  # it may have been tried elsewhere by then
         stop(paused)
         other = next(pid for pid in runners(tmp_path, 0, 2) if pid != paused)
         (tmp_path / "go").touch()
@@ -146,6 +232,33 @@ def test_its_task_is_tried_elsewhere_when_the_driver_wants_that(fresh, tmp_path)
         until(lambda: is_gone(paused))
         assert other in settled(eager, 2)
         assert eager.status()["tasks"]["deaths"] == 0
+
+
+@pytest.mark.parametrize("when", ["before the look", "while another tries"])
+def test_what_a_paused_executor_has_committed_is_the_result(runtime, cluster, tmp_path, when):
+    """It is not run again; nor does what comes second fail, because there is a value already."""
+    path, is_before = "/paused", when == "before the look"
+    with (
+        cluster.connect() as store,
+        crailpy.executors("tests", workers=1, store=store, speculate=0.05) as pool,
+    ):
+        settled(pool, 1)
+        future = pool.submit(chores.commit_and_pause, str(tmp_path), path)
+        if is_before:
+            (tmp_path / "go").touch()
+            runners(tmp_path, "committed")
+        runners(tmp_path, "said")
+        pool.scale(2)  # now there is somebody else
+        if not is_before:
+            runners(tmp_path, "said", 2)
+            (tmp_path / "go").touch()
+        assert future.result(60) == b"the result"
+        assert len(chores.noted(tmp_path, "said")) == (1 if is_before else 2)
+        assert len(chores.noted(tmp_path, "committed")) == 1
+        tasks = pool.status()["tasks"]
+        assert (tasks["found"], tasks["deaths"]) == (1, 0)
+        settled(pool, 2)
+        store.delete(path)
 
 
 def test_scaling_in_lets_what_runs_finish(fresh, tmp_path):
@@ -224,6 +337,81 @@ def test_delays_of_years_are_no_end_of_the_service(runtime):
         service = pool.status()["pid"]
         assert pool.submit(chores.add, 1, 2).result(60) == 3
         assert pool.status()["pid"] == service
+
+
+@contextlib.contextmanager
+def without_descriptors(pid: int) -> Iterator[None]:
+    """The process can have no descriptor more."""
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+    free = next(n for n in itertools.count() if n not in used)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("who", ["service", "template"])
+def test_executors_for_which_there_is_no_room_come_later_and_disturb_nobody(fresh, tmp_path, who):
+    settled(fresh, 2)
+    held = fresh.submit(chores.hold, str(tmp_path), 0)
+    runners(tmp_path, 0)
+    service = fresh.status()["pid"]
+    with without_descriptors(service if who == "service" else template_of(fresh)):
+        fresh.scale(4)
+        until(lambda: fresh.status()["trouble"] == os.strerror(errno.EMFILE))
+        facts = fresh.status()
+        assert facts["wanted"] == 4
+        assert facts["pid"] == service
+        assert fresh.submit(chores.add, 1, 1).result(60) == 2
+    settled(fresh, 4)
+    assert fresh.status()["trouble"] is None
+    (tmp_path / "go").touch()
+    assert held.result(60) == 0
+    assert fresh.status()["tasks"]["repeated"] == 0
+
+
+def cpu_seconds(pid: int) -> float:
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_driver_for_which_there_is_no_descriptor_waits_and_the_service_does_not_spin(fresh):
+    service = fresh.status()["pid"]
+    hello = frames.pack(
+        frames.HELLO, body=msgpack.packb({"version": frames.VERSION, "context": b""})
+    )
+    with socket.socket(socket.AF_UNIX) as sock:
+        with without_descriptors(service):
+            sock.connect(home.Home("tests").socket)
+            sock.sendall(hello)
+            sock.settimeout(0.5)
+            before = cpu_seconds(service)
+            with pytest.raises(TimeoutError):
+                sock.recv(1)
+            assert cpu_seconds(service) - before < 0.2
+            assert fresh.submit(chores.add, 1, 1).result(60) == 2
+        sock.settimeout(20)
+        ((kind, *_),) = frames.Reader().feed(sock.recv(4096))
+        assert kind == frames.WELCOME
+
+
+def test_scaling_leaves_descriptors_for_drivers(runtime):
+    code = (
+        "import resource, crailpy; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "pool = crailpy.executors('tests', workers=1); pool.scale(100)\n"
+        "facts = pool.status(); print(facts['workers'], flush=True); input()"
+    )
+    with Program(code) as program:
+        assert 20 < int(program.line()) < 64
+        others = [crailpy.executors("tests") for _ in range(5)]
+        assert [other.submit(chores.add, n).result(60) for n, other in enumerate(others)] == [
+            0, 1, 2, 3, 4,
+        ]  # fmt: skip
+        others[0].scale(1)
+        for other in others:
+            other.shutdown()
 
 
 # ---- drivers ------------------------------------------------------------------------------------

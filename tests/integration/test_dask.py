@@ -16,6 +16,7 @@ from crailpy.client.compute.executors import TaskLostError
 from crailpy.errors import ClosedError, InvalidArgumentError
 
 from .. import chores
+from ..bench.runner import exported
 from .kit import until
 
 PATIENCE_S = 60
@@ -64,7 +65,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Executor]:
         options = {"client": request.getfixturevalue("client")}
     elif request.param == "lithops":
         options = {"backend": "localhost", "storage": "localhost", "log_level": "ERROR"}
-    with plugins.executors(request.param, **options) as found:
+    with exported(), plugins.executors(request.param, **options) as found:
         yield found
 
 

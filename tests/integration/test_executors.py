@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
-import signal
 import socket
 import stat
 import subprocess
@@ -15,7 +14,6 @@ import threading
 from pathlib import Path
 
 import msgpack
-import numpy
 import pytest
 
 import crailpy
@@ -24,15 +22,10 @@ from crailpy.client import compute
 from crailpy.client.compute.executors import PoolLostError, RemoteError, frames, home, task
 
 from .. import chores
-from ..pools import is_gone, pids, settled
+from ..pools import go, is_gone, pids, settled
 from .kit import Program, until
 
 ROOT = Path(__file__).parents[2]
-
-
-def go(folder: Path) -> None:
-    """Lets those that hold go on."""
-    (folder / "go").touch()
 
 
 def script(text: str, path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -90,6 +83,13 @@ def test_exceptions_come_back_with_the_traceback_that_they_had(pool):
         pool.submit(__import__, "no_such_module").result(60)
 
 
+def test_an_exception_that_raises_when_it_is_asked_comes_in_words_and_at_once(pool, tmp_path):
+    future = pool.submit(chores.note_and_fail, str(tmp_path))
+    with pytest.raises(RemoteError, match="Unaskable, which raises"):
+        future.result(60)
+    assert len(chores.noted(tmp_path, "run")) == 1
+
+
 def test_running_and_cancel_are_exact(pool, tmp_path):
     held = [pool.submit(chores.hold, str(tmp_path), n) for n in range(2)]
     queued = [pool.submit(chores.hold, str(tmp_path), n) for n in range(2, 8)]
@@ -128,6 +128,49 @@ def test_a_callback_may_cancel_submit_and_ask(pool, tmp_path):
         assert cancelled or future.result(60)
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["from the first", "from the last"])
+def test_a_chain_of_callbacks_that_cancel_may_be_longer_than_a_stack(pool, tmp_path, order):
+    """The first has been sent, its callbacks run in the executor's thread; the last has not been,
+    they run in ours."""
+    held = [pool.submit(chores.hold, str(tmp_path), n) for n in range(2)]
+    until(lambda: all(f.running() for f in held))
+    chain = [pool.submit(chores.add, n) for n in range(3 * sys.getrecursionlimit())][::order]
+    called = []
+
+    def cancel_the_next(done):
+        called.append(done.cancelled())
+        assert len(called) == len(chain) or chain[len(called)].cancel()
+
+    for future in chain:
+        future.add_done_callback(cancel_the_next)
+    assert chain[0].cancel()
+    assert concurrent.futures.wait(chain, 60).not_done == set()
+    until(lambda: len(called) == len(chain))
+    assert all(called)
+    assert all(f.cancelled() for f in chain)
+    go(tmp_path)
+    pool.shutdown()
+    assert [f.result(0) for f in held] == [0, 1]
+
+
+def test_a_script_where_the_first_result_cancels_the_rest_ends(pool, tmp_path):
+    done = script(
+        """
+        import crailpy
+        pool = crailpy.executors("tests")
+        futures = [pool.submit(abs, n) for n in range(300)]
+        def first_wins(done):
+            for other in futures:
+                other.cancel()
+        for future in futures:
+            future.add_done_callback(first_wins)
+        print(futures[0].result(60))
+        """,
+        tmp_path / "driver.py",
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_more_tasks_than_the_service_takes_wait_with_their_driver(pool, tmp_path):
     held = [pool.submit(chores.hold, str(tmp_path), n) for n in range(2)]
     count = 2 * frames.WINDOW
@@ -150,6 +193,17 @@ def test_timeouts_of_result_and_map(pool, tmp_path):
     go(tmp_path)
 
 
+def test_a_map_that_is_late_cancels_also_the_task_that_it_waited_for(pool, tmp_path):
+    held = [pool.submit(chores.hold, str(tmp_path), n) for n in range(2)]
+    until(lambda: all(f.running() for f in held))
+    with pytest.raises(TimeoutError):
+        next(pool.map(chores.note, [str(tmp_path)], ["late"], timeout=0.05))
+    go(tmp_path)
+    assert [f.result(60) for f in held] == [0, 1]
+    assert pool.submit(chores.add, 1).result(60) == 1, "whoever was before it has had its turn"
+    assert chores.noted(tmp_path, "late") == []
+
+
 def test_shutdown_waits_and_takes_nothing_more(runtime, tmp_path):
     pool = crailpy.executors("tests", workers=1)
     held = pool.submit(chores.hold, str(tmp_path), 0)
@@ -164,11 +218,15 @@ def test_shutdown_waits_and_takes_nothing_more(runtime, tmp_path):
     assert held.result(60) == 0, "what was submitted is done, also without waiting"
     pool.shutdown()
     assert [f.result(0) for f in queued] == [0, 1, 2]
-    with crailpy.executors("tests") as pool:
-        held = pool.submit(chores.hold, str(tmp_path / "no"), 1)
+    again = tmp_path / "again"
+    again.mkdir()
+    with crailpy.executors("tests", workers=1) as pool:
+        held = pool.submit(chores.hold, str(again), 1)
         queued = [pool.submit(chores.add, n) for n in range(3)]
+        until(held.running)
         pool.shutdown(wait=False, cancel_futures=True)
         assert all(f.cancelled() for f in queued)
+        go(again)
 
 
 def test_a_task_knows_its_number_and_attempt(pool):
@@ -204,6 +262,39 @@ def test_bad_arguments_are_refused_in_words(pool):
         pool.submit(chores.add, threading.Lock())
 
 
+@pytest.mark.parametrize("module", ["cloudpickle", None], ids=["there", "missing"])
+def test_cloudpickle_is_asked_for_only_where_it_is_missing(pool, monkeypatch, module):
+    if module is None:
+        monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(errors.InvalidArgumentError, match=r"sent.*generator") as caught:
+        pool.submit(list, (n for n in range(3)))
+    assert ("install cloudpickle" in str(caught.value)) == (module is None)
+
+
+def test_what_must_not_run_twice_gets_no_second_attempt(pool):
+    with pytest.raises(errors.InvalidArgumentError, match="must not run twice"):
+        crailpy.executors("tests", attempts=1, speculate=1.0)
+    with crailpy.executors("tests", attempts=2, speculate=60) as eager:
+        assert eager.submit(chores.add, 1, 1).result(60) == 2
+    until(lambda: len(pool.status()["drivers"]) == 1)
+
+
+def test_one_who_ends_the_thread_in_a_callback_ends_no_other_future(pool, tmp_path):
+    futures = [pool.submit(chores.hold, str(tmp_path), n) for n in range(6)]
+    called = []
+
+    def leave(future):
+        called.append(future)
+        sys.exit("not from here")
+
+    for future in futures:  # none is done yet: callbacks are called by the executor's thread
+        future.add_done_callback(leave)
+    go(tmp_path)
+    assert [f.result(60) for f in futures] == list(range(6))
+    until(lambda: len(called) == 6)
+    assert pool.submit(chores.add, 1, 1).result(60) == 2
+
+
 # ---- what tasks find ----------------------------------------------------------------------------
 
 
@@ -237,6 +328,61 @@ PROGRAM = """
 def test_functions_of_a_script_work(pool, tmp_path, arguments):
     done = script(PROGRAM, tmp_path / "driver.py", *arguments)
     assert (done.stdout, done.stderr) == ("2 1\n", "")
+
+
+SHARING = """
+    import sys, crailpy
+    if len(sys.argv) > 2:
+        sys.modules["cloudpickle"] = None
+    class Pair:
+        def __init__(self, one, two):
+            self.one, self.two = one, two
+    def sum_of(handle):
+        assert type(handle.value) is Pair
+        return handle.value.one + handle.value.two
+    if __name__ == "__main__":
+        with crailpy.connect(sys.argv[1]) as store, crailpy.executors("tests") as pool:
+            handle = store.broadcast("/pair", Pair(1, 2))
+            assert type(handle.value) is Pair
+            print(pool.submit(sum_of, handle).result(60))
+            handle.delete()
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["without"]], ids=["cloudpickle", "by import"])
+def test_tasks_read_broadcasts_of_what_the_script_has_defined(fresh, cluster, tmp_path, arguments):
+    done = script(SHARING, tmp_path / "driver.py", cluster.address, *arguments)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+CHILD = """
+    import multiprocessing, sys, crailpy
+    class Pair:
+        def __init__(self, one, two):
+            self.one, self.two = one, two
+    def swapped(pair):
+        return Pair(pair.two, pair.one)
+    def child():
+        if sys.argv[2:]:
+            sys.modules["cloudpickle"] = None
+        pool = crailpy.executors("tests", workers=1)
+        pair = pool.submit(swapped, Pair(1, 2)).result(60)
+        print(type(pair) is Pair, pair.one, pair.two)
+    if __name__ == "__main__":
+        process = multiprocessing.get_context(sys.argv[1]).Process(target=child)
+        process.start()
+        process.join()
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["without"]], ids=["cloudpickle", "by import"])
+@pytest.mark.parametrize("way", ["fork", "spawn", "forkserver"])
+def test_functions_of_a_script_work_in_children_of_multiprocessing(
+    runtime, tmp_path, way, arguments
+):
+    """In a pool of their own: executors of ours may have learned that there is no cloudpickle."""
+    done = script(CHILD, tmp_path / "driver.py", way, *arguments)
+    assert (done.stdout, done.stderr) == ("True 2 1\n", "")
 
 
 def test_a_script_that_does_not_guard_itself_is_told(pool, tmp_path):
@@ -297,106 +443,29 @@ def test_code_that_changed_while_the_first_task_ran_is_yesterdays_too(runtime, t
     assert (second.stdout, second.stderr) == ("2\n", "")
 
 
+def test_a_module_that_raises_when_it_is_asked_costs_no_result(runtime, tmp_path):
+    with crailpy.executors("tests", workers=1) as pool:
+        first = pool.submit(chores.put_in_the_place_of_a_module, str(tmp_path)).result(60)
+        assert pool.submit(chores.whoami).result(60) == first
+        assert len(chores.noted(tmp_path, "run")) == 1
+    with crailpy.executors("tests") as pool:
+        assert pool.submit(chores.whoami).result(60) != first, "nobody can say what it is"
+
+
+def test_limits_that_a_task_has_set_itself_are_not_those_of_the_next_driver(runtime):
+    with crailpy.executors("tests", workers=1) as pool:
+        first = pool.submit(chores.take_descriptors_away).result(60)
+        assert pool.submit(chores.whoami).result(60) == first
+        with crailpy.executors("tests") as other:
+            assert other.submit(os.listdir, "/").result(60)
+            assert other.submit(chores.whoami).result(60) != first
+
+
 def test_the_log_is_shortened_while_drivers_stay(runtime):
     with crailpy.executors("tests", workers=1) as pool:
         (log,) = runtime.glob("*/pool-tests-*.log")
         assert pool.submit(chores.say, 9 << 20).result(60) == 9 << 20
         until(lambda: pool.submit(chores.add, 1).result(60) and log.stat().st_size < 8 << 20)
-
-
-# ---- what is large ------------------------------------------------------------------------------
-
-
-def test_what_is_large_goes_through_the_store(pool, cluster):
-    with cluster.connect() as store:
-        before = store.status()["namenode"]["files"]
-        with crailpy.executors("tests", store=store) as large:
-            array = numpy.arange(1 << 17, dtype="float64")
-            assert large.submit(chores.total, array).result(60) == (array.sum(), False)
-            ones = large.submit(chores.many_ones, 1 << 17).result(60)
-            assert ones.sum() == 1 << 17
-            assert large.submit(len, b"x" * 1_000_000).result(60) == 1_000_000
-            until(lambda: store.status()["namenode"]["files"] == before)
-        assert ones.sum() == 1 << 17, "its memory stays while it is looked at"
-        assert store.listdir(store.session_path()) == []
-
-
-def test_of_calls_that_are_refused_together_nothing_stays_in_the_store(pool, cluster):
-    with cluster.connect() as store, crailpy.executors("tests", store=store) as large:
-        (space,) = (
-            f"{store.session_path()}/{name}" for name in store.listdir(store.session_path())
-        )
-        with pytest.raises(errors.InvalidArgumentError, match="cannot be sent"):
-            large.map(len, [b"x" * 9000, b"y" * 9000, threading.Lock()])
-        assert store.listdir(space) == []
-
-
-def test_a_result_that_a_dead_executor_has_put_goes(pool, cluster):
-    with cluster.connect() as store, crailpy.executors("tests", store=store) as large:
-        (space,) = (
-            f"{store.session_path()}/{name}" for name in store.listdir(store.session_path())
-        )
-        store.put(f"{space}/mark", b"")
-        assert large.submit(chores.large_result_then_die, 50_000).result(60) == bytes(50_000)
-        until(lambda: store.listdir(space) == ["mark"])
-
-
-def test_shutdown_in_a_callback_leaves_the_arguments_of_others_alone(pool, cluster, tmp_path):
-    with cluster.connect() as store:
-        large = crailpy.executors("tests", store=store)
-        pool.scale(1)
-        for name in ("a", "b"):
-            (tmp_path / name).mkdir()
-        one, _ = [large.submit(chores.hold, str(tmp_path / name), 0) for name in ("a", "b")]
-        waiting = [large.submit(len, bytes(9000 + n)) for n in range(5)]
-        is_shut = threading.Event()
-
-        def callback(done):
-            large.shutdown()
-            is_shut.set()
-
-        one.add_done_callback(callback)
-        go(tmp_path / "a")
-        assert is_shut.wait(60)
-        go(tmp_path / "b")
-        assert [f.result(60) for f in waiting] == [9000 + n for n in range(5)]
-
-
-def test_executors_leave_a_store_when_its_driver_does(pool, cluster):
-    """They keep no session there, and nothing that was granted to it."""
-    with cluster.connect() as store:
-        before = store.status()["namenode"]["sessions"]
-        others = [crailpy.executors("tests", store=store) for _ in range(2)]
-        for n, other in enumerate(others):
-            assert other.submit(chores.put_here, f"/left-{n}").result(60)
-        assert store.status()["namenode"]["sessions"] > before
-        others[0].shutdown()
-        assert others[1].submit(chores.put_here, "/left-1").result(60)
-        others[1].shutdown()
-        until(lambda: store.status()["namenode"]["sessions"] == before)
-        store.delete_many(["/left-0", "/left-1"])
-
-
-def test_without_a_store_it_is_an_error_that_says_so(pool):
-    with pytest.raises(errors.InvalidArgumentError, match=r"arguments of .* bytes.*store="):
-        pool.submit(len, b"x" * 5000)
-    with pytest.raises(errors.InvalidArgumentError, match=r"a result of .* bytes.*store="):
-        pool.submit(chores.many_ones, 10_000).result(60)
-    assert pool.submit(len, b"x" * 3000).result(60) == 3000
-
-
-def test_what_a_retired_or_killed_executor_committed_stays(pool, cluster):
-    with cluster.connect() as store, crailpy.executors("tests", store=store) as pool:
-        store.mkdir("/retired", exist_ok=True)
-        keys = list(pool.map(chores.put_here, [f"/retired/{n}" for n in range(8)]))
-        before = pids(pool)
-        pool.scale(1)
-        until(lambda: sum(is_gone(pid) for pid in before) == 1)
-        (other,) = (pid for pid in before if not is_gone(pid))
-        os.kill(other, signal.SIGKILL)
-        until(lambda: is_gone(other))
-        assert [len(store.get(key)) for key in keys] == [100_000] * 8
-        store.rmtree("/retired")
 
 
 # ---- one pool, many drivers ---------------------------------------------------------------------
@@ -511,6 +580,7 @@ def crail(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_says_how_it_is_and_ends_it(fresh, tmp_path):
     held = fresh.submit(chores.hold, str(tmp_path), 0)
     until(held.running)
+    settled(fresh, 2)
     facts = json.loads(crail("--name", "tests", "--status", "--json").stdout)
     assert [d["running"] for d in facts["drivers"]] == [1]
     assert sorted(e["state"] for e in facts["executors"]) == ["busy", "idle"]
@@ -536,18 +606,18 @@ def test_too_many_executors_are_refused(runtime):
 def test_one_started_by_hand_ends_when_nobody_comes(runtime):
     command = [sys.executable, "-m", "crailpy.cli", "pool", "--name", "tests", "--workers", "3"]
     with subprocess.Popen(
-        [*command, "--idle", "300ms", "--json"], stdout=subprocess.PIPE, text=True
+        [*command, "--idle", "1s", "--json"], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        until(lambda: os.path.exists(home.Home("tests").socket))
+        facts = "".join(iter(process.stdout.readline, "}\n")) + "}"
+        assert json.loads(facts)["name"] == "tests"
         with crailpy.executors("tests") as pool:
             executors = settled(pool, 3)
             assert pool.status()["pid"] == process.pid
             with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(0.6)
+                process.wait(1.5)
         assert process.wait(30) == 0
         assert all(is_gone(pid) for pid in executors)
-        assert '"name": "tests"' in process.stdout.read()
 
 
 def test_the_end_of_a_driver_waits_for_its_tasks(pool, tmp_path):
@@ -559,3 +629,28 @@ def test_the_end_of_a_driver_waits_for_its_tasks(pool, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_the_end_of_a_child_of_multiprocessing_waits_for_its_tasks(pool, tmp_path, way):
+    (tmp_path / "made").mkdir()
+    done = script(
+        """
+        import multiprocessing, sys, time, crailpy
+        def child():
+            pool = crailpy.executors("tests")
+            for n in range(5):
+                pool.submit(open, f"{sys.argv[2]}/{n}", "w")
+            pool.submit(time.sleep, 0.1)
+        if __name__ == "__main__":
+            pool = crailpy.executors("tests")
+            process = multiprocessing.get_context(sys.argv[1]).Process(target=child)
+            process.start()
+            process.join()
+        """,
+        tmp_path / "driver.py",
+        way,
+        tmp_path / "made",
+    )
+    assert not done.stderr
+    assert sorted(os.listdir(tmp_path / "made")) == ["0", "1", "2", "3", "4"]

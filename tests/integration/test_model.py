@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import random
@@ -34,13 +35,6 @@ def alone(quiet):
         yield store
         if store.exists("/m"):
             store.rmtree("/m")
-
-
-@pytest.fixture
-def rng():
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    return random.Random(seed)
 
 
 def two(store, path="/model/m"):
@@ -341,6 +335,90 @@ def test_what_is_in_the_log_is_read_in_few_requests(alone):
     assert joins.version == one.version
 
 
+TYPES = ["f4", "f8", "f2", "c8", "c16", "i1", "u1", "i2", "u4", "i8", ">f4", ">i8"]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", [(), (7,), (5, 3), (0,), (3000,)], ids=str)
+def test_who_keeps_pulling_has_the_bits_of_who_reads_it_all_anew(store, rng, dtype, shape):
+    one, other = two(store)
+    numbers = numpy.random.default_rng(rng.randrange(1 << 32))
+
+    def some(shape):
+        return (numbers.standard_normal(shape) * 1000).astype(dtype)
+
+    one.push({"w": some(shape)}, "set")
+    asked = rng.choice(["w", ["w"], None, [("w", 0, shape[0])] if shape else ["w"]])
+    steps = itertools.count()
+    for _ in range(70):  # beyond the end of a segment
+        for _ in range(rng.choice([0, 1, 1, 1, 2, 9])):
+            op = "set" if rng.random() < 0.05 else "add"
+            pusher, name = rng.choice([(one, "one"), (other, "other")])
+            pusher.push({"w": some(shape)}, op, worker=name, step=next(steps))
+        if rng.random() < 0.1 and shape and shape[0]:
+            one.push({("w", 0, 1): some((1, *shape[1:]))})
+        (array,) = other.pull(asked).values()
+        before = array.copy()
+        anew = store.model(other.path)
+        assert array.tobytes() == anew.pull()["w"].tobytes()
+        assert other.version == anew.version
+        assert array.shape == shape
+        assert not array.flags.writeable
+        assert other.steps == anew.steps
+        one.push({"w": some(shape)})
+        assert array.tobytes() == before.tobytes(), "what was handed out stays as it is"
+
+
+def test_a_pull_sees_a_tensor_that_began_meanwhile_and_what_others_were_asked(store):
+    one, other = two(store)
+    one.push({"w": numpy.zeros(3)}, "set")
+    for _ in range(3):
+        one.push({"w": numpy.ones(3)}, worker="one", step=one.version)
+        assert other.pull().keys() == {"w"}
+    assert other.steps == {"one": 3}
+    one.push({"v": numpy.zeros(2)}, "set")
+    one.push({"w": numpy.ones(3)})
+    assert {name: array.tolist() for name, array in other.pull().items()} == {
+        "w": [4, 4, 4],
+        "v": [0, 0],
+    }
+    for _ in range(3):
+        one.push({"w": numpy.ones(3)})
+        assert other.pull(["v"])["v"].tolist() == [0, 0]
+    assert other.pull([("w", 1, 2)])[("w", 1, 2)].tolist() == [7]
+    asked = ["w"]
+    assert other.pull(asked).keys() == {"w"}
+    asked[0] = "v"
+    assert other.pull(asked).keys() == {"v"}
+    given = other.pull("w")
+    given["more"] = given.pop("w")
+    assert other.pull("w").keys() == {"w"}
+    with pytest.raises(errors.NotFoundError):
+        other.pull(["w", "none"])
+    used_up = iter(["w"])
+    assert other.pull(used_up).keys() == {"w"}
+    for names in (used_up, [], numpy.array(["w"]), ("w",), ["w", "w"], {"w": 1}):
+        for _ in range(4):
+            one.push({"w": numpy.ones(3)})
+            assert other.pull(names).keys() == set(names)
+
+
+def test_waits_and_plain_pulls_in_any_order_give_the_same(store, rng):
+    one, other = two(store)
+    one.push({"w": numpy.zeros(3)}, "set")
+    for step in range(1, 100):
+        one.push({"w": numpy.ones(3)}, worker="one", step=step)
+        waits = rng.choice([{}, {"min_version": step + 1}, {"min_step": step, "workers": 1}])
+        assert other.pull(["w"], **waits)["w"].tolist() == [step] * 3
+        if rng.random() < 0.1:
+            late = rng.choice([{"min_version": step + 2}, {"min_step": step + 1, "workers": 1}])
+            with pytest.raises(errors.DeadlineError, match=f"{step + 1}"):
+                other.pull(["w"], **late, timeout=0.2)
+        if rng.random() < 0.1:
+            with pytest.raises(errors.InvalidArgumentError):
+                other.pull(["w"], workers=1)
+
+
 def test_what_cannot_be_applied_is_not_pushed(store):
     one, other = two(store)
     one.push({"w": numpy.zeros((4, 2), "float32"), "i": numpy.zeros(3, "int32")}, "set")
@@ -481,6 +559,45 @@ def test_a_forked_child_has_a_model_of_its_own(store):
         os._exit(0 if good else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert (model.pull()["w"] == 1).all()
+
+
+def test_a_second_thread_is_refused_and_spoils_nothing(store, cluster):
+    model, other = two(store)
+    model.push({"w": numpy.zeros(4)}, "set")
+    waiting = Call(other.pull, min_version=2, timeout=30)
+    until(lambda: waiters(store) == 1)
+    for call in (other.pull, other.describe, lambda: other.push({"w": numpy.ones(4)})):
+        with pytest.raises(errors.InvalidArgumentError, match="one thread"):
+            call()
+    model.push({"w": numpy.ones(4)})
+    assert (waiting.result()["w"] == 1).all()
+
+    refused, stop = 0, threading.Event()
+
+    def keep_pulling():
+        nonlocal refused
+        while not stop.is_set():
+            try:
+                other.pull(["w"])
+            except errors.InvalidArgumentError:
+                refused += 1
+
+    pulls = [Call(keep_pulling) for _ in range(3)]
+    for _ in range(300):
+        model.push({"w": numpy.ones(4)})
+    stop.set()
+    for pull in pulls:
+        pull.result()
+    print(f"refused {refused} times")
+    assert (other.pull(["w"])["w"] == 301).all()
+    assert other.version == 302
+
+
+def test_rows_alone_may_be_asked_for_as_a_tuple(store):
+    model, other = two(store)
+    model.push({"w": numpy.arange(5.0), "v": numpy.zeros(2)}, "set")
+    assert list(other.pull(("w", 1, 3))["w", 1, 3]) == [1, 2]
+    assert set(other.pull(("w", "v"))) == {"w", "v"}
 
 
 def test_a_task_gets_a_small_handle(store):

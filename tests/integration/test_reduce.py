@@ -187,6 +187,35 @@ def test_what_does_not_fit_the_others_is_refused(store):
             store.reduce("/reduce/r", array, n, op, rank=0, timeout=5)
 
 
+def test_a_rank_may_be_a_number_of_few_bytes(store):
+    """Where the slices begin is far beyond what it can count to."""
+    calls = [
+        Call(store.reduce, "/reduce/r", numpy.ones(LARGE), 2, rank=numpy.uint8(rank), timeout=30)
+        for rank in range(2)
+    ]
+    for call in calls:
+        assert (call.result() == 2).all()
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_what_ended_is_the_result_of_no_other_reduction(cluster, transport, size):
+    """Also where the inputs are gone and only results of as many bytes are left."""
+    with cluster.connect(transport=transport) as store:
+        ended = together(store, "/reduce/ended", [numpy.ones(size, "f4")] * 2)
+        for array, op in (
+            (numpy.ones(size, "f4"), "max"),
+            (numpy.ones(size, "i4"), "sum"),
+            (numpy.ones((2, size // 2), "f4"), "sum"),
+        ):
+            for rank in (0, 1):
+                with pytest.raises(errors.InvalidArgumentError, match="contributes to"):
+                    store.reduce("/reduce/ended", array, 2, op, rank=rank, timeout=5)
+        again = together(store, "/reduce/ended", [numpy.ones(size, "f4")] * 2)
+        assert all((mine == theirs).all() for mine, theirs in zip(ended, again, strict=True))
+        store.rmtree("/reduce")
+
+
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [

@@ -139,6 +139,21 @@ def test_an_output_larger_than_the_writers_memory_has_several_runs(store, monkey
     assert shuffle.sizes() == [len(wanted[0][p]) + len(wanted[1][p]) for p in range(3)]
 
 
+def test_all_shuffles_that_come_to_a_process_share_a_connection(store):
+    with store.shuffle("/shuffle/sent", partitions=2).writer(0) as writer:
+        writer.write(1, b"there")
+    pickled = [
+        pickle.dumps(store.shuffle(f"/shuffle/{name}", partitions=2)) for name in ("sent", "other")
+    ]
+    sessions = store.status()["namenode"]["sessions"]
+    first, other = map(pickle.loads, pickled)
+    assert [bytes(view) for view in first.reader(1)] == [b"there"]
+    with other.writer(0, attempt=1) as writer:
+        writer.write(0, b"here")
+    assert first._store is other._store
+    assert store.status()["namenode"]["sessions"] <= sessions + 1
+
+
 def test_what_is_written_may_be_any_buffer_and_changed_afterwards(store):
     numpy = pytest.importorskip("numpy")
     shuffle = store.shuffle("/shuffle/buffers", partitions=1)

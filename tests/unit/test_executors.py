@@ -23,6 +23,9 @@ class World:
         self.given: list[tuple[scheduling.Executor, int, int]] = []  # executor, kind, task
         self.forked: list[scheduling.Executor] = []
         self.killed: list[scheduling.Executor] = []
+        self.asked = 0  # for executors
+        self.room = 1000  # for executors
+        self.now = 0.0
 
     def tell(self, driver: scheduling.Driver, frame: bytes, *, later: bool = False) -> None:
         for kind, _, task, _ in frames.Reader().feed(frame):
@@ -33,8 +36,12 @@ class World:
         for kind, _, task, _ in frames.Reader().feed(frame):
             self.given.append((executor, kind, task))
 
-    def fork(self, executor: scheduling.Executor) -> None:
+    def fork(self, executor: scheduling.Executor) -> str | None:
+        self.asked += 1
+        if len(self.forked) >= self.room:
+            return "no room"
         self.forked.append(executor)
+        return None
 
     def kill(self, executor: scheduling.Executor) -> None:
         self.killed.append(executor)
@@ -123,6 +130,208 @@ def test_a_task_goes_first_when_its_executor_died_and_is_lost_at_last() -> None:
         scheduler.ready(world.forked[life + 1], life)
     assert runs(world) == [1, 1, 2]
     assert world.told == [(one, frames.LOST, 1)]
+
+
+def looked_for(attempts: int) -> tuple[World, scheduling.Scheduler, scheduling.Driver]:
+    """A pool of one, whose first executor died after it had said where task 1 commits."""
+    world, scheduler = pool(1)
+    one = driver(scheduler, attempts)
+    scheduler.submit(one, 1, b"")
+    scheduler.committing(world.forked[0], 0, 1, b"there")
+    scheduler.died(world.forked[0], "killed")
+    scheduler.ready(world.forked[1], 2)
+    assert world.given[-1] == (world.forked[1], frames.LOOK, 1)
+    return world, scheduler, one
+
+
+def test_what_a_dead_executor_has_committed_is_found_and_not_run_again() -> None:
+    world, scheduler, one = looked_for(attempts=1)
+    scheduler.answered(world.forked[1], frames.DONE, 1, b"")
+    assert runs(world) == [1]
+    assert world.told == [(one, frames.DONE, 1)]
+    assert {n: scheduler.counts[n] for n in ("done", "found", "repeated")} == {
+        "done": 1, "found": 1, "repeated": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_what_it_has_not_committed_is_run_again_as_often_as_it_may(attempts: int) -> None:
+    world, scheduler, one = looked_for(attempts)
+    scheduler.answered(world.forked[1], frames.MISSING, 1, b"")
+    assert runs(world) == [1] * attempts
+    assert world.told == ([] if attempts == 2 else [(one, frames.LOST, 1)])
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_who_dies_looking_leaves_it_to_the_next_and_not_for_ever(attempts: int) -> None:
+    world, scheduler, one = looked_for(attempts)
+    for life in range(1, 1 + scheduling.LOOKS_MAX):
+        assert world.given[-1] == (world.forked[life], frames.LOOK, 1)
+        scheduler.died(world.forked[life], "killed")
+        scheduler.ready(world.forked[life + 1], life)
+    assert world.told == ([(one, frames.LOST, 1)] if attempts == 1 else [])
+    assert runs(world) == [1] * attempts
+
+
+def test_where_an_attempt_commits_is_looked_at_when_it_has_died_whatever_others_said() -> None:
+    world, scheduler = pool(2)
+    one = driver(scheduler, attempts=2, speculate=1e-9)
+    scheduler.submit(one, 1, b"")
+    first = world.given[-1][0]
+    scheduler.committing(first, 0, 1, b"there")
+    scheduler.act()
+    second = world.given[-1][0]
+    scheduler.answered(second, frames.MISSING, 1, b"")
+    assert runs(world) == [1, 1], "a second attempt of what is slow"
+    scheduler.committing(second, 0, 1, b"of a task of another driver, by a thread that it left")
+    assert second.words is None
+    scheduler.died(second, "killed")
+    assert [kind for *_, kind, _ in world.given] == [
+        frames.CONTEXT, frames.RUN, frames.LOOK, frames.CONTEXT, frames.RUN,
+    ]  # fmt: skip
+    scheduler.died(first, "killed")
+    scheduler.ready(world.forked[-1], 9)
+    assert world.given[-1] == (world.forked[-1], frames.LOOK, 1)
+    scheduler.answered(world.forked[-1], frames.MISSING, 1, b"")
+    assert world.told == [(one, frames.LOST, 1)]
+
+
+def slow_in_its_commit(
+    workers: int = 2, attempts: int = 3
+) -> tuple[World, scheduling.Scheduler, scheduling.Driver, list[scheduling.Executor]]:
+    """A task that has said where it commits, and for which another executor looks there; those two
+    first."""
+    world, scheduler = pool(workers)
+    one = driver(scheduler, attempts, speculate=1e-9)
+    scheduler.submit(one, 1, b"")
+    first = world.given[-1][0]
+    scheduler.committing(first, 0, 1, b"there")
+    scheduler.act()
+    second = world.given[-1][0]
+    assert world.given[-1] == (second, frames.LOOK, 1)
+    assert second is not first
+    return world, scheduler, one, [first, second]
+
+
+def test_what_a_slow_executor_has_committed_is_not_begun_again() -> None:
+    world, scheduler, one, (first, second) = slow_in_its_commit()
+    scheduler.answered(second, frames.DONE, 1, b"")
+    assert runs(world) == [1]
+    assert world.told == [(one, frames.DONE, 1)]
+    assert world.killed == [first]
+    assert (scheduler.counts["found"], scheduler.counts["repeated"]) == (1, 0)
+
+
+def test_what_it_has_not_committed_yet_is_begun_by_who_looked() -> None:
+    world, scheduler, one, (first, second) = slow_in_its_commit()
+    scheduler.answered(second, frames.MISSING, 1, b"")
+    assert world.given[-1] == (second, frames.RUN, 1)
+    assert (first.attempt, second.attempt) == (0, 1)
+    scheduler.answered(second, frames.DONE, 1, b"")
+    assert world.told == [(one, frames.DONE, 1)]
+
+
+def test_who_dies_after_it_was_looked_for_is_looked_for_once_more() -> None:
+    world, scheduler, _, (first, second) = slow_in_its_commit()
+    scheduler.died(first, "killed, behind its commit")
+    scheduler.answered(second, frames.MISSING, 1, b"")
+    assert world.given[-1] == (second, frames.LOOK, 1)
+    scheduler.answered(second, frames.DONE, 1, b"")
+    assert runs(world) == [1]
+
+
+def failed_beside_a_slow_commit(
+    workers: int = 2,
+) -> tuple[World, scheduling.Scheduler, scheduling.Driver, list[scheduling.Executor]]:
+    """The second attempt began, and has failed; perhaps because the first has committed since."""
+    world, scheduler, one, both = slow_in_its_commit(workers)
+    scheduler.answered(both[1], frames.MISSING, 1, b"")
+    scheduler.answered(both[1], frames.FAILED, 1, b"there is a value already")
+    assert world.given[-1] == (both[1], frames.LOOK, 1)
+    assert not world.told
+    return world, scheduler, one, both
+
+
+@pytest.mark.parametrize(
+    ("found", "told"), [(frames.DONE, frames.DONE), (frames.MISSING, frames.FAILED)]
+)
+def test_a_failure_beside_a_slow_commit_counts_if_nothing_was_committed(
+    found: int, told: int
+) -> None:
+    world, scheduler, one, (first, second) = failed_beside_a_slow_commit()
+    scheduler.answered(second, found, 1, b"")
+    assert world.told == [(one, told, 1)]
+    assert world.killed == [first]
+    assert runs(world) == [1, 1]
+    assert one.running == 0
+
+
+def test_a_failure_is_not_forgotten_when_those_die_that_look_whether_it_counts() -> None:
+    world, scheduler, one, (_, second) = failed_beside_a_slow_commit()
+    looker = second
+    for _ in range(scheduling.LOOKS_MAX):
+        assert world.given[-1] == (looker, frames.LOOK, 1)
+        scheduler.died(looker, "killed")
+        looker = world.forked[-1]
+        scheduler.ready(looker, 9)
+        scheduler.act()
+    assert world.told == [(one, frames.FAILED, 1)]
+    assert runs(world) == [1, 1]
+
+
+def test_a_failure_that_nobody_else_can_be_the_cause_of_counts_at_once() -> None:
+    world, scheduler = pool(2)
+    one = driver(scheduler)
+    scheduler.submit(one, 1, b"")
+    scheduler.committing(world.given[-1][0], 0, 1, b"there")
+    scheduler.answered(world.given[-1][0], frames.FAILED, 1, b"")
+    assert world.told == [(one, frames.FAILED, 1)]
+
+
+def test_who_has_died_when_its_look_is_heard_of_begins_nothing() -> None:
+    world, scheduler, _, (_, second) = slow_in_its_commit(attempts=2)
+    scheduler.gone_quiet(second)
+    scheduler.answered(second, frames.MISSING, 1, b"")
+    scheduler.died(second, "killed")
+    assert runs(world) == [1]
+
+
+def test_it_is_looked_wherever_dead_attempts_were_about_to_commit() -> None:
+    world, scheduler, _, (first, second) = slow_in_its_commit(workers=3)
+    scheduler.answered(second, frames.MISSING, 1, b"")
+    scheduler.committing(second, 1, 1, b"elsewhere")
+    scheduler.died(first, "killed")
+    scheduler.died(second, "killed")
+    third = world.given[-1][0]
+    assert third.places == [b"there", b"elsewhere"]
+    scheduler.answered(third, frames.MISSING, 1, b"")
+    assert world.given[-1] == (third, frames.LOOK, 1)
+    scheduler.answered(third, frames.DONE, 1, b"")
+    assert runs(world) == [1, 1]
+
+
+def test_a_second_attempt_that_waits_for_an_executor_is_none_too_many() -> None:
+    world, scheduler = pool(1)
+    one = driver(scheduler, attempts=2, speculate=1e-9)
+    scheduler.submit(one, 1, b"")
+    scheduler.died(world.forked[0], "killed")
+    scheduler.ready(world.forked[1], 2)
+    assert runs(world) == [1, 1]
+    scheduler.act()  # it is queued for another attempt beside this one
+    scheduler.died(world.forked[1], "killed")
+    scheduler.ready(world.forked[2], 3)
+    assert runs(world) == [1, 1]
+    assert world.told == [(one, frames.LOST, 1)]
+
+
+def test_what_a_stale_executor_was_given_is_not_cancelled() -> None:
+    """Its driver is told that it runs; that it does not, nobody says."""
+    world, scheduler = pool(1)
+    one = driver(scheduler)
+    scheduler.submit(one, 1, b"")
+    scheduler.answered(world.forked[0], frames.STALE, 1, b"")
+    scheduler.cancel(one, 1)
+    assert world.told == [(one, frames.KEPT, 1)]
 
 
 def test_cancelled_is_only_what_nobody_was_given() -> None:
@@ -301,6 +510,62 @@ def test_executors_that_do_not_come_up_are_not_forked_without_end() -> None:
     assert scheduler.next_due() is not None
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world that has the time as well."""
+    world = World()
+    monkeypatch.setattr(scheduling.time, "monotonic", lambda: world.now)
+    return world
+
+
+def test_where_there_is_no_room_it_asks_less_and_less_often_and_says_why(clock: World) -> None:
+    scheduler = scheduling.Scheduler(clock, 1)
+    clock.room, clock.now = 3, 100.0
+    scheduler.scale(100)
+    assert (len(clock.forked), clock.asked) == (3, 4)
+    facts = scheduler.facts()
+    assert (facts["workers"], facts["wanted"], facts["trouble"]) == (3, 100, "no room")
+    rests = []
+    for _ in range(7):
+        scheduler.act()  # too early
+        due = scheduler.next_due()
+        assert due is not None
+        rests.append(due - clock.now)
+        clock.now = due
+        scheduler.act()
+    assert rests == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert clock.asked == 4 + 7
+    clock.room = 1000
+    scheduler.act()
+    assert clock.asked == 4 + 7, "it rests"
+    clock.now += scheduling.REST_S_MAX
+    scheduler.act()
+    assert (len(clock.forked), scheduler.next_due()) == (100, None)
+    assert scheduler.facts()["trouble"] is None
+
+
+def test_several_that_do_not_come_up_together_are_one_reason_to_rest(clock: World) -> None:
+    scheduler = scheduling.Scheduler(clock, 10)
+    clock.now = 100.0
+    scheduler.fill()
+    for executor in clock.forked[:]:
+        scheduler.died(executor, "no memory")
+    assert scheduler.next_due() == 100.0 + scheduling.REST_S
+
+
+def test_the_place_of_one_that_ends_is_taken_at_once_though_there_is_no_other(
+    clock: World,
+) -> None:
+    scheduler = scheduling.Scheduler(clock, 1)
+    clock.room, clock.now = 3, 100.0
+    scheduler.scale(100)
+    for executor in clock.forked:
+        scheduler.ready(executor, 1)
+    clock.room = 4
+    scheduler.died(clock.forked[0], "killed")
+    assert len(clock.forked) == 4
+
+
 def test_random_histories_lose_nothing_and_finish_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever dies, is cancelled or scaled: every task ends exactly once."""
     monkeypatch.setattr(scheduling, "REST_S", 0.0)
@@ -313,6 +578,7 @@ def test_random_histories_lose_nothing_and_finish_all(monkeypatch: pytest.Monkey
             step(rng, world, scheduler, drivers, submitted, number)
         for _ in range(200):
             scheduler.act()
+            assert all(len(t.runners) <= 2 for d in scheduler.drivers for t in d.tasks.values())
             for executor in list(scheduler.executors.values()):
                 if not executor.is_ready:
                     scheduler.ready(executor, 0)
@@ -320,13 +586,14 @@ def test_random_histories_lose_nothing_and_finish_all(monkeypatch: pytest.Monkey
                     scheduler.died(executor, "killed")
                 elif executor.task is not None:
                     scheduler.answered(executor, frames.DONE, executor.task.number, b"")
-        ended = [
-            (d, task) for d, kind, task in world.told if kind in (frames.DONE, frames.CANCELLED)
-        ]
+        ended = [(d, task) for d, kind, task in world.told if kind in (*ENDS, frames.CANCELLED)]
         alive = [(d, task) for d, task in submitted if d in scheduler.drivers]
         assert sorted(task for _, task in ended) == sorted({task for _, task in ended}), seed
         assert set(alive) <= set(ended), seed
         assert all(d.running == 0 for d in scheduler.drivers), seed
+
+
+ENDS = (frames.DONE, frames.FAILED)
 
 
 def step(rng, world, scheduler, drivers, submitted, number) -> None:
@@ -346,14 +613,21 @@ def step(rng, world, scheduler, drivers, submitted, number) -> None:
         scheduler.died(rng.choice(executors), "killed")
     elif what < 0.72 and len(there) > 1:
         scheduler.gone(rng.choice(there))
-    elif what < 0.8:
+    elif what < 0.76:
         scheduler.act()
+    elif what < 0.85 and executors:
+        executor = rng.choice(executors)
+        if executor.task is not None and executor.is_looking:
+            scheduler.answered(executor, frames.MISSING, executor.task.number, b"")
+        elif executor.task is not None:
+            scheduler.committing(executor, executor.attempt, executor.task.number, b"there")
     else:
         for executor in executors:
             if not executor.is_ready:
                 scheduler.ready(executor, 0)
             elif executor.task is not None and rng.random() < 0.5:
-                scheduler.answered(executor, frames.DONE, executor.task.number, b"")
+                kind = frames.DONE if executor.is_looking else rng.choice(ENDS)
+                scheduler.answered(executor, kind, executor.task.number, b"")
 
 
 # ---- frames -------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy
 import pytest
 
@@ -11,13 +9,6 @@ from crailpy.client.compute import tensors
 from crailpy.client.compute.replica import Replica
 
 SHAPES = {"row": (40,), "table": (12, 5), "one": (), "large": (3000,)}
-
-
-@pytest.fixture
-def rng():
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    return random.Random(seed)
 
 
 def a_key(rng, name):

@@ -16,6 +16,7 @@ from types import FunctionType
 from crailpy.errors import CrailError, InvalidArgumentError
 
 from ... import objects
+from .contexts import MAIN
 from .failures import RemoteError, RemoteTraceback
 
 TYPE_CHECKING = False
@@ -37,6 +38,18 @@ PLAIN = 4
 _FLAGS = [bytes([flags]) for flags in range(8)]
 
 
+_mains = {"__main__"}
+"""What our `__main__` is called by what it has defined."""
+
+
+def begin_driver() -> None:
+    """Looks what `__main__` is: in a child that multiprocessing has spawned, and in an executor, it
+    was imported as MAIN; elsewhere MAIN is what comes back of it."""
+    main = sys.modules["__main__"]
+    if sys.modules.setdefault(MAIN, main).__name__ == MAIN:
+        _mains.add(MAIN)
+
+
 class _OfMain(Exception):
     """Something of `__main__` is to be pickled."""
 
@@ -45,7 +58,7 @@ class _ByReference(pickle.Pickler):
     """Refuses what lies in `__main__`: elsewhere that is another module."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, (FunctionType, type)) and obj.__module__ == "__main__":
+        if isinstance(obj, (FunctionType, type)) and obj.__module__ in _mains:
             raise _OfMain
         return NotImplemented
 
@@ -55,6 +68,8 @@ def _cloudpickle() -> Any:
         import cloudpickle
     except ImportError:
         return None
+    if MAIN in _mains:  # as of `__main__`, which it knows by itself
+        cloudpickle.register_pickle_by_value(sys.modules[MAIN])
     return cloudpickle
 
 
@@ -86,18 +101,31 @@ def _pickled(obj: Any) -> tuple[int, Parts, list[memoryview]]:
         why: Exception | None = None
     except Exception as error:  # a PicklingError, or whatever a __reduce__ raises
         why = error
+    cloud = _cloudpickle()
     try:
-        cloud = _cloudpickle()
         if cloud is not None:
             return 0, *objects.pickled(obj, cloud.Pickler)
         if why is None and main_of_process() is not None:
             return OF_MAIN, *objects.pickled(obj)
     except Exception as error:
         why = error
+    hint = "define it in a module, or install cloudpickle"
+    if cloud is not None:  # which takes functions from anywhere, and no locks, files or generators
+        hint = "send what it can be made of instead"
     raise InvalidArgumentError(
         f"it cannot be sent to another process: {why or 'it is defined in __main__'}",
-        hint="define it in a module, or install cloudpickle",
+        hint=hint,
     ) from why
+
+
+def dump_value(obj: Any) -> Parts:
+    """The parts of a value, as of objects.dump(), which tasks can read also if it has something of
+    `__main__`: by cloudpickle, where that is installed."""
+    try:
+        return objects.lay_out(*objects.pickled(obj, _ByReference))
+    except _OfMain:
+        cloud = _cloudpickle()
+    return objects.lay_out(*objects.pickled(obj, cloud.Pickler if cloud else pickle.Pickler))
 
 
 def load(flags: int, value: Any) -> Any:
@@ -108,6 +136,18 @@ def load(flags: int, value: Any) -> Any:
 def result_name(number: int, attempt: int) -> str:
     """What a large result is called in its driver's space."""
     return f"result-{number}-{attempt}"
+
+
+def inline(obj: Any, what: str) -> bytes:
+    """The parcel of a small object. Raises InvalidArgumentError."""
+    parcel = _bytes(obj)
+    size = len(parcel) - 1
+    if size > INLINE_BYTES_MAX:
+        raise InvalidArgumentError(
+            f"{what} of {size} bytes, of {INLINE_BYTES_MAX} that travel inline",
+            hint="put it into the store, and give its path",
+        )
+    return parcel
 
 
 class Space:
@@ -121,10 +161,14 @@ class Space:
     def wrap(self, obj: Any, name: str, what: str) -> bytes:
         """The parcel of an object; a large one goes to `name` in this space. Raises
         InvalidArgumentError, and what the store raises."""
+        return self.wrap_sized(obj, name, what)[0]
+
+    def wrap_sized(self, obj: Any, name: str, what: str) -> tuple[bytes, int]:
+        """The parcel as of wrap(), and how many bytes went to the store."""
         flags, parts = dump(obj)
         size = sum(map(len, parts))
         if size <= INLINE_BYTES_MAX:
-            return b"".join([_FLAGS[flags], *parts])
+            return b"".join([_FLAGS[flags], *parts]), 0
         store = self._connect()
         if store is None:
             raise InvalidArgumentError(
@@ -134,7 +178,7 @@ class Space:
             )
         path = f"{self.path}/{name}"
         store._put_parts(path, parts)
-        return _FLAGS[flags | STORED] + path.encode()
+        return _FLAGS[flags | STORED] + path.encode(), size
 
     def unwrap(self, parcel: bytes) -> Any:
         """The object. Raises what unpickling raises, and what the store raises."""
@@ -170,7 +214,16 @@ class Space:
 
 
 def wrap_error(error: BaseException) -> bytes:
-    """An exception of a task and its traceback, in any case."""
+    """An exception of a task and its traceback, in any case: in words where it raises when it is
+    looked at."""
+    try:
+        return _wrap_error(error)
+    except BaseException:
+        words = f"{type(error).__qualname__}, which raises when it is asked what it is"
+        return _wrap_error(RemoteError(words))
+
+
+def _wrap_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(error))
     if len(text) > TRACEBACK_CHARACTERS_MAX:
         half = TRACEBACK_CHARACTERS_MAX // 2

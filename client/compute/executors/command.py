@@ -112,6 +112,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"tasks       {tasks['done']:,} done, {tasks['repeated']:,} begun again, "
         f"{tasks['lost']:,} lost",
     ]
+    if facts["trouble"] is not None:
+        lines.append(f"executors   {facts['workers']} of {facts['wanted']}: {facts['trouble']}")
     for e in facts["executors"]:
         task = ""
         if e["task"] is not None:

@@ -60,6 +60,16 @@ def _origin(spec: Any) -> str | None:
     return spec.origin if spec is not None and spec.has_location else None
 
 
+def _trace(module: object, since: int) -> tuple[str | None, object]:
+    """The file of a module, and its stamp if the file is from before `since`."""
+    try:
+        path = _origin(getattr(module, "__spec__", None))
+        stamp = path and _stamp(path)
+    except Exception:  # of a stand-in for a module: it can raise what it likes
+        return None, CHANGED
+    return path, stamp if not stamp or stamp[0] < since else CHANGED
+
+
 class Imported:
     """The modules that came after the template's, and the files that they came from."""
 
@@ -79,14 +89,12 @@ class Imported:
         for name, module in list(sys.modules.items()):
             if name in self._warm or name in self._stamps or name in ("__main__", MAIN):
                 continue
-            path = _origin(getattr(module, "__spec__", None))
-            stamp = path and _stamp(path)
-            self._stamps[name] = (path, stamp if not stamp or stamp[0] < since else CHANGED)
+            self._stamps[name] = _trace(module, since)
 
     def is_fresh(self) -> bool:
         """Would the present `sys.path` give the same modules?"""
         for path, stamp in self._stamps.values():
-            if path and _stamp(path) != stamp:
+            if stamp is CHANGED or (path and _stamp(path) != stamp):
                 return False
         if self._path != sys.path:
             if not all(self._is_found(name) for name in self._stamps if "." not in name):

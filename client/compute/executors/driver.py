@@ -14,27 +14,36 @@ import os
 import pickle
 import socket
 import struct
-import sys
 import threading
 import time
+import traceback
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crailpy import hello
-from crailpy.errors import CrailError, DeadlineError, InvalidArgumentError
+from crailpy.errors import (
+    CrailError,
+    DeadlineError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutOfSpaceError,
+)
 
+from ...extents import GRANULE
 from . import calls, contexts, frames
 from .failures import PoolLostError, ShutdownError, TaskLostError
 from .home import Home
 from .mapping import map_calls
 from .scheduling import WORKERS_MAX
+from .spaces import DriverSpace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ...store import Store
+    from .mapping import Call, Out
 
 T = TypeVar("T")
 
@@ -50,6 +59,16 @@ _links: weakref.WeakSet[Link] = weakref.WeakSet()
 _pools: weakref.WeakSet[PoolExecutor] = weakref.WeakSet()
 
 
+class _Telling(threading.local):
+    """Of this thread: the ended futures whose callbacks are to be called yet; None: it calls none
+    at present."""
+
+    ended: deque[TaskFuture[Any]] | None = None
+
+
+_telling = _Telling()
+
+
 class TaskFuture(Future[T]):
     """A Future whose cancel() asks the pool: True means that the task has not begun, nor will."""
 
@@ -59,6 +78,7 @@ class TaskFuture(Future[T]):
         self.number = number
         self.call = call
         self.attempts = 0  # that we heard of
+        self.stored = 0  # bytes of the call in the store
 
     def cancel(self) -> bool:
         """Takes the task back, unless an executor has been given it."""
@@ -71,14 +91,37 @@ class TaskFuture(Future[T]):
         super().cancel()
         self.set_running_or_notify_cancel()
 
+    def _invoke_callbacks(self) -> None:
+        """Callbacks of what ends within a callback are called after it: a chain of futures that
+        cancel each other would be as deep as it is long otherwise. Called by Future, when it is
+        done and who waits for it knows."""
+        ended = _telling.ended
+        if ended is not None:
+            ended.append(self)
+            return
+        _telling.ended = ended = deque([self])
+        raised: BaseException | None = None
+        while ended:
+            try:
+                super(TaskFuture, ended.popleft())._invoke_callbacks()  # type: ignore[misc]
+            except BaseException as error:  # Future tells of all others: sys.exit(), Ctrl-C
+                raised = raised or error
+        _telling.ended = None
+        if raised is None:
+            return
+        if threading.current_thread() is threading.main_thread():
+            raise raised
+        traceback.print_exception(raised)  # it would end the thread that all others wait for
+
 
 class Link:
     """A connection to the pool's service. Its lock guards what is under way and what is sent; it is
     not held while futures are told. Raises what Home.connect() raises."""
 
-    def __init__(self, home: Home, request: dict[str, Any], space: calls.Space,
+    def __init__(self, home: Home, request: dict[str, Any], space: DriverSpace,
                  deadline: float) -> None:  # fmt: skip
-        self._sock, _ = home.connect(request, deadline)
+        self._sock, welcome = home.connect(request, deadline)
+        self.workers: int = welcome["workers"]  # of the pool, when it was made
         limit = struct.pack("ll", SEND_S, 0)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._space = space
@@ -210,6 +253,8 @@ class Link:
                 pass
         finally:
             self._lose()
+            if self._is_finishing:  # here, since finish() may be called within any call of a store
+                self._space.clear()
 
     def _take_one(self) -> bool:
         """Takes the next frame, waits for it; False at the end. A callback that has to hear
@@ -247,31 +292,46 @@ class Link:
             if self._unsent:
                 self._fill_window()
             future = self._futures[number]
+        try:
+            self._tell(future, kind, body)
+        except BaseException as error:
+            if not future.done():
+                future.set_exception(error)
+            raise
+        finally:  # whatever was raised: who waits for this hears of it
+            self._hear(number)
+            with self._lock:
+                del self._futures[number]
+                if not self._futures:
+                    self._look_for_end()
+
+    def _tell(self, future: TaskFuture[Any], kind: int, body: bytes) -> None:
         self._space.forget(future.call)
         if kind == frames.DONE:
             self._give(future, body)
         elif kind == frames.FAILED:
-            future.set_exception(calls.unwrap_error(body))
+            self._fail(future, calls.unwrap_error(body))
         elif kind == frames.CANCELLED:
             future.withdraw()
         else:
             future.set_exception(TaskLostError(body.decode()))
         if future.attempts > 1:  # who died, or came second, may have put a result
-            self._space.remove([calls.result_name(number, n) for n in range(future.attempts)])
-        self._hear(number)
-        with self._lock:
-            del self._futures[number]
-            if not self._futures:
-                self._look_for_end()
+            names = [calls.result_name(future.number, n) for n in range(future.attempts)]
+            self._space.remove(names)
 
     def _give(self, future: TaskFuture[Any], parcel: bytes) -> None:
         try:
             value = self._space.unwrap(parcel)
         except BaseException as error:
-            future.set_exception(error)
+            self._fail(future, error)
         else:
             future.set_result(value)
         self._space.forget(parcel)
+
+    def _fail(self, future: TaskFuture[Any], error: BaseException) -> None:
+        if isinstance(error, NotFoundError):
+            self._space.doubt()
+        future.set_exception(error)
 
     def _hear(self, number: int) -> None:
         heard = self._asked.pop(number, None)
@@ -319,6 +379,10 @@ class Link:
                 self._settled.wait()
         return True
 
+    def join(self) -> None:
+        """After wait() and finish(): until what was left in the store has been removed."""
+        self._thread.join(TIMEOUT_S)
+
     def abandon(self) -> None:
         """In a forked child: the connection is the parent's, and so are threads that have locks."""
         self._lock = threading.RLock()
@@ -334,16 +398,29 @@ def _abandon_all() -> None:
         pool._lock = threading.Lock()
 
 
+def _our_links() -> list[Link]:
+    return [link for link in list(_links) if link.pid == os.getpid() and not link.is_lost]
+
+
 def _wait_for_all() -> None:
-    """At the end of the process: what was submitted is waited for, as with other executors."""
-    for link in list(_links):
-        if link.pid == os.getpid() and not link.is_lost:
-            link.wait()
-            link.finish()
+    """When the main thread has ended: what was submitted is waited for, as with other executors."""
+    for link in _our_links():
+        link.wait()
+
+
+def _finish_all() -> None:
+    """When all threads have, that may still have submitted something."""
+    _wait_for_all()
+    for link in _our_links():
+        link.finish()
+        link.join()
 
 
 os.register_at_fork(after_in_child=_abandon_all)
-atexit.register(_wait_for_all)
+# multiprocessing skips the handlers of atexit in its forked children. The standard library's own
+# executors are waited for in the same way.
+threading._register_atexit(_wait_for_all)  # type: ignore[attr-defined]
+atexit.register(_finish_all)
 
 
 class PoolExecutor(Executor):
@@ -360,17 +437,10 @@ class PoolExecutor(Executor):
         self._lock = threading.Lock()
         self._is_shut = False
         self._link: Link | None = None
-        self._space = self._new_space()
+        self._space = DriverSpace(store)
         _pools.add(self)
         self._connected()
-
-    def _new_space(self) -> calls.Space:
-        store = self._store
-        space = calls.Space(lambda: store, "")
-        if store is not None:
-            space.path = f"{store.session_path()}/executors-{os.urandom(4).hex()}"
-            store.mkdir(space.path)
-        return space
+        self._space.make()
 
     @property
     def name(self) -> str:
@@ -385,7 +455,7 @@ class PoolExecutor(Executor):
             link = self._link
             if link is None or link.is_lost or link.pid != os.getpid():
                 if link is not None and link.pid != os.getpid():
-                    self._space = self._new_space()  # the parent's numbers are ours as well
+                    self._space = DriverSpace(self._store)  # the parent's numbers are ours as well
                 packed = None if self._store is None else pickle.dumps(self._store)
                 context = contexts.describe(packed, self._space.path)
                 deadline = time.monotonic() + self._timeout
@@ -394,14 +464,22 @@ class PoolExecutor(Executor):
                 weakref.finalize(self, link.finish).atexit = False
             return link
 
-    def _submit(self, call_of: Iterable[tuple[Any, ...]]) -> list[Future[Any]]:
+    def _submit(self, wanted: Iterable[Call], out: Out | None = None) -> list[Future[Any]]:
+        """Submits all of these; of a map's those that there is room for. Raises as submit()."""
         link = self._connected()
+        self._space.keep()
         futures: list[TaskFuture[Any]] = []
         try:
-            for call in call_of:
-                number = next(self._numbers)
-                parcel = self._space.wrap(call, f"call-{number}", "arguments")
-                futures.append(TaskFuture[Any](link, number, parcel))
+            for call in wanted:
+                try:
+                    future = self._future(link, call)
+                except OutOfSpaceError:
+                    if out is None or not out.postpone(call):
+                        raise
+                    break
+                futures.append(future)
+                if out is not None:
+                    out.add(future.stored)
             try:
                 link.submit(futures)
             except PoolLostError:  # it has ended since
@@ -414,6 +492,13 @@ class PoolExecutor(Executor):
                 self._space.forget(future.call)
             raise
         return list[Future[Any]](futures)
+
+    def _future(self, link: Link, call: Call) -> TaskFuture[Any]:
+        number = next(self._numbers)
+        parcel, stored = self._space.wrap_sized(call, f"call-{number}", "arguments")
+        future = TaskFuture[Any](link, number, parcel)
+        future.stored = stored
+        return future
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Has `fn(*args, **kwargs)` run by an executor of the pool.
@@ -433,8 +518,24 @@ class PoolExecutor(Executor):
     ) -> Iterator[T]:
         """As the standard library's: the results of `fn(*args)` in order, submitted at once,
         `chunksize` calls to a task. The iterator raises what a call raises, TimeoutError when
-        `timeout` seconds have passed since map() was called; then the rest is cancelled."""
-        return map_calls(self._submit, fn, iterables, timeout, chunksize)
+        `timeout` seconds have passed since map() was called; then the rest is cancelled.
+
+        Arguments above 4 KiB go through the store: of them half of what it has room for is out at a
+        time, 32 MiB and two calls for each executor in any case. The iterables are read so far, and
+        on as results are taken: calls beyond are not run if nobody takes results, and with them the
+        iterator also raises what submit() and the iterables raise."""
+        count_min = 2 * self._connected().workers
+        return map_calls(self._submit, fn, iterables, timeout, chunksize, count_min, self._room)
+
+    def _room(self) -> int:
+        """Bytes that there is room for in the store."""
+        if self._store is None:
+            return 0
+        try:
+            granules: int = self._store.status()["namenode"]["granules_free"]
+        except CrailError:
+            return 0
+        return granules * GRANULE
 
     def scale(self, n: int) -> None:
         """Has the pool, for all its drivers, n executors from here on. More are forked at once; of
@@ -443,8 +544,10 @@ class PoolExecutor(Executor):
         self._connected().ask(frames.SCALE, _checked_workers(n))
 
     def status(self) -> dict[str, Any]:
-        """Facts about the pool: `pid`, `workers`, `tasks` (counts since its start: done, repeated,
-        lost, and of executors deaths, forks, stale), `drivers`, `executors`. Raises as scale()."""
+        """Facts about the pool: `pid`, `workers`, `tasks` (counts since its start: done; of them
+        found, which another attempt had committed; repeated, lost, and of executors deaths, forks,
+        stale), `drivers`, `executors`; where there are fewer than `wanted`, `trouble` says why.
+        Raises as scale()."""
         return self._connected().ask(frames.STATUS)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -459,11 +562,9 @@ class PoolExecutor(Executor):
             link.cancel_all()
         has_settled = wait and link.wait()
         link.finish()
-        if has_settled and self._store is not None:
-            try:
-                self._store.rmtree(self._space.path)
-            except CrailError:
-                pass  # it goes with the session
+        if has_settled:
+            link.join()
+            self._space.clear()  # if the link was lost before
 
     def __repr__(self) -> str:
         state = ", shut down" if self._is_shut else ""
@@ -510,6 +611,11 @@ def executors(
         raise InvalidArgumentError(f"attempts={attempts!r}: 1 to {ATTEMPTS_MAX:,}")
     if speculate is not None and not _is_seconds(speculate):
         raise InvalidArgumentError(f"speculate={speculate!r}: seconds, or None")
+    if speculate is not None and attempts == 1:
+        raise InvalidArgumentError(
+            f"speculate={speculate:g} with attempts=1, which is for tasks that must not run twice",
+            hint="a second attempt is one: attempts=2 or more, or no speculate=",
+        )
     if not _is_seconds(timeout):
         raise InvalidArgumentError(f"timeout={timeout!r}: seconds")
     request = {
@@ -517,5 +623,5 @@ def executors(
         "attempts": attempts,
         "speculate": None if speculate is None else float(speculate),
     }
-    sys.modules.setdefault(contexts.MAIN, sys.modules["__main__"])  # what comes back of `__main__`
+    calls.begin_driver()
     return PoolExecutor(Home(name), request, store, min(timeout, TIMEOUT_S_MAX))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Frame: TypeAlias = tuple[int, int, int, bytes]  # kind, count, task, body
 
-VERSION = 1
+VERSION = 2
 BODY_BYTES_MAX = 4 << 20
 WINDOW = 1024
 """So many unfinished tasks of one driver may be in the service."""
@@ -32,7 +32,7 @@ STOP = 6
 WELCOME = 16
 REFUSED = 17  # body: msgpack {"error": ...} as of a hello
 RUNNING = 18  # count: attempt
-DONE = 19  # body: the result; also executor to service
+DONE = 19  # body: the result; also executor to service, as of RUN and LOOK
 FAILED = 20  # body: the exception; also executor to service
 CANCELLED = 21
 KEPT = 22  # it runs, or has ended: too late to cancel
@@ -43,9 +43,12 @@ CONTEXT = 32  # task: the driver whose tasks follow, as a number; body: its cont
 RUN = 33  # count: attempt; body: the call
 FORGET = 34  # task: a driver that has gone
 LEAVE = 35
+LOOK = 36  # body: as of another's COMMITS
 # executor to service
 READY = 48
 STALE = 49  # what it has imported is not what the driver would import: the task was not begun
+COMMITS = 50  # body: where the task ends with a commit, and its result, see worker.py
+MISSING = 51  # answers LOOK: nothing is there
 
 _HEAD = Struct("<IBIQ")
 

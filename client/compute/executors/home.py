@@ -57,9 +57,20 @@ class Home:
         hello.check_unix(self.socket)
 
     def dial(self, timeout: float) -> socket.socket:
-        """A connection to the service. Raises OSError where there is none, AuthError if it is not
-        ours."""
-        sock = hello.connect_unix(self.socket, timeout)
+        """A connection to the service; where many wait to be let in, it waits with them. Raises
+        OSError where there is none, AuthError if it is not ours, DeadlineError."""
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                sock = hello.connect_unix(self.socket, max(0.001, until - time.monotonic()))
+                break
+            except BlockingIOError:  # what a full backlog means, at once
+                if time.monotonic() >= until:
+                    raise DeadlineError(
+                        f"the pool {self.name!r} lets nobody in: too many wait for that",
+                        hint="`crailpy pool --status` says what keeps it",
+                    ) from None
+            time.sleep(PAUSE_S)
         try:
             check_peer(sock)
         except BaseException:

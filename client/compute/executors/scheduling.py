@@ -1,12 +1,16 @@
 """Who runs what: the service's decisions, without any I/O.
 
-    queued ──given──> running ──result──> done
-      ^                  │ its executor died, fewer than `attempts` times
-      └──────────────────┘ else lost
+    queued ──given──> running ──result──> done <──it is there── looked for
+      ^                  │ its executor died                       ^  │ it is not
+      │                  ├──────────in or after its commit?────────┘  │
+      └──────────────────┴── fewer than `attempts` times, else lost ──┘
 
 - An executor has one task, or none; it is given none ahead.
 - A task is in its driver's `tasks` from its submit until the driver was told how it ended.
-- A result that was received counts, whatever happens to its executor afterwards.
+- A result that was received counts, whatever happens to its executor afterwards. So does what was
+  committed, where the task had said where it would be: an executor looks there before it begins
+  another attempt, whether the one that said so is dead or only slow, and before a failure counts
+  beside it, which may be that there is a value already.
 - With `speculate` a task can be with two executors at once. The first result ends the other.
 - Who is retiring gets no task; who is condemned was told to die, and nothing it says counts.
 """
@@ -29,15 +33,19 @@ if TYPE_CHECKING:
 
         def tell(self, driver: Driver, frame: bytes, *, later: bool = False) -> None: ...
         def order(self, executor: Executor, frame: bytes) -> None: ...
-        def fork(self, executor: Executor) -> None: ...
+        def fork(self, executor: Executor) -> str | None: ...  # why it cannot be had, in words
         def kill(self, executor: Executor) -> None: ...
 
 
 WORKERS_MAX = 256
 REST_S = 0.5
-"""After an executor that died before it came up, as where memory is short."""
+"""After an executor that could not be had, or died before it came up, as where memory is short."""
+REST_S_MAX = 8.0
+"""Each rest is twice as long as the one before, until an executor comes up."""
 QUEUE_MAX = 2 * frames.WINDOW
 """Entries of a driver's queue before those are dropped that were cancelled."""
+LOOKS_MAX = 3
+"""So many executors may die looking for a task's commit: perhaps that is what they die of."""
 RUNNING_TWICE = 2
 """At most so many attempts at a task at once."""
 
@@ -45,7 +53,10 @@ RUNNING_TWICE = 2
 class Task:
     """One task of a driver."""
 
-    __slots__ = ("attempts", "call", "deaths", "driver", "is_done", "number", "queued", "runners")
+    __slots__ = (
+        "attempts", "call", "deaths", "driver", "failure", "how", "is_begun", "is_done", "looks",
+        "number", "queued", "runners", "words",
+    )  # fmt: skip
 
     def __init__(self, driver: Driver, number: int, call: bytes) -> None:
         self.driver = driver
@@ -53,6 +64,11 @@ class Task:
         self.call = call
         self.attempts = 0  # begun so far
         self.deaths = 0
+        self.how = ""  # the executor of the last attempt died, in words
+        self.is_begun = False  # ever: its driver is told so, though no attempt may count
+        self.words: list[bytes] = []  # where dead ones were about to commit, to be looked at
+        self.looks = 0  # who died looking there
+        self.failure: bytes | None = None  # what counts if nothing is there
         self.queued = False
         self.is_done = False
         self.runners: list[Executor] = []
@@ -86,14 +102,22 @@ class Executor:
         self.is_retiring = False
         self.is_condemned = False
         self.is_gone = False
+        self.places: list[bytes] = []  # where it looks for commits of others: it does not run it
+        self.looked: set[bytes] = set()  # and has looked already
+        self.deaths = 0  # of the task, when it began to look
         self.task: Task | None = None
         self.attempt = 0
+        self.words: bytes | None = None  # where the task was about to commit (COMMITS)
         self.since = 0.0  # when it was given the task
         self.context: Driver | None = None  # whose it has
 
     @property
     def is_idle(self) -> bool:
         return self.is_ready and self.task is None and self.is_staying and not self.is_gone
+
+    @property
+    def is_looking(self) -> bool:
+        return bool(self.places)
 
     @property
     def is_staying(self) -> bool:
@@ -109,11 +133,14 @@ class Scheduler:
         self._driver_numbers = count(1)
         self._served = count(1)
         self._rest_until = 0.0  # 0: nothing is missing for want of rest
+        self._rest_s = REST_S  # the next one
+        self._trouble: str | None = None  # why there are fewer executors than wanted, in words
         self._eager = 0  # drivers that want second attempts
         self.target = target
         self.drivers: list[Driver] = []
         self.executors: dict[int, Executor] = {}
-        self.counts = {"done": 0, "repeated": 0, "lost": 0, "deaths": 0, "forks": 0, "stale": 0}
+        names = ("done", "found", "repeated", "lost", "deaths", "forks", "stale")
+        self.counts = dict.fromkeys(names, 0)
 
     # -- executors --------------------------------------------------------------------------------
 
@@ -128,8 +155,8 @@ class Scheduler:
         self._dispatch()
 
     def fill(self) -> None:
-        """Forks what is missing; takes back who is still retiring first. Rests after a process that
-        did not come up: then next_due() says when to call this again."""
+        """Forks what is missing; takes back who is still retiring first. Rests after one that
+        cannot be had, or did not come up: then next_due() says when to call this again."""
         for executor in self.executors.values():
             if self._missing() > 0 and executor.is_retiring and executor.task is not None:
                 executor.is_retiring = False
@@ -139,9 +166,20 @@ class Scheduler:
             self._rest_until = 0.0
         for _ in range(self._missing()):
             executor = Executor(next(self._numbers))
+            why = self._outside.fork(executor)
+            if why is not None:
+                self._rest(why)
+                return
             self.executors[executor.number] = executor
             self.counts["forks"] += 1
-            self._outside.fork(executor)
+
+    def _rest(self, why: str) -> None:
+        """Forks none for a while. What comes of several that were ordered at once is one rest."""
+        self._trouble = why
+        if self._rest_until > time.monotonic():
+            return
+        self._rest_until = time.monotonic() + self._rest_s
+        self._rest_s = min(2 * self._rest_s, REST_S_MAX)
 
     def _missing(self) -> int:
         return self.target - sum(e.is_staying for e in self.executors.values())
@@ -161,6 +199,7 @@ class Scheduler:
         """It has come up."""
         executor.pid = pid
         executor.is_ready = True
+        self._rest_s = REST_S
         self._dispatch()
 
     def gone_quiet(self, executor: Executor) -> None:
@@ -172,23 +211,39 @@ class Scheduler:
         del self.executors[executor.number]
         for driver in self.drivers:
             driver.known_to.discard(executor)
-        if not executor.is_ready and executor.is_staying:
-            self._rest_until = time.monotonic() + REST_S
+        if executor.is_ready:
+            self._rest_until = 0.0  # there is room for another now
+        elif executor.is_staying:
+            self._rest(how)
         task = self._part(executor)
         if task is not None:
             self.counts["deaths"] += 1
-            task.deaths += 1
-            if not task.runners and not task.queued:
-                self._again_or_lost(task, how)
+            if executor.words is not None:
+                task.words.append(executor.words)
+            if executor.is_looking:
+                task.looks += 1
+                if task.looks >= LOOKS_MAX:
+                    task.words.clear()
+            else:
+                task.deaths += 1
+                task.how = how
+            self._again_or_lost(task)
         self.fill()
         self._dispatch()
 
-    def _again_or_lost(self, task: Task, how: str) -> None:
-        driver = task.driver
-        if task.deaths < driver.attempts:
-            self._queue_first(task)
+    def _again_or_lost(self, task: Task) -> None:
+        """Unless another is at it."""
+        is_sought = task.looks < LOOKS_MAX and (task.words or task.runners)
+        if task.failure is not None and not is_sought:
+            self._conclude(task, task.failure)
             return
-        words = f"{how} while it ran the task, the {task.deaths}. time"
+        if task.runners:
+            return
+        if task.words or task.deaths < task.driver.attempts:
+            if not task.queued:
+                self._queue_first(task)
+            return
+        words = f"{task.how} while it ran the task, the {task.deaths}. time"
         self.counts["lost"] += 1
         self._end(task, frames.pack(frames.LOST, task.number, task.deaths, words.encode()))
 
@@ -207,33 +262,75 @@ class Scheduler:
     def cancel(self, driver: Driver, number: int) -> None:
         """Takes a task back, if no executor has ever been given it."""
         task = driver.tasks.get(number)
-        if task is None or task.attempts:
+        if task is None or task.is_begun:
             self._outside.tell(driver, frames.pack(frames.KEPT, number))
         else:
             self._end(task, frames.pack(frames.CANCELLED, number))
 
+    def committing(self, executor: Executor, attempt: int, number: int, words: bytes) -> None:
+        """COMMITS of what it runs."""
+        task = executor.task
+        if task is not None and (task.number, executor.attempt) == (number, attempt):
+            executor.words = words
+
     def answered(self, executor: Executor, kind: int, number: int, body: bytes) -> None:
-        """DONE or FAILED of what it ran, or STALE: it did not begin."""
-        if executor.is_condemned:
-            return
-        task = self._part(executor)
+        """DONE or FAILED of what it ran, or STALE: it did not begin; of what it looked for DONE or
+        MISSING."""
+        task = executor.task  # none, of one that is condemned
         if task is None or task.number != number:
             return
-        if kind == frames.STALE:
-            self.counts["stale"] += 1
-            if task.attempts == executor.attempt + 1:  # else a number would be used twice
-                task.attempts -= 1
-            if not task.runners and not task.queued:
-                self._queue_first(task)
-            self._retire(executor)
-            self.fill()
+        answer = frames.pack(kind, number, executor.attempt, body)
+        if kind == frames.MISSING:
+            self._missed(executor, task)
+        elif kind == frames.STALE:
+            self._part(executor)
+            self._did_not_begin(executor, task)
+        elif kind == frames.FAILED and not executor.is_looking and self._look(executor, task):
+            task.failure = answer
         else:
-            self.counts["done"] += 1
-            task.driver.done += 1
-            self._end(task, frames.pack(kind, number, executor.attempt, body))
-            if executor.is_retiring:
-                self._retire(executor)
+            self._part(executor)
+            self.counts["found"] += executor.is_looking
+            self._conclude(task, answer)
+        if executor.is_retiring and executor.task is None:
+            self._retire(executor)
         self._dispatch()
+
+    def _did_not_begin(self, executor: Executor, task: Task) -> None:
+        self.counts["stale"] += 1
+        if task.attempts == executor.attempt + 1:  # else a number would be used twice
+            task.attempts -= 1
+        if not task.runners and not task.queued:
+            self._queue_first(task)
+        executor.is_retiring = True
+        self.fill()
+
+    def _missed(self, executor: Executor, task: Task) -> None:
+        """Nothing is where it looked. It looks at the next place; behind the last it may begin, or
+        the failure counts that an attempt has had."""
+        if not executor.is_looking or executor.is_gone:  # then another looks
+            return
+        executor.looked.add(executor.places.pop(0))
+        if executor.is_looking:
+            self._order_look(executor, task)
+            return
+        if task.deaths != executor.deaths:  # who has died since may have committed after it looked
+            executor.looked.clear()
+        if self._look(executor, task):
+            return
+        task.words.clear()
+        if task.failure is None and task.deaths < task.driver.attempts:
+            self._begin(executor, task)
+            return
+        self._part(executor)
+        if task.failure is not None:
+            self._conclude(task, task.failure)
+        else:
+            self._again_or_lost(task)
+
+    def _conclude(self, task: Task, answer: bytes) -> None:
+        self.counts["done"] += 1
+        task.driver.done += 1
+        self._end(task, answer)
 
     def _end(self, task: Task, news: bytes) -> None:
         """The last that its driver hears of it; other attempts at it end."""
@@ -316,11 +413,35 @@ class Scheduler:
         return task
 
     def _give(self, executor: Executor, task: Task) -> None:
-        driver = task.driver
         executor.task, executor.attempt = task, task.attempts
         executor.since = time.monotonic()
+        executor.words = None
+        executor.looked.clear()
         task.runners.append(executor)
-        driver.running += 1
+        task.driver.running += 1
+        if not self._look(executor, task):
+            self._begin(executor, task)
+
+    def _look(self, executor: Executor, task: Task) -> bool:
+        """Has it look where other attempts were about to commit, unless it has; False: there is no
+        such place."""
+        words = [*task.words, *(e.words for e in task.runners if e is not executor)]
+        places = dict.fromkeys(place for place in words if place is not None)
+        executor.places = [place for place in places if place not in executor.looked]
+        executor.deaths = task.deaths
+        if executor.is_looking:
+            self._order_look(executor, task)
+        return executor.is_looking
+
+    def _order_look(self, executor: Executor, task: Task) -> None:
+        order = frames.pack(frames.LOOK, task.number, body=executor.places[0])
+        self._outside.order(executor, order)
+
+    def _begin(self, executor: Executor, task: Task) -> None:
+        """Another attempt."""
+        driver = task.driver
+        executor.looked.clear()  # if it fails, all may have changed
+        executor.attempt, executor.since = task.attempts, time.monotonic()
         order = frames.pack(frames.RUN, task.number, task.attempts, task.call)
         if executor.context is not driver:
             executor.context = driver
@@ -329,6 +450,7 @@ class Scheduler:
         news = frames.pack(frames.RUNNING, task.number, task.attempts)
         self.counts["repeated"] += task.attempts > 0
         task.attempts += 1
+        task.is_begun = True
         self._outside.order(executor, order)
         self._outside.tell(driver, news, later=True)
 
@@ -341,7 +463,11 @@ class Scheduler:
             if task is None or task.driver.speculate is None or task.queued:
                 continue
             # after so many deaths only what runs already may still bring a result
-            if len(task.runners) < RUNNING_TWICE and task.deaths < task.driver.attempts:
+            if (
+                len(task.runners) < RUNNING_TWICE
+                and task.deaths < task.driver.attempts
+                and task.looks < LOOKS_MAX
+            ):
                 yield executor.since + task.driver.speculate, task
 
     def next_due(self) -> float | None:
@@ -367,6 +493,8 @@ class Scheduler:
         now = time.monotonic()
         return {
             "workers": sum(e.is_staying for e in self.executors.values()),
+            "wanted": self.target,
+            "trouble": self._trouble if self._missing() > 0 else None,
             "tasks": self.counts,
             "drivers": [
                 {

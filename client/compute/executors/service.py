@@ -7,12 +7,15 @@ connections and never looks into calls or results.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import time
+import traceback
 from functools import partial
 
 import msgpack
@@ -44,9 +47,15 @@ NEWS_S = 0.005
 FAREWELL_S = 2.0
 """What executors have to close their stores when the pool ends."""
 LOG_BYTES_MAX = 8 << 20
+ACCEPT_REST_S = 0.1
+"""After a driver that could not be let in, as where descriptors are short."""
+DESCRIPTORS_KEPT = 16
+"""So many, or a quarter of all, are not for executors: a driver takes one, too."""
 LOG_S = 1.0
 """How often it looks at the log at most, when something happens."""
 RECEIVE_BYTES = 256 << 10
+ANSWERS = (frames.DONE, frames.FAILED, frames.STALE, frames.MISSING)
+"""What an executor ends its task with."""
 
 
 class Link:
@@ -89,26 +98,34 @@ class Link:
         self._loop.want_write(self.sock.fileno(), bool(self._out))
 
     def receive(self) -> None:
-        """Takes what is there. Of a peer that ended, that is all there will be."""
-        while self.is_open:
-            try:
-                data = self.sock.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._end()
-                return
-            try:
-                for frame in self._reader.feed(data):
-                    if self.is_open:
-                        self._take(frame)
-            except ProtocolError:
-                self._end()
-                return
-            if len(data) < RECEIVE_BYTES:
-                return
+        """Takes what is there. Of a peer that ended, that is all there will be. What goes wrong
+        with what it said is its end, and nobody else's."""
+        try:
+            while self.is_open and self._receive_some():
+                pass
+        except UnavailableError:
+            raise  # the template's end is that of all, whoever it was that met with it
+        except ProtocolError:
+            self._end()
+        except Exception:
+            traceback.print_exc()
+            self._end()
+
+    def _receive_some(self) -> bool:
+        """Takes a piece; is there perhaps more?"""
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._end()
+            return False
+        for frame in self._reader.feed(data):
+            if self.is_open:
+                self._take(frame)
+        return len(data) == RECEIVE_BYTES
 
     def _serve(self, events: int) -> None:
         if events & select.EPOLLOUT:
@@ -140,8 +157,8 @@ class Loop:
         self.late: dict[Link, float] = {}  # what waits to be flushed, until when
 
     def watch(self, fd: int, call: Callable[[int], None]) -> None:
-        self._calls[fd] = call
         self._epoll.register(fd, select.EPOLLIN)
+        self._calls[fd] = call
 
     def forget(self, fd: int) -> None:
         del self._calls[fd]
@@ -162,11 +179,22 @@ class Loop:
         for fd, events in self._epoll.poll(wait):
             call = self._calls.get(fd)  # none, if another's end has ended it
             if call is not None:
-                call(events)
+                _survive(call, events)
         if self.late:
             now = time.monotonic()
             for link in [link for link, due in self.late.items() if due <= now]:
                 link.flush()
+
+
+def _survive(call: Callable[[int], None], events: int) -> None:
+    """What goes wrong with one descriptor is told, and the loop goes on; but where the template has
+    ended there is nothing to go on with."""
+    try:
+        call(events)
+    except UnavailableError:
+        raise
+    except Exception:
+        traceback.print_exc()
 
 
 class Visitor:
@@ -189,6 +217,7 @@ class Service:
         self._idle_since = time.monotonic()
         self._began = time.monotonic()
         self._log_due = self._began
+        self._accept_due: float | None = None  # while it rests from accepting
         self._is_ending = False
         self._is_template_there = True
         self._visitors: set[Visitor] = set()
@@ -233,6 +262,8 @@ class Service:
 
     def _next_due(self) -> float | None:
         dues = [v.since + HELLO_S for v in self._visitors if v.driver is None]
+        if self._accept_due is not None:
+            dues.append(self._accept_due)
         scheduled = self.scheduler.next_due()
         if scheduled is not None:
             dues.append(scheduled)
@@ -243,6 +274,9 @@ class Service:
     def _do_what_is_due(self) -> None:
         now = time.monotonic()
         self.scheduler.act()
+        if self._accept_due is not None and self._accept_due <= now:
+            self._accept_due = None
+            self._loop.watch(self._tenancy.listener.fileno(), self._accept)
         for visitor in [v for v in self._visitors if v.driver is None]:
             if visitor.since + HELLO_S <= now:
                 visitor.link.close()
@@ -277,8 +311,12 @@ class Service:
     def _accept(self, events: int) -> None:
         try:
             sock, _ = self._tenancy.listener.accept()
-        except OSError:
+        except (BlockingIOError, ConnectionError):
             return  # it has gone again
+        except OSError:  # there is no descriptor for it: it waits, and the loop is not to spin
+            self._loop.forget(self._tenancy.listener.fileno())
+            self._accept_due = time.monotonic() + ACCEPT_REST_S
+            return
         try:
             visitor = Visitor(check_peer(sock))
             if len(self._visitors) >= DRIVERS_MAX:
@@ -356,8 +394,12 @@ class Service:
         kind, count, task, body = frame
         if kind == frames.READY:
             self.scheduler.ready(executor, count)
-        else:
+        elif kind == frames.COMMITS:
+            self.scheduler.committing(executor, count, task, body)
+        elif kind in ANSWERS:
             self.scheduler.answered(executor, kind, task, body)
+        else:
+            raise ProtocolError(f"a frame of kind {kind}")
 
     def _hear_template(self, events: int) -> None:
         while True:
@@ -382,11 +424,14 @@ class Service:
             link.receive()  # what it said before it died counts
             link.close()
             del self._links[executor]
-            self.scheduler.died(executor, _how(executor.pid, value))
+            self.scheduler.died(
+                executor, os.strerror(value) if word == b"N" else _how(executor.pid, value)
+            )
 
     def _cut(self, executor: Executor) -> None:
         """Its connection ended. It is dead, or a task has closed what was not its own; the
         template tells."""
+        self.scheduler.gone_quiet(executor)
         self.kill(executor)
 
     # -- what the scheduler wants of the world ----------------------------------------------------
@@ -397,23 +442,35 @@ class Service:
     def order(self, executor: Executor, frame: bytes) -> None:
         self._links[executor].send(frame)
 
-    def fork(self, executor: Executor) -> None:
-        ours, theirs = socket.socketpair()
-        self._links[executor] = Link(
-            self._loop, ours, partial(self._hear_executor, executor), partial(self._cut, executor)
-        )
-        with theirs:
-            self._tell_template(b"F", executor, [theirs.fileno()])
+    def fork(self, executor: Executor) -> str | None:
+        try:
+            ours, theirs = _pair()
+            with theirs:
+                self._links[executor] = self._link_to(executor, ours)
+                self._tell_template(b"F", executor, [theirs.fileno()])
+        except UnavailableError:
+            raise
+        except OSError as error:
+            link = self._links.pop(executor, None)
+            if link is not None:
+                link.close()
+            return os.strerror(error.errno or 0)
+        return None
+
+    def _link_to(self, executor: Executor, sock: socket.socket) -> Link:
+        take, ended = partial(self._hear_executor, executor), partial(self._cut, executor)
+        return Link(self._loop, sock, take, ended)
 
     def kill(self, executor: Executor) -> None:
         self._tell_template(b"K", executor, [])
 
     def _tell_template(self, word: bytes, executor: Executor, fds: list[int]) -> None:
+        """Raises UnavailableError if the template has ended; OSError if there is no room."""
         # The template does nothing but listen; while it warms up, some hundred orders have room.
         self._template.setblocking(True)
         try:
             socket.send_fds(self._template, [template.ORDER.pack(word, executor.number)], fds)
-        except OSError as error:
+        except ConnectionError as error:
             raise UnavailableError(f"the template of the pool's executors: {error}") from error
         finally:
             self._template.setblocking(False)
@@ -432,6 +489,8 @@ def _driver_of(pid: int, request: dict[str, Any]) -> tuple[Driver, int]:
         raise InvalidArgumentError(f"workers={workers!r}: 1 to {WORKERS_MAX}")
     if speculate is not None and not (isinstance(speculate, float) and speculate > 0):
         raise ProtocolError("speculate is seconds")
+    if speculate is not None and attempts == 1:
+        raise ProtocolError("speculate is for tasks that may run twice")
     return Driver(pid, context, attempts, speculate), workers
 
 
@@ -445,10 +504,29 @@ def _say_last(sock: socket.socket, error: CrailError) -> None:
         sock.close()
 
 
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """Raises OSError, also where too few descriptors would be left for drivers."""
+    ours, theirs = socket.socketpair()
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # the lowest that are free are given
+    if theirs.fileno() < limit - min(DESCRIPTORS_KEPT, limit // 4):
+        return ours, theirs
+    ours.close()
+    theirs.close()
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
 def _how(pid: int, status: int) -> str:
     if os.WIFSIGNALED(status):
-        return f"executor {pid} was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+        return f"executor {pid} was ended by {_signal_name(os.WTERMSIG(status))}"
     return f"executor {pid} ended with exit code {os.WEXITSTATUS(status)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the realtime signals
+        return f"signal {number}"
 
 
 def _silence(bell: int) -> None:

@@ -3,13 +3,15 @@ executors off itself. It is forked off the service, speaks with it alone, and di
 with it.
 
 Over a socket pair that keeps messages apart: "F" u64 number, with a descriptor: fork an executor
-that has it; "K" u64 number: kill that one. Back: "S" u64 number, u64 pid: started; "E" u64 number,
-u64 exit status, as of waitpid: ended. A number is the service's, and never used again: so nobody
-is killed who has the pid of a dead one.
+that has it; "K" u64 number: kill that one. Back: "S" u64 number, u64 pid: started; "N" u64 number,
+u64 errno: there is no process to be had; "E" u64 number, u64 exit status, as of waitpid: ended. A
+number is the service's, and never used again: so nobody is killed who has the pid of a dead one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
 import select
@@ -156,7 +158,9 @@ class Template:
         if not data:
             return False
         order, number = ORDER.unpack(data)
-        if order == b"F":
+        if order == b"F" and not fds:  # we had no room for it
+            self._tell(b"N", number, errno.EMFILE)
+        elif order == b"F":
             self._fork(number, fds[0])
         else:
             for pid, other in self._numbers.items():
@@ -169,7 +173,7 @@ class Template:
         try:
             pid = os.fork()
         except OSError as error:  # no memory, or too many processes
-            self._tell(b"E", number, (error.errno or 1) << 8)
+            self._tell(b"N", number, error.errno or errno.EAGAIN)
             os.close(fd)
             return
         if pid == 0:
@@ -191,11 +195,13 @@ class Template:
 
 def _kill_with_children(pid: int) -> None:
     """Ends an executor, and what its task has started and not given a group of its own. It is not
-    buried yet: so the number of its group is nobody else's."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # just forked: it has no group yet
-        os.kill(pid, signal.SIGKILL)
+    buried yet: so the number of its group is nobody else's. What has become another user's, by an
+    exec of sudo say, has to end by itself."""
+    with contextlib.suppress(PermissionError):
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:  # just forked: it has no group yet
+            os.kill(pid, signal.SIGKILL)
 
 
 def _be_executor(parent: int, fd: int) -> int:
