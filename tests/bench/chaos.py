@@ -62,4 +62,6 @@ class Chaos:
     def facts(self) -> dict[str, Any]:
         """What the pool has counted since."""
         now = self._executor.status()["tasks"]
-        return {name: now[name] - self._before[name] for name in ("done", "repeated", "deaths")}
+        return {
+            name: now[name] - self._before[name] for name in ("done", "found", "repeated", "deaths")
+        }

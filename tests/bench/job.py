@@ -88,6 +88,7 @@ class Task:
         self.number = number
         self.attempt = attempt
         self.plan = planned(address, base)
+        self.began = clock()
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self.counts: Counter[str] = Counter()
         self.facts: dict[str, Any] = {}
@@ -113,12 +114,19 @@ class Task:
         self.store.incr(f"{self.base}/rerun")
         return True
 
-    def report(self, began: float) -> None:
+    def commits(self, output: str) -> None:
+        """To be said before the task makes `output`, with which it is done. Who may be killed has
+        reported before, as nobody will do the task again to report."""
+        if self.plan.get("watched"):
+            self.report()
+        tasks.task().commits(self.store, output)
+
+    def report(self) -> None:
         facts = {
             **self.facts,
             "seconds": self.seconds,
             "counts": self.counts,
-            "wall": clock() - began,
+            "wall": clock() - self.began,
             "pid": os.getpid(),
             "attempt": max(self.attempt, tasks.task().attempt),
         }
@@ -139,21 +147,21 @@ def run(
     words = pickle.dumps((function, address, base, stage, number, attempt))
     if len(words) > PICKLE_BYTES_MAX:
         raise ValueError(f"{len(words)} bytes of arguments: the store is for more than a name")
-    began = clock()
     task = Task(address, base, stage, number, attempt)
     function(task)
-    task.report(began)
+    task.report()
 
 
 # ---- engines ------------------------------------------------------------------------------------
 
 
-ENGINES = ("local", "pool", "dask", "ray")
+ENGINES = ("local", "pool", "dask", "ray", "lithops")
+OURS = ("local", "pool")
 
 
 @contextlib.contextmanager
 def engine(options: argparse.Namespace) -> Iterator[Executor]:
-    """The executor that the options name, with `workers` processes."""
+    """The executor that the options name, with `workers` processes, or for each core one."""
     if options.engine == "local":
         with runner.Local(options.workers) as executor:
             yield executor
@@ -163,8 +171,14 @@ def engine(options: argparse.Namespace) -> Iterator[Executor]:
     elif options.engine == "dask":
         with dask(options.workers) as client, plugins.executors("dask", client=client) as executor:
             yield executor
+    elif options.engine == "ray":
+        with (
+            ray(options.growth * options.workers),
+            plugins.executors("ray", num_cpus=1) as executor,
+        ):
+            yield executor
     else:
-        with ray(options.workers), plugins.executors("ray", num_cpus=1) as executor:
+        with lithops() as executor:
             yield executor
 
 
@@ -197,7 +211,7 @@ def dask(workers: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def ray(workers: int) -> Iterator[None]:
-    """A Ray of this machine alone, with so many processes."""
+    """A Ray of this machine alone, with so many processes at once: it cannot get more."""
     import ray
 
     with runner.exported():
@@ -206,6 +220,14 @@ def ray(workers: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def lithops() -> Iterator[Executor]:
+    """Of this machine alone, with a process for every core."""
+    options = {"backend": "localhost", "storage": "localhost", "log_level": "ERROR"}
+    with runner.exported(), plugins.executors("lithops", **options) as executor:
+        yield executor
 
 
 # ---- the driver's side --------------------------------------------------------------------------
@@ -369,10 +391,22 @@ def round_trips_alone(pairs: int = 9) -> list[float]:
 # ---- the command line ---------------------------------------------------------------------------
 
 
+def count(least: int = 1) -> Callable[[str], int]:
+    """For argparse: a whole number that is not smaller. Raises ArgumentTypeError."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} on")
+        return int(text)
+
+    return parse
+
+
 def common(what: str, dram: str, workers: int = 2) -> argparse.ArgumentParser:
     """The options of every job."""
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--workers", type=int, default=workers, metavar="N", help="processes")
+    parser.add_argument("--workers", type=count(), default=workers, metavar="N", help="processes")
+    parser.set_defaults(growth=1)  # so many times as many workers, at most, later on
     parser.add_argument("--engine", choices=ENGINES, default="local", help="who runs the tasks")
     parser.add_argument("--pool", default="default", metavar="NAME", help="of engine pool")
     parser.add_argument(

@@ -29,10 +29,15 @@ Item = tuple[Future[Any], bytes]
 
 
 def environment() -> dict[str, str]:
-    """Ours, with the modules of the jobs on the path, and one thread for each process's algebra:
-    there is a process for every core."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**dict.fromkeys(THREADS, "1"), **os.environ, "PYTHONPATH": path}
+    """Ours, with the modules of the jobs on the path, this interpreter as what `python` is, and one
+    thread for each process's algebra: there is a process for every core."""
+
+    def first(folder: str, variable: str) -> str:
+        return os.pathsep.join([folder, *filter(None, [os.environ.get(variable)])])
+
+    paths = {"PYTHONPATH": first(str(ROOT), "PYTHONPATH")}
+    paths["PATH"] = first(os.path.dirname(sys.executable), "PATH")
+    return {**dict.fromkeys(THREADS, "1"), **os.environ, **paths}
 
 
 @contextlib.contextmanager

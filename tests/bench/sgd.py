@@ -28,7 +28,7 @@ from crailpy.client import compute
 from crailpy.units import parse_size
 
 from . import learning
-from .job import Job, Phase, Result, Task, clock, common, opened_job
+from .job import Job, Phase, Result, Task, clock, common, count, opened_job
 from .learning import RATE, Shard
 
 KINDS = ("dense", "sparse")
@@ -348,18 +348,21 @@ def judge_stale(
 
 def parser() -> argparse.ArgumentParser:
     found = common("Learning with all state in the store.", dram="2GiB")
-    found.add_argument("--shards", type=int, default=8, metavar="N")
-    found.add_argument("--examples", type=int, default=5000, metavar="N", help="of a shard")
-    found.add_argument("--steps", type=int, default=20, metavar="N")
-    found.add_argument("--staleness", type=int, default=2, metavar="N", help="0: without that")
+    found.set_defaults(growth=2)
+    found.add_argument("--shards", type=count(), default=8, metavar="N")
+    found.add_argument("--examples", type=count(), default=5000, metavar="N", help="of a shard")
+    found.add_argument("--steps", type=count(2), default=20, metavar="N")
+    found.add_argument("--staleness", type=count(0), default=2, metavar="N", help="0: without that")
     found.add_argument("--model", default="100MB", metavar="SIZE", help="of the large model")
     found.add_argument("--compute", type=float, default=0.5, metavar="S", help="of a large step")
-    found.add_argument("--large-steps", type=int, default=6, metavar="N")
+    found.add_argument("--large-steps", type=count(), default=6, metavar="N")
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if options.staleness >= options.steps:
+        parser().error("--staleness: nobody can be so many of these --steps ahead")
     result = Result("sgd", options)
     names = ("workers", "seed", "shards", "examples", "steps", "staleness", "compute")
     plan = {name: getattr(options, name) for name in (*names, "large_steps")}

@@ -63,7 +63,8 @@ def generate(task: Task) -> None:
 def map_split(task: Task) -> None:
     plan, number = task.plan, task.number
     shuffle = compute.shuffle(task.store, f"{task.base}/shuffle", partitions=plan["partitions"])
-    if task.again(f"{task.base}/shuffle/{number:010}"):
+    output = f"{shuffle.path}/{number:010}"
+    if task.again(output):
         return
     _, count = split(plan, number)
     with task.clock("input"):
@@ -79,13 +80,15 @@ def map_split(task: Task) -> None:
         for partition in range(plan["partitions"]):
             at, end = ends[partition] * RECORD_BYTES, ends[partition + 1] * RECORD_BYTES
             writer.write(partition, out[at:end])
+        task.commits(output)
         writer.commit()
     task.counts["put_bytes"] += ordered.nbytes
 
 
 def reduce_partition(task: Task) -> None:
     plan, number = task.plan, task.number
-    if task.again(f"{task.base}/sorted/{number:06}"):
+    done = f"{task.base}/sorted/{number:06}"
+    if task.again(done):
         return
     part = gather(task)
     time.sleep(plan["linger"])
@@ -95,7 +98,8 @@ def reduce_partition(task: Task) -> None:
     with task.clock("output"):
         records.write(output_path(plan, number), ordered)
     with task.clock("shuffle"):
-        task.store.put(f"{task.base}/sorted/{number:06}", str(len(part)).encode())
+        task.commits(done)
+        task.store.put(done, str(len(part)).encode())
 
 
 def gather(task: Task) -> records.Records:
@@ -332,6 +336,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    for name in ("size", "split"):
+        if parse_size(getattr(options, name)) < RECORD_BYTES:
+            parser().error(f"--{name}: a record has {RECORD_BYTES} bytes")
     if options.chaos:
         options.engine, options.speculate = "pool", options.speculate or SPECULATE_SECONDS
     result = Result("sort", options)
