@@ -122,7 +122,7 @@ def stopped_pool() -> Iterator[None]:
 def test_sort_is_the_same_while_executors_come_go_die_and_stop(
     cluster: crailpy.LocalCluster, run: Run, runtime: Path
 ) -> None:
-    chaos = ("--chaos", "--linger", "0.05", "--speculate", "2")
+    chaos = ("--chaos", "--linger", "0.05", "--speculate", "8")  # longer than a slow task
     with nothing_left(cluster), stopped_pool():
         found = run(sort, *SORT, "--split", "500KB", *chaos)
     chaos = found["facts"]["chaos"]
@@ -141,6 +141,7 @@ def test_the_others_run_unchanged_on_the_pool(
         assert run(sgd, *SGD, "--engine", "pool")["facts"]["large_share"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # what others warn of
 def test_all_run_unchanged_on_dask(
     cluster: crailpy.LocalCluster, run: Run, monkeypatch: pytest.MonkeyPatch

@@ -606,7 +606,7 @@ def test_too_many_executors_are_refused(runtime):
 def test_one_started_by_hand_ends_when_nobody_comes(runtime):
     command = [sys.executable, "-m", "crailpy.cli", "pool", "--name", "tests", "--workers", "3"]
     with subprocess.Popen(
-        [*command, "--idle", "1s", "--json"], stdout=subprocess.PIPE, text=True
+        [*command, "--idle", "4s", "--json"], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         facts = "".join(iter(process.stdout.readline, "}\n")) + "}"
@@ -615,7 +615,7 @@ def test_one_started_by_hand_ends_when_nobody_comes(runtime):
             executors = settled(pool, 3)
             assert pool.status()["pid"] == process.pid
             with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(1.5)
+                process.wait(4.5)
         assert process.wait(30) == 0
         assert all(is_gone(pid) for pid in executors)
 

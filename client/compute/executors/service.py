@@ -214,7 +214,7 @@ class Service:
     def __init__(self, name: str, workers: int, idle: float | None) -> None:
         self.home = Home(name)
         self._idle = idle
-        self._idle_since = time.monotonic()
+        self._idle_since = 0.0
         self._began = time.monotonic()
         self._log_due = self._began
         self._accept_due: float | None = None  # while it rests from accepting
@@ -248,6 +248,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told_to_end)
         self._loop.watch(bell, lambda events: _silence(bell))
+        self._idle_since = time.monotonic()
         while not self._is_ending:
             due = self._next_due()
             self._loop.turn(due)
