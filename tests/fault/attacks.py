@@ -69,7 +69,7 @@ def violation(key: int, array: numpy.ndarray) -> str | None:
 def read_for_ever(address: str, transport: str, mode: str, seed: int) -> None:
     """Reads random keys, prints "V ..." for a violation and "R n" now and then."""
     rng = random.Random(seed)
-    into = numpy.zeros(8 * MIB // 8, dtype="uint64")
+    into = numpy.zeros(32 * MIB // 8, dtype="uint64")
     held: list[tuple[int, object, numpy.ndarray]] = []
     reads = 0
     parent = os.getppid()
@@ -288,8 +288,8 @@ ATTACKS = {
         chaos=restart_the_storage,
     ),
     "tcp-paused-readers": Attack(
-        guards=["tcp-slot"],
-        transport="tcp", dram="128MiB", sizes=[6 * MIB, 8 * MIB], readers=["into", "get"],
+        guards=["tcp-slot"],  # more than a connection's buffers hold: the rest is still to be sent
+        transport="tcp", dram="256MiB", sizes=[28 * MIB, 32 * MIB], readers=["into", "get"],
         chaos=stop_somebody,
     ),
     "tcp-late-readers": Attack(

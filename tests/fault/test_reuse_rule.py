@@ -40,9 +40,9 @@ def test_no_reader_sees_foreign_or_torn_bytes(name):
     assert report["reads"] > 0
 
 
-# A violation is a matter of luck in each round of an attack: tcp-paused-readers once needed more
-# than a minute. Who is lucky ends at once.
-UNLUCKY_S = 120
+# A violation is a matter of luck in each round of an attack: forked-views needed 67 s under load,
+# most need some. Who is lucky ends at once.
+UNLUCKY_S = 420
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 import random
+import types
 
 import pytest
 
@@ -500,22 +501,50 @@ def test_a_stale_executor_is_replaced_and_its_task_not_counted() -> None:
     assert world.forked[1].attempt == 0
 
 
-def test_executors_that_do_not_come_up_are_not_forked_without_end() -> None:
-    world = World()
-    scheduler = scheduling.Scheduler(world, 1)
-    scheduler.fill()
-    scheduler.died(world.forked[0], "no memory")
-    scheduler.act()
-    assert len(world.forked) == 1
-    assert scheduler.next_due() is not None
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> World:
     """A world that has the time as well."""
     world = World()
-    monkeypatch.setattr(scheduling.time, "monotonic", lambda: world.now)
+    monkeypatch.setattr(scheduling, "time", types.SimpleNamespace(monotonic=lambda: world.now))
     return world
+
+
+def test_executors_that_do_not_come_up_are_not_forked_without_end(clock: World) -> None:
+    clock.now = 100.0
+    scheduler = scheduling.Scheduler(clock, 1)
+    scheduler.fill()
+    scheduler.died(clock.forked[0], "no memory")
+    scheduler.act()
+    assert len(clock.forked) == 1
+    assert scheduler.next_due() is not None
+
+
+def test_an_executor_that_does_not_leave_when_it_is_told_to_is_ended(clock: World) -> None:
+    scheduler = scheduling.Scheduler(clock, 2)
+    scheduler.fill()
+    stays, goes = clock.forked
+    for executor in clock.forked:
+        scheduler.ready(executor, executor.number)
+    one = driver(scheduler)
+    scheduler.submit(one, 0, b"")
+    busy = clock.given[-1][0]
+    scheduler.scale(0)
+    idle = goes if busy is stays else stays
+    assert scheduler.next_due() == scheduling.LEAVE_S, "who has a task is waited for"
+    clock.now = scheduling.LEAVE_S - 1
+    scheduler.act()
+    assert clock.killed == []
+    clock.now += 1
+    scheduler.act()
+    scheduler.act()
+    assert clock.killed == [idle]
+    assert scheduler.next_due() is None
+    scheduler.answered(busy, frames.DONE, 0, b"")
+    assert scheduler.next_due() == clock.now + scheduling.LEAVE_S
+    for executor in (idle, busy):
+        scheduler.died(executor, "")
+    assert (scheduler.next_due(), clock.killed) == (None, [idle])
+    assert scheduler.counts["deaths"] == 0
 
 
 def test_where_there_is_no_room_it_asks_less_and_less_often_and_says_why(clock: World) -> None:

@@ -46,6 +46,9 @@ QUEUE_MAX = 2 * frames.WINDOW
 """Entries of a driver's queue before those are dropped that were cancelled."""
 LOOKS_MAX = 3
 """So many executors may die looking for a task's commit: perhaps that is what they die of."""
+LEAVE_S = 10.0
+"""What an executor without a task has to come up if it has to, close its stores and end, before it
+is ended: it may be stopped."""
 RUNNING_TWICE = 2
 """At most so many attempts at a task at once."""
 
@@ -109,6 +112,7 @@ class Executor:
         self.attempt = 0
         self.words: bytes | None = None  # where the task was about to commit (COMMITS)
         self.since = 0.0  # when it was given the task
+        self.leaves_by: float | None = None  # when it was told to leave, and is ended
         self.context: Driver | None = None  # whose it has
 
     @property
@@ -187,12 +191,13 @@ class Scheduler:
     def _retire(self, executor: Executor) -> None:
         executor.is_retiring = True
         if executor.task is None:
+            executor.leaves_by = time.monotonic() + LEAVE_S
             self._outside.order(executor, frames.pack(frames.LEAVE))
 
     def _condemn(self, executor: Executor) -> None:
         """Ends it now: what it does is not wanted any more."""
         self._part(executor)
-        executor.is_condemned = True
+        executor.is_condemned, executor.leaves_by = True, None
         self._outside.kill(executor)
 
     def ready(self, executor: Executor, pid: int) -> None:
@@ -472,14 +477,20 @@ class Scheduler:
 
     def next_due(self) -> float | None:
         """When act() has something to do; None: as it looks, never."""
-        dues = [due for due, _ in self._slow()] if self._eager else []
+        dues = [e.leaves_by for e in self.executors.values() if e.leaves_by is not None]
+        if self._eager:
+            dues += [due for due, _ in self._slow()]
         if self._rest_until:
             dues.append(self._rest_until)
         return min(dues, default=None)
 
     def act(self) -> None:
-        """Does what is due: second attempts of what runs too long, forks after a rest."""
+        """Does what is due: second attempts of what runs too long, the end of those who should
+        have left, forks after a rest."""
         now = time.monotonic()
+        for executor in self.executors.values():
+            if executor.leaves_by is not None and executor.leaves_by <= now:
+                self._condemn(executor)
         for due, task in list(self._slow()):
             if due <= now:
                 self._queue_first(task)
