@@ -152,8 +152,9 @@ class _Part:
         rank = requests.whole(rank, "rank")
         if not 0 <= rank < self.n:
             raise InvalidArgumentError(
-                f"contributor {rank} of {self.n}: ranks are 0 to n - 1", path=self.path
-            )
+                f"contributor {rank} of {self.n}: ranks are 0 to n - 1", path=self.path,
+                hint="a path is for one reduction; round=0, 1, ... is for one after the other",
+            )  # fmt: skip
         return rank
 
     # -- the ground ---------------------------------------------------------------------
