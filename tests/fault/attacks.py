@@ -27,6 +27,7 @@ import crailpy
 from crailpy.errors import CrailError, NotFoundError, OutOfSpaceError
 
 KEYS = 12
+SAY_S = 0.1  # between what a reader says of its reads
 
 
 class Attack:
@@ -67,11 +68,11 @@ def violation(key: int, array: numpy.ndarray) -> str | None:
 
 
 def read_for_ever(address: str, transport: str, mode: str, seed: int) -> None:
-    """Reads random keys, prints "V ..." for a violation and "R n" now and then."""
+    """Reads random keys, prints "V ..." for a violation and "R n" for n reads, now and then."""
     rng = random.Random(seed)
     into = numpy.zeros(32 * MIB // 8, dtype="uint64")
     held: list[tuple[int, object, numpy.ndarray]] = []
-    reads = 0
+    reads, said = 0, time.monotonic()
     parent = os.getppid()
     with crailpy.connect(address, transport=transport, timeout=120) as store:
         while os.getppid() == parent:
@@ -97,8 +98,9 @@ def read_for_ever(address: str, transport: str, mode: str, seed: int) -> None:
             for text in filter(None, found):
                 print("V", text, flush=True)
             reads += 1
-            if reads % 64 == 0:
-                print("R", 64, flush=True)
+            if time.monotonic() - said > SAY_S:
+                print("R", reads, flush=True)
+                reads, said = 0, time.monotonic()
 
 
 def write_for_ever(address: str, transport: str, sizes: list[int], seed: int) -> None:
@@ -323,7 +325,7 @@ def run(name: str, seconds: float, seed: int) -> dict[str, object]:
         for _ in attack.writers:
             field.spawn("write", attack.sizes, field.rng.getrandbits(32))
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not field.violations:
+        while (time.monotonic() < end or not field.reads) and not field.violations:
             attack.chaos(field)
             field.collect()
             rounds += 1

@@ -4,6 +4,7 @@ start. A small tmpfs is that disk."""
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 
@@ -13,7 +14,8 @@ import crailpy
 import crailpy.aio
 from crailpy import errors
 
-SPACE = 64 << 20  # more than is put into memory before the first commit fails
+SPACE = 64 << 20
+NAMES = 4000  # a page or two of the state each
 FULL = os.strerror(errno.ENOSPC)
 
 
@@ -57,13 +59,15 @@ def refused_at_start(cluster):
 
 
 def outgrow(store):
-    """Puts new values until one is not acknowledged: the value of each that was."""
+    """Puts values until one is not acknowledged, no more than the disk will hold: the value of each
+    that was."""
     done = {}
 
     def put():
-        for i in range(100_000):
-            store.put(f"/grow/{i}", f"{i}".encode() * 500, timeout=1)
-            done[f"/grow/{i}"] = f"{i}".encode() * 500
+        for i in itertools.count():
+            key, value = f"/grow/{i % NAMES}", f"{i % NAMES}".encode() * 500
+            store.put(key, value, timeout=1)
+            done[key] = value
 
     with pytest.raises(errors.DeadlineError, match=FULL):
         put()

@@ -153,7 +153,7 @@ def test_without_a_rank_they_count_in_the_order_of_coming(store):
     calls = [Call(store.reduce, "/reduce/r", [1.0, i], 4, timeout=60) for i in range(4)]
     for call in calls:
         assert call.result().tolist() == [4, 6]
-    with pytest.raises(errors.InvalidArgumentError, match="contributor 4 of 4.*round="):
+    with pytest.raises(errors.InvalidArgumentError, match=r"contributor 4 of 4.*round="):
         store.reduce("/reduce/r", [1.0, 4], 4)
 
 
