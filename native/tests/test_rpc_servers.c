@@ -95,6 +95,34 @@ static void turns(int fd, int n) {
         CHECK(one(fd, 0, CRAIL_OP_PING, "", NULL, 0) == 0);
 }
 
+/* As between a server's recovery and its channel, when the namenode has been restarted. */
+static void test_memory_of_a_server_whose_channel_is_still_to_come_is_waited_for(void) {
+    start(5000);
+    int fd = client(1), other = client(2), channel;
+    uint32_t number = server(64, &channel), n;
+    CHECK(alloc(fd, 1, 64 * CRAIL_GRANULE, &n) == 0);
+    close(channel);
+    CHECK(event().kind == CRAIL_EVENT_SERVER_CHANNEL_CLOSED);
+    CHECK(release(fd, 2, n) == 0);
+    frame(&Q, 3, 3);
+    op_full(&Q, (struct crail_op){.code = CRAIL_OP_ALLOC, .arg1 = 24 * CRAIL_GRANULE}, "", NULL, 0);
+    send_all(fd, Q.b.data, Q.b.len);
+    turns(other, 10);
+    CHECK(stats().allocs == 1);
+    int pair[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    CHECK(crail_namenode_server_channel(nn, number, pair[1]) == 0);
+    struct crail_buf b = {0};
+    CHECK(orders(pair[0], &b));
+    send_all(pair[0], b.data, b.len);
+    CHECK(take(fd, &R) && result(&R, 0)->status == 0);
+    crail_buf_free(&b);
+    close(fd);
+    close(other);
+    close(pair[0]);
+    end();
+}
+
 /* A server that is restarted is away for a moment: who asks for its memory meanwhile waits for it, for the grace. */
 static void test_who_needs_a_server_that_went_down_waits_for_it(void) {
     start(200);
@@ -336,6 +364,7 @@ int main(int argc, char **argv) {
         T(test_the_description_of_a_server),
         T(test_a_small_store_is_overwritten_for_ever),
         T(test_an_alloc_waits_and_gives_up),
+        T(test_memory_of_a_server_whose_channel_is_still_to_come_is_waited_for),
         T(test_who_needs_a_server_that_went_down_waits_for_it),
         T(test_who_waits_for_space_waits_no_longer_than_its_connection),
         T(test_channels_break_and_come_back),

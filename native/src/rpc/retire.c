@@ -132,12 +132,16 @@ uint64_t crail_rpc_retires_deadline(crail_namenode *nn) {
     return at;
 }
 
+/* Also at a server without a channel: one that has just been recovered, or whose channel has broken and comes again. */
 bool crail_rpc_retires_coming(crail_namenode *nn) {
-    if (crail_list_empty(&nn->channels))
-        return false;
-    struct crail_meta_stats st;
-    crail_meta_stats(nn->meta, &st);
-    return st.granules_retiring > 0;
+    for (uint32_t i = 0; i < nn->servers_count; i++) {
+        const struct crail_rpc_server *s = nn->servers[i];
+        struct crail_meta_stats st;
+        if (s->state == CRAIL_SERVER_UP && crail_meta_server_stats(nn->meta, s->number, &st) == 0 &&
+            st.granules_retiring)
+            return true;
+    }
+    return false;
 }
 
 /* ---- confirmations ------------------------------------------------------- */
