@@ -275,6 +275,42 @@ static void a_grant_outlives_the_namenode_that_gave_it(void) {
     close(fd);
 }
 
+/* Its session lives on, and does not know that it has it. */
+static void what_a_death_has_undone_is_taken_back_from_who_does_not_commit_it_again(void) {
+    struct two t;
+    struct loaded_facts f;
+    struct kit k;
+    int fd = memfd_create("grants", 0);
+    memset(&t, 0, sizeof(t));
+    kit_open_durable(&t.k, fd);
+    assert(crail_meta_session_open(t.k.m, 1, &t.k.s) == 0);
+    kit_server(&t.k, 1, GRANULES);
+    kit_cut(&t.k, &t.db);
+    struct answer a = kit_alloc(&t.k, 0, 4096);
+    struct crail_extent held = extent_at(&a, 0), said_again = put_large(&t.k, "/f"), undone = put_large(&t.k, "/g");
+    for (int life = 2; life <= 3; life++) { /* it is known longer than one of them */
+        kit_open_durable(&k, fd);
+        assert(kit_load(&k, &t.db, &f).grants == 3);
+        if (life == 2)
+            kit_close(&k);
+    }
+    k.s = f.session[0].s;
+    crail_meta_ends_after(k.m, k.now_ns + 5);
+    assert(crail_meta_undone_until(k.m) == k.now_ns + 5 && crail_meta_next_expiry(k.m) == k.now_ns + 5);
+    kit_pass(&k, 4);
+    assert(crail_session_owns(k.m, k.s, &held) && crail_session_owns(k.m, k.s, &undone));
+    WANT(kit_commit(&k, 0, "/f", &said_again, 1, 0, 5 * 4096 - 7), OK);
+    kit_pass(&k, 1);
+    assert(crail_session_owns(k.m, k.s, &held) && !crail_session_owns(k.m, k.s, &undone));
+    assert(stats_of(&k).granules_granted == 1 && stats_of(&k).granules_used == 5);
+    assert(!crail_meta_undone_until(k.m) && crail_meta_next_expiry(k.m) == INT64_MAX);
+    WANT(kit_commit(&k, 0, "/g", &undone, 1, 0, 5 * 4096 - 7), E(STALE_LOCATION));
+    kit_check(&k);
+    kit_close(&k);
+    end(&t);
+    close(fd);
+}
+
 /* ---- without memory ----------------------------------------------------------------------------- */
 
 static void a_cut_without_memory_is_made_up_by_the_next_one(void) {
@@ -451,6 +487,7 @@ int main(void) {
     RUN(a_run_whose_generation_is_another_is_lost_by_name);
     RUN(a_loaded_tail_is_closed);
     RUN(a_grant_outlives_the_namenode_that_gave_it);
+    RUN(what_a_death_has_undone_is_taken_back_from_who_does_not_commit_it_again);
     RUN(a_cut_without_memory_is_made_up_by_the_next_one);
     RUN(what_does_not_fit_together_is_refused_by_name);
     RUN(a_row_of_which_a_bit_is_wrong_is_none);

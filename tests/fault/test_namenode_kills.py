@@ -147,3 +147,17 @@ def test_a_clean_stop_keeps_everything():
         cluster.namenode.start()
         found = {info.path: info.version for info in store.scandir("/stop")}
         assert found == {f"/stop/{i}": version for i, version in enumerate(versions)}
+
+
+def test_what_a_kill_has_undone_takes_no_memory():
+    """Though its session lives on: it does not know that it has been granted that again."""
+    sizes = {"dram": "16MiB", "group_interval": "60s", "session_grace": 1}
+    with crailpy.LocalCluster(durability="group", **sizes) as cluster, cluster.connect() as store:
+        store.put("/before", b"", durability="sync")
+        for n in range(10):
+            store.put(f"/undone/{n}", bytes(1 << 20))
+        cluster.namenode.kill()
+        cluster.namenode.start()
+        assert not store.exists("/undone")
+        for n in range(14):
+            store.put(f"/after/{n}", bytes(1 << 20), timeout=30)

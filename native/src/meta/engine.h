@@ -296,6 +296,10 @@ struct crail_meta {
     struct crail_load *load;         /* between crail_meta_load_begin() and _end() */
     struct crail_grantmap *grantmap; /* or NULL */
     int64_t ends_after_ns;
+    struct crail_undone {
+        bool is_there;
+        uint32_t session, left; /* whose are looked at, and how many of them */
+    } undone;
 };
 
 static inline struct crail_node *crail_node_at(const struct crail_meta *m, crail_ref ref) {
@@ -380,11 +384,11 @@ void crail_load_close(struct crail_meta *m);
 /* As in the file, little-endian. */
 struct crail_grant_slot {
     uint64_t session, generation;
-    uint64_t epoch; /* 0: it is a grant; else: to be erased when that is durable. Of no meaning in a later life */
+    uint64_t epoch; /* 0: it is a grant; else a node's: to be erased when that is durable */
     uint32_t server, region, granule;
     uint32_t granules; /* 0: it says nothing */
     uint32_t next;
-    uint32_t reserved;
+    uint32_t undone; /* it had an epoch in an earlier life, and is a grant again */
 };
 int crail_grantmap_open(struct crail_meta *m, int fd); /* 0, -errno, -ENOMEM, -EUCLEAN */
 void crail_grantmap_close(struct crail_meta *m);
@@ -399,6 +403,7 @@ bool crail_grantmap_step(struct crail_meta *m); /* true if more can be erased */
 const struct crail_grant_slot *crail_grantmap_next(const struct crail_meta *m, uint32_t *i);
 void crail_grantmap_void(struct crail_meta *m, uint32_t slot); /* one of them is none */
 void crail_grantmap_loaded(struct crail_meta *m);
+bool crail_grantmap_is_undone(const struct crail_meta *m, uint32_t slot);
 
 /* ---- names.c --------------------------------------------------------------- */
 
@@ -751,7 +756,8 @@ static inline void crail_changed_node(struct crail_meta *m, enum crail_event_kin
 
 struct crail_grant {
     uint32_t server, region, granule;
-    uint32_t slot; /* in the grant map, or 0 */
+    uint32_t slot : 31;     /* in the grant map, or 0 */
+    uint32_t is_undone : 1; /* it was a node's, of which the death of the namenode has left nothing */
 };
 struct crail_meta_session {
     uint64_t id;
@@ -783,6 +789,8 @@ void crail_session_drop(struct crail_meta *m, struct crail_meta_session *s, cons
 /* Forgets every grant on a server that is lost. */
 void crail_sessions_forget_server(struct crail_meta *m, uint32_t number);
 bool crail_session_step(struct crail_meta *m);
+/* Takes back what was granted and is undone, once whoever was about to commit it has had the time to come back. */
+bool crail_undone_step(struct crail_meta *m);
 
 /* ---- ops.c, list.c, column.c ------------------------------------------------------------- */
 

@@ -6,7 +6,9 @@
  *
  * The slot of a grant that became a node's is erased when the cut that has the node is durable: until then the run is
  * found in one place or the other, and a COMMIT that is repeated after a restart finds its grants. Its record names the
- * slot (`next`) meanwhile. Everything else erases a slot at once.
+ * slot (`next`) meanwhile. Everything else erases a slot at once. What a restart finds to have been a node's, and not
+ * to be one any more (is undone), is taken back when those who may repeat their COMMIT have had the time: nobody else
+ * knows of it.
  *
  * Slot 0 is the head of the file. Free slots are linked through `next`, those that wait for their epoch likewise. */
 #include "meta/engine.h"
@@ -184,12 +186,17 @@ void crail_grantmap_void(struct crail_meta *m, uint32_t slot) {
     m->grantmap->slot[slot].granules = 0;
 }
 
+bool crail_grantmap_is_undone(const struct crail_meta *m, uint32_t i) {
+    return i && (m->grantmap->slot[i].epoch || m->grantmap->slot[i].undone);
+}
+
 void crail_grantmap_loaded(struct crail_meta *m) {
     struct crail_grantmap *g = m->grantmap;
     if (!g)
         return;
     g->fresh = g->slots;
     for (uint32_t i = g->slots; --i;) {
+        g->slot[i].undone = crail_grantmap_is_undone(m, i);
         g->slot[i].epoch = 0;
         if (!g->slot[i].granules)
             slot_free(g, i);

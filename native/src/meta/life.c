@@ -272,18 +272,23 @@ static void expire(struct crail_meta *m, crail_ref node) {
         crail_extra_tidy(m, node);
 }
 
-bool crail_life_step(struct crail_meta *m) {
-    if (m->now_ns < m->ends_after_ns)
-        return false;
-    for (uint32_t i = 0; i < EXPIRIES_PER_STEP && crail_meta_next_expiry(m) <= m->now_ns; i++)
-        expire(m, crail_expiry_first(m));
-    return crail_meta_next_expiry(m) <= m->now_ns;
-}
-
-int64_t crail_meta_next_expiry(const struct crail_meta *m) {
+/* When the next node ends; INT64_MAX: never. */
+static int64_t first_end(const struct crail_meta *m) {
     crail_ref node = crail_expiry_first(m);
     if (!node)
         return INT64_MAX;
     int64_t at = crail_extra_at(m, crail_node_at(m, node)->extra)->expires_ns;
     return at > m->ends_after_ns ? at : m->ends_after_ns;
+}
+
+bool crail_life_step(struct crail_meta *m) {
+    if (m->now_ns < m->ends_after_ns)
+        return false;
+    for (uint32_t i = 0; i < EXPIRIES_PER_STEP && first_end(m) <= m->now_ns; i++)
+        expire(m, crail_expiry_first(m));
+    return first_end(m) <= m->now_ns;
+}
+
+int64_t crail_meta_next_expiry(const struct crail_meta *m) {
+    return m->undone.is_there ? m->ends_after_ns : first_end(m);
 }

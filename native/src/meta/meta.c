@@ -81,6 +81,7 @@ static uint64_t clock_ns(void) {
 /* A little of every kind of work, so that none waits for another. True if some is left. */
 static bool step_once(struct crail_meta *m) {
     bool left = crail_session_step(m);
+    left |= crail_undone_step(m);
     left |= crail_life_step(m);
     left |= crail_reap_step(m);
     left |= crail_job_step(m); /* after it: with its directory goes a job */

@@ -40,13 +40,16 @@ static struct crail_run grant_run(const struct crail_meta *m, const struct crail
     return run;
 }
 
+static void take_back(struct crail_meta *m, struct crail_meta_session *s, uint32_t place) {
+    struct crail_run run = grant_run(m, &s->grants[place]);
+    crail_session_drop(m, s, &run);
+    crail_run_retire(m, &run);
+}
+
 /* Ends some of what the session has; frees it with the last. True if some is left. */
 static bool session_empty(struct crail_meta *m, struct crail_meta_session *s) {
-    for (uint32_t i = 0; s->n && i < GRANTS_PER_STEP; i++) {
-        struct crail_run run = grant_run(m, &s->grants[s->n - 1]);
-        crail_session_drop(m, s, &run);
-        crail_run_retire(m, &run);
-    }
+    for (uint32_t i = 0; s->n && i < GRANTS_PER_STEP; i++)
+        take_back(m, s, s->n - 1);
     for (uint32_t i = 0; s->holds && i < HOLDS_PER_STEP; i++)
         crail_hold_end(m, s->holds, CRAIL_HOLD_SESSION_END);
     for (uint32_t i = 0; s->owned && i < OWNED_PER_STEP; i++)
@@ -80,6 +83,30 @@ bool crail_session_step(struct crail_meta *m) {
     return m->sessions_dying != 0;
 }
 
+int64_t crail_meta_undone_until(const struct crail_meta *m) {
+    return m->undone.is_there ? m->ends_after_ns : 0;
+}
+
+/* From the last grant of each session to its first: whatever is dropped meanwhile, what moves to its place was looked
+ * at. */
+bool crail_undone_step(struct crail_meta *m) {
+    struct crail_undone *u = &m->undone;
+    for (uint32_t i = 0; u->is_there && m->now_ns >= m->ends_after_ns && i < GRANTS_PER_STEP; i++) {
+        struct crail_meta_session *s = u->session < m->sessions_n ? m->sessions[u->session] : NULL;
+        if (s && u->left > s->n)
+            u->left = s->n;
+        if (s && u->left) {
+            if (s->grants[--u->left].is_undone)
+                take_back(m, s, u->left);
+        } else if (u->session < m->sessions_n) {
+            *u = (struct crail_undone){.is_there = true, .session = u->session + 1, .left = UINT32_MAX};
+        } else {
+            u->is_there = false;
+        }
+    }
+    return u->is_there && m->now_ns >= m->ends_after_ns;
+}
+
 int crail_session_reserve(struct crail_meta *m, struct crail_meta_session *s, uint32_t n) {
     int rc = crail_grantmap_reserve(m, n);
     if (rc)
@@ -108,7 +135,10 @@ void crail_session_grant_again(struct crail_meta *m, struct crail_meta_session *
     assert(s->n < s->cap && rec->state == CRAIL_RUN_GRANT);
     rec->prev = s->n;
     rec->next = s->slot;
-    s->grants[s->n++] = (struct crail_grant){run->server, run->region, run->granule, slot};
+    bool is_undone = crail_grantmap_is_undone(m, slot);
+    s->grants[s->n++] = (struct crail_grant){run->server, run->region, run->granule, slot, is_undone};
+    if (is_undone)
+        m->undone = (struct crail_undone){.is_there = true, .left = UINT32_MAX};
 }
 
 bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_session *s, const struct crail_extent *e) {

@@ -174,7 +174,7 @@ static int load_end(crail_namenode *nn, void *args) {
     rows->loaded->grants = report.grants;
     rows->loaded->orphans = report.orphans;
     rows->loaded->ownerless = report.ownerless;
-    if (!rc && report.nodes) /* those whose end that is may not have found back yet */
+    if (!rc && (report.nodes || report.grants)) /* those whose end that is may not have found back yet */
         crail_meta_ends_after(nn->meta, crail_clock_realtime_ns() + (int64_t)nn->grace_ns[0]);
     for (uint32_t i = 0; i < nn->servers_count; i++)
         nn->servers[i]->away_until_ns = crail_clock_ns() + nn->grace_ns[0];

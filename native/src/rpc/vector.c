@@ -139,15 +139,27 @@ static bool space_wait_is_over(crail_namenode *nn, struct crail_rpc_vector *v) {
     return v->space_until <= nn->now_ns;
 }
 
+/* By when memory is there that is away for a known time: of a server that was there a moment ago, and may just be
+ * restarted; of values that a death of the namenode has undone. 0: there is none. */
+static uint64_t awaited_until(const crail_namenode *nn) {
+    uint64_t servers = crail_rpc_servers_awaited(nn);
+    int64_t at = crail_meta_undone_until(nn->meta);
+    if (!at)
+        return servers;
+    uint64_t left = at > nn->realtime_ns ? (uint64_t)(at - nn->realtime_ns) : 0;
+    uint64_t undone = nn->now_ns + left + nn->tuning.space_wait_ns; /* it has to be retired then */
+    return undone > servers ? undone : servers;
+}
+
 /* A lone ALLOC that found no memory takes its result away again and waits, which lets a small store be overwritten for
- * ever; also for a server that was there a moment ago, and may just be restarted. */
+ * ever. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
     if (op->code != CRAIL_OP_ALLOC || v->count != 1 || op->flags & CRAIL_OPF_IF_PLENTY)
         return false;
     const struct crail_result *r = (const void *)(v->reply->data + result_at);
     bool said = op->flags & CRAIL_OPF_WAIT;
-    uint64_t awaited_ns = crail_rpc_servers_awaited(nn);
+    uint64_t awaited_ns = awaited_until(nn);
     bool comes = said || awaited_ns || crail_rpc_retires_coming(nn);
     if (r->status != -CRAIL_E_OUT_OF_SPACE || !comes)
         return false;
