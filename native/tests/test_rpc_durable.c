@@ -573,6 +573,8 @@ static void test_writers_wait_for_a_commit_that_lags(void) {
     begin_durable(CRAIL_DURABILITY_GROUP);
     int fd = client(1);
     CHECK(one(fd, 1, CRAIL_OP_PUT, "/x", "1", 1) == 0);
+    while (!stats().durable_lag_ns) /* a turn of the loop has one time */
+        sched_yield();
     send_op(fd, 2, CRAIL_OP_PUT, "/y");
     CHECK(crail_namenode_cut_wait(nn, 5000) == 1 && silent(fd));
     CHECK(one(attach(1, 1), 0, CRAIL_OP_GET, "/x", NULL, 0) == 0);

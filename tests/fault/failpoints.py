@@ -350,9 +350,8 @@ class CompareAndSet(Counts):
     def step(self, store: Any, who: int) -> None:
         for _ in range(100):
             try:
-                version = store.stat(self.key).version
-                number = int(store.get(self.key)) + 1
-                options = {"if_version": version}
+                with store.get_view(self.key) as view:  # the version of these bytes
+                    number, options = int(bytes(view)) + 1, {"if_version": view.version}
             except errors.NotFoundError:
                 number, options = 1, {"if_absent": True}
             try:
