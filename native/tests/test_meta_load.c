@@ -287,22 +287,30 @@ static void what_a_death_has_undone_is_taken_back_from_who_does_not_commit_it_ag
     kit_server(&t.k, 1, GRANULES);
     kit_cut(&t.k, &t.db);
     struct answer a = kit_alloc(&t.k, 0, 4096);
-    struct crail_extent held = extent_at(&a, 0), said_again = put_large(&t.k, "/f"), undone = put_large(&t.k, "/g");
+    struct crail_extent held = extent_at(&a, 0), said_again = put_large(&t.k, "/f"), undone = put_large(&t.k, "/g"),
+                        refused = put_large(&t.k, "/h");
     for (int life = 2; life <= 3; life++) { /* it is known longer than one of them */
         kit_open_durable(&k, fd);
-        assert(kit_load(&k, &t.db, &f).grants == 3);
+        assert(kit_load(&k, &t.db, &f).grants == 4);
         if (life == 2)
             kit_close(&k);
     }
     k.s = f.session[0].s;
     crail_meta_ends_after(k.m, k.now_ns + 5);
-    assert(crail_meta_undone_until(k.m) == k.now_ns + 5 && crail_meta_next_expiry(k.m) == k.now_ns + 5);
-    kit_pass(&k, 4);
+    int64_t until = crail_meta_undone_until(k.m);
+    assert(until > k.now_ns + 5 && crail_meta_next_expiry(k.m) == until);
+    kit_pass(&k, until - k.now_ns - 1);
     assert(crail_session_owns(k.m, k.s, &held) && crail_session_owns(k.m, k.s, &undone));
     WANT(kit_commit(&k, 0, "/f", &said_again, 1, 0, 5 * 4096 - 7), OK);
+    WANT(kit_commit(&k, CRAIL_OPF_IF_ABSENT, "/f", &refused, 1, 0, 5 * 4096 - 7), E(EXISTS)); /* he keeps it */
+    crail_meta_undone_keep(k.m, true);
     kit_pass(&k, 1);
-    assert(crail_session_owns(k.m, k.s, &held) && !crail_session_owns(k.m, k.s, &undone));
-    assert(stats_of(&k).granules_granted == 1 && stats_of(&k).granules_used == 5);
+    assert(crail_meta_next_expiry(k.m) == INT64_MAX && crail_session_owns(k.m, k.s, &undone));
+    crail_meta_undone_keep(k.m, false);
+    kit_pass(&k, 0);
+    assert(crail_session_owns(k.m, k.s, &held) && crail_session_owns(k.m, k.s, &refused));
+    assert(!crail_session_owns(k.m, k.s, &undone));
+    assert(stats_of(&k).granules_granted == 6 && stats_of(&k).granules_used == 5);
     assert(!crail_meta_undone_until(k.m) && crail_meta_next_expiry(k.m) == INT64_MAX);
     WANT(kit_commit(&k, 0, "/g", &undone, 1, 0, 5 * 4096 - 7), E(STALE_LOCATION));
     kit_check(&k);

@@ -160,4 +160,4 @@ def test_what_a_kill_has_undone_takes_no_memory():
         cluster.namenode.start()
         assert not store.exists("/undone")
         for n in range(14):
-            store.put(f"/after/{n}", bytes(1 << 20), timeout=30)
+            store.put(f"/after/{n}", bytes(1 << 20), wait_space=30, timeout=60)

@@ -297,7 +297,8 @@ struct crail_meta {
     struct crail_grantmap *grantmap; /* or NULL */
     int64_t ends_after_ns;
     struct crail_undone {
-        bool is_there;
+        uint64_t grants;
+        bool is_kept;
         uint32_t session, left; /* whose are looked at, and how many of them */
     } undone;
 };
@@ -404,6 +405,7 @@ const struct crail_grant_slot *crail_grantmap_next(const struct crail_meta *m, u
 void crail_grantmap_void(struct crail_meta *m, uint32_t slot); /* one of them is none */
 void crail_grantmap_loaded(struct crail_meta *m);
 bool crail_grantmap_is_undone(const struct crail_meta *m, uint32_t slot);
+void crail_grantmap_known(struct crail_meta *m, uint32_t slot); /* it is not undone any more */
 
 /* ---- names.c --------------------------------------------------------------- */
 
@@ -791,6 +793,9 @@ void crail_sessions_forget_server(struct crail_meta *m, uint32_t number);
 bool crail_session_step(struct crail_meta *m);
 /* Takes back what was granted and is undone, once whoever was about to commit it has had the time to come back. */
 bool crail_undone_step(struct crail_meta *m);
+int64_t crail_undone_due(const struct crail_meta *m); /* INT64_MAX: never */
+/* Who commits a grant knows of it, whatever becomes of the COMMIT. */
+void crail_session_knows(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run);
 
 /* ---- ops.c, list.c, column.c ------------------------------------------------------------- */
 

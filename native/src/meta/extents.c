@@ -149,7 +149,13 @@ static int commit_grants_checked(struct crail_call *c, const struct crail_extent
     for (uint32_t i = 0; i < n; i++)
         if (!crail_session_owns(c->m, c->s, &e[i]))
             return CRAIL_E_STALE_LOCATION;
-    return named_twice(e, n) ? CRAIL_E_STALE_LOCATION : 0;
+    if (named_twice(e, n))
+        return CRAIL_E_STALE_LOCATION;
+    for (uint32_t i = 0; i < n; i++) {
+        struct crail_run run = crail_extent_run(&e[i]);
+        crail_session_knows(c->m, c->s, &run);
+    }
+    return 0;
 }
 
 static bool too_small(const struct crail_extent *e, uint32_t n, uint64_t size) {

@@ -190,6 +190,11 @@ bool crail_grantmap_is_undone(const struct crail_meta *m, uint32_t i) {
     return i && (m->grantmap->slot[i].epoch || m->grantmap->slot[i].undone);
 }
 
+void crail_grantmap_known(struct crail_meta *m, uint32_t i) {
+    if (i)
+        m->grantmap->slot[i].undone = 0;
+}
+
 void crail_grantmap_loaded(struct crail_meta *m) {
     struct crail_grantmap *g = m->grantmap;
     if (!g)
@@ -197,7 +202,7 @@ void crail_grantmap_loaded(struct crail_meta *m) {
     g->fresh = g->slots;
     for (uint32_t i = g->slots; --i;) {
         g->slot[i].undone = crail_grantmap_is_undone(m, i);
-        g->slot[i].epoch = 0;
+        __atomic_store_n(&g->slot[i].epoch, 0, __ATOMIC_RELEASE); /* the mark is there before */
         if (!g->slot[i].granules)
             slot_free(g, i);
     }

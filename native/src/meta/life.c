@@ -290,5 +290,6 @@ bool crail_life_step(struct crail_meta *m) {
 }
 
 int64_t crail_meta_next_expiry(const struct crail_meta *m) {
-    return m->undone.is_there ? m->ends_after_ns : first_end(m);
+    int64_t node = first_end(m), undone = crail_undone_due(m);
+    return undone < node ? undone : node;
 }

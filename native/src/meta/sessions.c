@@ -8,6 +8,7 @@
 #define GRANTS_PER_STEP 256u
 #define HOLDS_PER_STEP 32u
 #define OWNED_PER_STEP 16u
+#define UNDONE_NS 1000000000 /* a COMMIT that is repeated comes at once, or with the next try to reach us */
 
 int crail_meta_session_open(struct crail_meta *m, uint64_t id, struct crail_meta_session **out) {
     uint32_t slot = 0;
@@ -84,27 +85,33 @@ bool crail_session_step(struct crail_meta *m) {
 }
 
 int64_t crail_meta_undone_until(const struct crail_meta *m) {
-    return m->undone.is_there ? m->ends_after_ns : 0;
+    return m->undone.grants ? m->ends_after_ns + UNDONE_NS : 0;
+}
+
+void crail_meta_undone_keep(struct crail_meta *m, bool is_kept) {
+    m->undone.is_kept = is_kept;
+}
+
+int64_t crail_undone_due(const struct crail_meta *m) {
+    return m->undone.grants && !m->undone.is_kept ? crail_meta_undone_until(m) : INT64_MAX;
 }
 
 /* From the last grant of each session to its first: whatever is dropped meanwhile, what moves to its place was looked
  * at. */
 bool crail_undone_step(struct crail_meta *m) {
     struct crail_undone *u = &m->undone;
-    for (uint32_t i = 0; u->is_there && m->now_ns >= m->ends_after_ns && i < GRANTS_PER_STEP; i++) {
+    for (uint32_t i = 0; crail_undone_due(m) <= m->now_ns && i < GRANTS_PER_STEP; i++) {
         struct crail_meta_session *s = u->session < m->sessions_n ? m->sessions[u->session] : NULL;
         if (s && u->left > s->n)
             u->left = s->n;
-        if (s && u->left) {
-            if (s->grants[--u->left].is_undone)
-                take_back(m, s, u->left);
-        } else if (u->session < m->sessions_n) {
-            *u = (struct crail_undone){.is_there = true, .session = u->session + 1, .left = UINT32_MAX};
-        } else {
-            u->is_there = false;
+        if (!s || !u->left) {
+            u->session = u->session < m->sessions_n ? u->session + 1 : 0;
+            u->left = UINT32_MAX;
+        } else if (s->grants[--u->left].is_undone) {
+            take_back(m, s, u->left);
         }
     }
-    return u->is_there && m->now_ns >= m->ends_after_ns;
+    return crail_undone_due(m) <= m->now_ns;
 }
 
 int crail_session_reserve(struct crail_meta *m, struct crail_meta_session *s, uint32_t n) {
@@ -137,8 +144,7 @@ void crail_session_grant_again(struct crail_meta *m, struct crail_meta_session *
     rec->next = s->slot;
     bool is_undone = crail_grantmap_is_undone(m, slot);
     s->grants[s->n++] = (struct crail_grant){run->server, run->region, run->granule, slot, is_undone};
-    if (is_undone)
-        m->undone = (struct crail_undone){.is_there = true, .left = UINT32_MAX};
+    m->undone.grants += is_undone;
 }
 
 bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_session *s, const struct crail_extent *e) {
@@ -157,11 +163,19 @@ bool crail_session_owns(const struct crail_meta *m, const struct crail_meta_sess
 /* Removes one place from the array; the last grant moves there. */
 static void place_remove(struct crail_meta *m, struct crail_meta_session *s, uint32_t place) {
     struct crail_grant last = s->grants[--s->n];
+    m->undone.grants -= s->grants[place].is_undone;
     if (place == s->n)
         return;
     s->grants[place] = last;
     struct crail_run run = {last.server, last.region, last.granule, 0};
     crail_run_record_of(m, &run)->prev = place;
+}
+
+void crail_session_knows(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run) {
+    struct crail_grant *g = &s->grants[crail_run_record_of(m, run)->prev];
+    m->undone.grants -= g->is_undone;
+    g->is_undone = 0;
+    crail_grantmap_known(m, g->slot);
 }
 
 void crail_session_drop(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run) {

@@ -153,6 +153,7 @@ static void background(crail_namenode *nn) {
         crail_rpc_durable_step(nn, budget);
     }
     crail_meta_clock(nn->meta, nn->realtime_ns);
+    crail_meta_undone_keep(nn->meta, nn->durable.failing || !crail_list_empty(&nn->durable.wait_commit));
     nn->background = crail_meta_step(nn->meta, budget);
     nn->changed |= before || nn->background; /* what it frees comes due */
     crail_rpc_lanes_wake(nn, &nn->wait_step);

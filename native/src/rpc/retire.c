@@ -31,6 +31,7 @@ static void close_channel(crail_namenode *nn, struct crail_rpc_channel *ch, bool
     crail_list_remove(&ch->link);
     s->channel = NULL;
     ch->server = NULL;
+    s->away_until_ns = nn->now_ns + nn->grace_ns[0];
     if (tell)
         crail_rpc_events_post(&nn->events, CRAIL_EVENT_SERVER_CHANNEL_CLOSED, s->number, 0);
 }
@@ -132,15 +133,15 @@ uint64_t crail_rpc_retires_deadline(crail_namenode *nn) {
     return at;
 }
 
-/* Also at a server without a channel: one that has just been recovered, or whose channel has broken and comes again. */
+static bool retires_at(const crail_namenode *nn, const struct crail_rpc_server *s) {
+    struct crail_meta_stats st;
+    return crail_meta_server_stats(nn->meta, s->number, &st) == 0 && st.granules_retiring;
+}
+
 bool crail_rpc_retires_coming(crail_namenode *nn) {
-    for (uint32_t i = 0; i < nn->servers_count; i++) {
-        const struct crail_rpc_server *s = nn->servers[i];
-        struct crail_meta_stats st;
-        if (s->state == CRAIL_SERVER_UP && crail_meta_server_stats(nn->meta, s->number, &st) == 0 &&
-            st.granules_retiring)
+    for (uint32_t i = 0; i < nn->servers_count; i++)
+        if (nn->servers[i]->channel && retires_at(nn, nn->servers[i]))
             return true;
-    }
     return false;
 }
 
@@ -329,11 +330,16 @@ int crail_rpc_server_set(crail_namenode *nn, uint32_t number, uint32_t state) {
     return 0;
 }
 
+/* It is down; or its memory comes back when it has a channel: it has just been recovered, or its channel has broken. */
+static bool is_awaited(const crail_namenode *nn, const struct crail_rpc_server *s) {
+    return s->state == CRAIL_SERVER_DOWN || (s->state == CRAIL_SERVER_UP && !s->channel && retires_at(nn, s));
+}
+
 uint64_t crail_rpc_servers_awaited(const crail_namenode *nn) {
     uint64_t until = 0;
     for (uint32_t i = 0; i < nn->servers_count; i++) {
         const struct crail_rpc_server *s = nn->servers[i];
-        if (s->state == CRAIL_SERVER_DOWN && s->away_until_ns > nn->now_ns && s->away_until_ns > until)
+        if (s->away_until_ns > nn->now_ns && s->away_until_ns > until && is_awaited(nn, s))
             until = s->away_until_ns;
     }
     return until;
@@ -359,6 +365,7 @@ int crail_rpc_server_recovered(crail_namenode *nn, uint32_t number, const uint64
     crail_failpoint("server-recovered");
     s->is_awaited = false;
     s->state = CRAIL_SERVER_UP;
+    s->away_until_ns = crail_clock_ns() + nn->grace_ns[0]; /* its channel is */
     nn->changed = true;
     crail_rpc_lanes_wake(nn, &nn->wait_space);
     return 0;

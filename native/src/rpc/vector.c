@@ -7,6 +7,8 @@
 #include "base/clock.h"
 #include "rpc/rpc.h"
 
+#define UNDONE_WAIT_NS_MAX 2000000000u
+
 static const struct crail_frame *head_of(const struct crail_rpc_vector *v) {
     return (const void *)v->frame;
 }
@@ -119,13 +121,23 @@ static int execute(crail_namenode *nn, struct crail_rpc_lane *lane, const struct
     return crail_rpc_operation(nn, lane->session, op, v->reply);
 }
 
+/* For memory that is on its way back; a little longer for what is undone, but not so long that who asks comes not to
+ * give back what it holds ahead. */
+static uint64_t wait_ns(const crail_namenode *nn) {
+    int64_t at = crail_meta_undone_until(nn->meta);
+    if (!at)
+        return nn->tuning.space_wait_ns;
+    uint64_t left = at > nn->realtime_ns ? (uint64_t)(at - nn->realtime_ns) : 0;
+    return (left < UNDONE_WAIT_NS_MAX ? left : UNDONE_WAIT_NS_MAX) + nn->tuning.space_wait_ns;
+}
+
 /* Until when a lone ALLOC waits: as long as it said, or a little while some memory is on its way back. */
 static void space_wait_begin(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op) {
     if (op->flags & CRAIL_OPF_WAIT) {
         v->space_until = nn->now_ns + op->count * 1000000ull;
         return;
     }
-    v->space_until = nn->now_ns + nn->tuning.space_wait_ns;
+    v->space_until = nn->now_ns + wait_ns(nn);
     v->space_epoch = crail_meta_gated(nn->meta) ? crail_rpc_durable_changed(nn) : 0;
 }
 
@@ -139,29 +151,17 @@ static bool space_wait_is_over(crail_namenode *nn, struct crail_rpc_vector *v) {
     return v->space_until <= nn->now_ns;
 }
 
-/* By when memory is there that is away for a known time: of a server that was there a moment ago, and may just be
- * restarted; of values that a death of the namenode has undone. 0: there is none. */
-static uint64_t awaited_until(const crail_namenode *nn) {
-    uint64_t servers = crail_rpc_servers_awaited(nn);
-    int64_t at = crail_meta_undone_until(nn->meta);
-    if (!at)
-        return servers;
-    uint64_t left = at > nn->realtime_ns ? (uint64_t)(at - nn->realtime_ns) : 0;
-    uint64_t undone = nn->now_ns + left + nn->tuning.space_wait_ns; /* it has to be retired then */
-    return undone > servers ? undone : servers;
-}
-
 /* A lone ALLOC that found no memory takes its result away again and waits, which lets a small store be overwritten for
- * ever. */
+ * ever; also for a server that was there a moment ago, and may just be restarted. */
 static bool waits_for_space(crail_namenode *nn, struct crail_rpc_vector *v, const struct crail_op *op,
                             size_t result_at) {
-    if (op->code != CRAIL_OP_ALLOC || v->count != 1 || op->flags & CRAIL_OPF_IF_PLENTY)
-        return false;
     const struct crail_result *r = (const void *)(v->reply->data + result_at);
+    if (op->code != CRAIL_OP_ALLOC || v->count != 1 || op->flags & CRAIL_OPF_IF_PLENTY ||
+        r->status != -CRAIL_E_OUT_OF_SPACE)
+        return false;
     bool said = op->flags & CRAIL_OPF_WAIT;
-    uint64_t awaited_ns = awaited_until(nn);
-    bool comes = said || awaited_ns || crail_rpc_retires_coming(nn);
-    if (r->status != -CRAIL_E_OUT_OF_SPACE || !comes)
+    uint64_t awaited_ns = crail_rpc_servers_awaited(nn);
+    if (!said && !awaited_ns && !crail_meta_undone_until(nn->meta) && !crail_rpc_retires_coming(nn))
         return false;
     if (!v->space_until)
         space_wait_begin(nn, v, op);
