@@ -65,8 +65,10 @@ class Values(Connection):
 
         Returns the new version: unique and increasing, not consecutive. `if_absent`: only if there
         is nothing there (ExistsError). `if_version`: only over that version (VersionConflictError;
-        0 means absent). Raises IsContainerError, InvalidPathError, NotFoundError (no parent and
-        `parents` is false), OutOfSpaceError, QuotaExceededError.
+        0 means absent). A value and its version are read together by `get_view`: between `stat` and
+        `get` a killed namenode of a store in "group" may go back. Raises IsContainerError,
+        InvalidPathError, NotFoundError (no parent and `parents` is false), OutOfSpaceError,
+        QuotaExceededError.
         """
         flags = requests.PARENTS if parents else 0
         if if_absent or if_version is not None:

@@ -191,8 +191,8 @@ bool crail_grantmap_is_undone(const struct crail_meta *m, uint32_t i) {
 }
 
 void crail_grantmap_known(struct crail_meta *m, uint32_t i) {
-    if (i)
-        m->grantmap->slot[i].undone = 0;
+    assert(i && m->grantmap->slot[i].undone);
+    m->grantmap->slot[i].undone = 0;
 }
 
 void crail_grantmap_loaded(struct crail_meta *m) {

@@ -181,9 +181,7 @@ struct crail_meta_counters {
 void crail_meta_counters(const struct crail_meta *m, struct crail_meta_counters *out);
 /* They only go up. */
 void crail_meta_counters_set(struct crail_meta *m, const struct crail_meta_counters *at_least);
-/* Nothing expires before this time, and what an earlier life had granted and made a node's stays granted a moment
- * longer.
- */
+/* Nothing expires before this time; what is undone of an earlier life stays granted a moment longer. */
 void crail_meta_ends_after(struct crail_meta *m, int64_t ns);
 /* When that is taken back of which a death has left no node; 0: there is none. */
 int64_t crail_meta_undone_until(const struct crail_meta *m);

@@ -173,8 +173,10 @@ static void place_remove(struct crail_meta *m, struct crail_meta_session *s, uin
 
 void crail_session_knows(struct crail_meta *m, struct crail_meta_session *s, const struct crail_run *run) {
     struct crail_grant *g = &s->grants[crail_run_record_of(m, run)->prev];
-    m->undone.grants -= g->is_undone;
+    if (!g->is_undone)
+        return;
     g->is_undone = 0;
+    m->undone.grants--;
     crail_grantmap_known(m, g->slot);
 }
 
